@@ -1,1 +1,25 @@
-//! Placeholder until the crate's first module lands.
+//! The traits and the manager of tiercache: what a tier is, what tracking is, how values move between levels.
+//!
+//! Backends implement [`Tier`] and [`Tracking`]; services use [`CacheManager`]. The crate names no backend, reads
+//! no YAML and has no network client.
+
+mod entry;
+pub mod envelope;
+mod error;
+mod key;
+mod level;
+pub mod rules;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod tier;
+mod time;
+pub mod tracking;
+
+pub use entry::{Decoded, Entry, Extras, Generation, Tags};
+pub use error::{BoxError, Error, Result};
+pub use key::{AsKey, ContentKey, Key, KeyRef, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES};
+pub use level::{Level, Levels, Stay};
+pub use rules::{Rule, Rules};
+pub use tier::Tier;
+pub use time::{COARSE_SLACK_MILLIS, Clock, SystemClock, Timestamp};
+pub use tracking::Tracking;

@@ -1,0 +1,5 @@
+//! The suites every tier and tracking store passes, and the doubles that inject time and faults.
+
+mod clock;
+
+pub use clock::ManualClock;

@@ -1,0 +1,353 @@
+//! What a store must do to stand at a level.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::entry::Decoded;
+use crate::{Entry, Generation, Key, KeyRef, Result, Stay, Timestamp};
+
+/// A store that keeps entries. The manager decides what moves where; a tier only keeps and forgets.
+///
+/// # Contract
+/// Every line is a case of the suite in `testing::tier`.
+/// - A miss is `Ok(None)`; removing what is absent succeeds.
+/// - `put` is conditional: it replaces only a lower generation of the same key, whole or not at all. Where the
+///   tier remembers a removal, the removal counts as a generation.
+/// - An answer is exactly what one `put` stored under that namespace and key, or absent. Bytes that do not check
+///   out are a miss, counted in [`Usage::damaged`], logged and removed; never an error and never a panic.
+/// - A tier may forget anything at any time. It is never trusted to expire: the manager looks at every deadline.
+/// - A tier that gives up live entries for room hands each to its [`Spill`] *before* it stops answering for it.
+/// - Any future may be dropped at any point: the operation happens whole or not at all.
+/// - No blocking work runs on the runtime's threads.
+#[async_trait]
+pub trait Tier: fmt::Debug + Send + Sync + 'static {
+    /// For logs, metrics and errors, such as `ram` or `local`.
+    fn name(&self) -> &'static str;
+
+    /// What the manager must know before it uses the tier.
+    fn profile(&self) -> Profile;
+
+    /// Called once, before use, by the manager the tier stands under.
+    fn attach(&self, spill: Arc<dyn Spill>);
+
+    /// The entry of `key`, dead or alive.
+    async fn get(&self, key: &Key) -> Result<Option<Entry>>;
+
+    /// Keeps `entry` if it is newer than what is kept and `permit` still holds where it is committed.
+    async fn put(&self, key: &Key, entry: &Entry, hold: Hold, permit: &dyn Permit) -> Result<Put>;
+
+    /// Forgets `key` as far as its generation is below `below`, durably where the tier is durable.
+    async fn remove(&self, key: &Key, below: Generation) -> Result<()>;
+
+    /// Forgets every entry (of `namespace`, or of all) whose generation is below `below`, durably likewise.
+    async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()>;
+
+    /// What the tier holds. Cheap: kept, not computed.
+    async fn usage(&self) -> Result<Usage>;
+
+    /// Drops what is dead at `now` and hands over what has stayed its time. The manager calls it every so often;
+    /// `dead` tells of invalidations the tier cannot see. A tier that has nothing to sweep does nothing.
+    async fn sweep(&self, now: Timestamp, dead: &dyn Dead) -> Result<Swept>;
+
+    /// Makes everything accepted so far durable, as far as the tier is.
+    async fn sync(&self) -> Result<()>;
+
+    /// The last call: flushes and releases. Later calls fail with [`Closed`](crate::Error::Closed).
+    async fn close(&self) -> Result<()>;
+
+    /// The tier as one that answers without waiting, if it is in this process's memory.
+    fn resident(&self) -> Option<&dyn Resident> {
+        None
+    }
+
+    /// The tier as one that knows without I/O what it holds.
+    fn index(&self) -> Option<&dyn Index> {
+        None
+    }
+
+    /// The tier as one that can be listed.
+    fn listing(&self) -> Option<&dyn Listing> {
+        None
+    }
+
+    /// The tier as one that keeps invalidations of whole tags and namespaces across restarts.
+    fn fences(&self) -> Option<&dyn FenceLog> {
+        None
+    }
+}
+
+/// What the manager must know of a tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// Whether it outlives the process.
+    pub persistent: bool,
+    /// Whether other processes see it too.
+    pub shared: bool,
+    /// The most bytes an entry may have, key, value and overhead together; `None` when there is no limit.
+    pub max_entry_bytes: Option<u64>,
+    /// The highest generation it knows of, for a tier that outlives the process.
+    pub last_generation: Generation,
+}
+
+/// How long a tier should keep an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// The time of the call.
+    pub now: Timestamp,
+    /// How long it may remain without a use.
+    pub stay: Stay,
+}
+
+impl Hold {
+    /// When the entry leaves if nobody uses it: `min(deadline, now + stay)`.
+    pub fn until(&self, entry: &Entry) -> Timestamp {
+        entry.deadline.min(self.now.after_millis(self.stay.as_millis()))
+    }
+}
+
+/// What became of a `put`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// The tier has it.
+    Stored,
+    /// The tier already had this very generation; nothing was written.
+    Unchanged,
+    /// The tier has, or had and removed, a newer one, or the permit no longer held.
+    Superseded,
+    /// It has more bytes than the tier takes.
+    TooLarge,
+    /// There is no room and none can be made now.
+    Full,
+}
+
+/// Whether a write that was decided earlier may still be made. Asked by the tier where it commits, under the lock
+/// that orders its writes: a mutation that began meanwhile has withdrawn the permit before it looks for copies.
+pub trait Permit: Send + Sync {
+    /// Whether the write may be made now.
+    fn holds(&self) -> bool;
+}
+
+/// The permit of a write that nothing can supersede.
+#[derive(Clone, Copy, Debug)]
+pub struct Always;
+
+impl Permit for Always {
+    fn holds(&self) -> bool {
+        true
+    }
+}
+
+/// Tells whether an invalidation of its tags or namespace killed an entry.
+pub trait Dead: Send + Sync {
+    /// Whether the entry was invalidated after it was made.
+    fn is_dead(&self, key: KeyRef<'_>, entry: &Entry) -> bool;
+}
+
+/// What a sweep did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Entries dropped because they were dead.
+    pub dropped: u64,
+    /// Entries handed over because their stay was over.
+    pub spilled: u64,
+    /// Whether every entry was looked at; a sweep may do a part at a time.
+    pub complete: bool,
+}
+
+/// What a tier holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Entries; `None` when the store cannot tell.
+    pub entries: Option<u64>,
+    /// Bytes counted against the limit.
+    pub bytes: Option<u64>,
+    /// The limit.
+    pub capacity: Option<u64>,
+    /// Answers that were damaged and became misses.
+    pub damaged: u64,
+    /// Entries given up for room.
+    pub evicted: u64,
+}
+
+/// The way down. Called by a tier under its own locks: it never blocks and never calls back into a tier.
+pub trait Spill: fmt::Debug + Send + Sync + 'static {
+    /// Takes an entry the tier is about to stop answering for.
+    fn spill(&self, key: Key, entry: Entry, left: Left);
+}
+
+/// How an entry left a tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Why.
+    pub cause: Cause,
+    /// Uses at that tier that nobody collected yet.
+    pub uses: u32,
+}
+
+/// Why an entry left a tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The tier needed the room.
+    Evicted,
+    /// It stayed its time.
+    StayOver,
+}
+
+/// A tier in this process's memory: it answers at once, without a future.
+///
+/// The manager serialises `insert`, `take` and `discard` of one key; `hit` and evictions run beside them.
+pub trait Resident: Tier {
+    /// Answers a hit: counts the use and renews the stay. `None` when the entry is absent, dead, past its stay
+    /// or older than `look.valid_from`; which of these it was, [`Resident::peek`] tells.
+    ///
+    /// No lock that a writer holds for long, no allocation, no clock.
+    fn hit(&self, key: KeyRef<'_>, look: Look) -> Option<Hit<Bytes>>;
+
+    /// Like [`Resident::hit`], for the decoded value. `None` also when nobody decoded it yet.
+    fn hit_decoded(&self, key: KeyRef<'_>, look: Look) -> Option<Hit<Decoded>>;
+
+    /// What stands there, dead or alive; not a use.
+    fn peek(&self, key: KeyRef<'_>) -> Option<Resting>;
+
+    /// Keeps `entry` if it is newer than what is kept. What it displaces is spilled, but not an older entry of
+    /// the same key.
+    fn insert(&self, key: Key, entry: Entry, hold: Hold) -> Put;
+
+    /// Notes that an entry of that generation outlived every invalidation up to `valid_from`, so that the next
+    /// [`Resident::hit`] need not ask.
+    fn revalidate(&self, key: KeyRef<'_>, generation: Generation, valid_from: Generation);
+
+    /// Puts a decoded value beside the bytes it was decoded from.
+    fn attach_decoded(&self, key: KeyRef<'_>, generation: Generation, decoded: Decoded);
+
+    /// Removes and returns the entry if it has that generation. Not a spill.
+    fn take(&self, key: KeyRef<'_>, generation: Generation) -> Option<Resting>;
+
+    /// Removes and returns the entry if its generation is below `below`. Not a spill.
+    fn discard(&self, key: KeyRef<'_>, below: Generation) -> Option<Resting>;
+
+    /// Collects the uses counted since the last collection.
+    fn take_uses(&self, key: KeyRef<'_>) -> u32;
+
+    /// Hands every entry to the spill, as at the end of the process.
+    fn drain(&self);
+
+    /// Changes the limit in bytes; what no longer fits is spilled.
+    fn resize(&self, capacity: u64);
+}
+
+/// What a hit is judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    /// The time, exact or coarse.
+    pub now: Timestamp,
+    /// How far `now` may be behind, in milliseconds: what is due within it is not answered but left to a look
+    /// with the exact time.
+    pub slack: u64,
+    /// The newest invalidation of a tag or namespace; entries older than it are left to the slow path.
+    pub valid_from: Generation,
+}
+
+/// An answered hit.
+#[derive(Clone, Debug)]
+pub struct Hit<T> {
+    /// The value.
+    pub value: T,
+    /// Whether it is the first use since uses were last collected.
+    pub first_use: bool,
+}
+
+/// An entry as it stands at a resident tier.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resting {
+    /// The entry.
+    pub entry: Entry,
+    /// When it leaves this tier if nobody uses it.
+    pub until: Timestamp,
+    /// Uses since they were last collected.
+    pub uses: u32,
+}
+
+/// A tier that knows without I/O what it holds.
+#[async_trait]
+pub trait Index: Tier {
+    /// The generation held for `key`. `Some` may be another key's with the same hash; `None` is certain: a later
+    /// `Some` needs a `put` that was permitted after this call.
+    fn holds(&self, key: KeyRef<'_>) -> Option<Generation>;
+
+    /// [`Tier::get`] as far as it goes without blocking.
+    fn try_get(&self, key: KeyRef<'_>) -> TryGet;
+
+    /// [`Tier::remove`] as far as it goes without blocking for longer than a write of some bytes into the page
+    /// cache; `None` when it does not and `remove` must be awaited.
+    fn try_remove(&self, key: KeyRef<'_>, below: Generation) -> Option<Result<()>>;
+}
+
+/// An answer without waiting.
+#[derive(Clone, Debug)]
+pub enum TryGet {
+    /// The tier's answer.
+    Done(Option<Entry>),
+    /// It takes I/O that may block: await [`Tier::get`].
+    WouldBlock,
+}
+
+/// A tier whose entries can be listed.
+#[async_trait]
+pub trait Listing: Tier {
+    /// A page of entries in an order of the tier's own, from the beginning or from where a page ended. Entries
+    /// added or removed meanwhile may or may not be seen; an entry that stays is seen exactly once.
+    async fn list(&self, namespace: Option<&str>, after: Option<Vec<u8>>, limit: usize) -> Result<Listed>;
+}
+
+/// A page of a listing.
+#[derive(Clone, Debug, Default)]
+pub struct Listed {
+    /// Key and entry without its value's bytes, and the size of the value.
+    pub entries: Vec<ListedEntry>,
+    /// Where the next page begins; `None` after the last.
+    pub next: Option<Vec<u8>>,
+}
+
+/// One entry of a listing.
+#[derive(Clone, Debug)]
+pub struct ListedEntry {
+    /// The key.
+    pub key: Key,
+    /// The entry; its value is left out.
+    pub entry: Entry,
+    /// Bytes of the value.
+    pub size: u64,
+}
+
+/// What an invalidation of many reaches.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scope {
+    /// Everything.
+    All,
+    /// A namespace, the default one being empty.
+    Namespace(String),
+    /// What carries a tag, within a namespace.
+    Tag {
+        /// The namespace.
+        namespace: String,
+        /// The tag's name.
+        name: String,
+        /// The tag's value.
+        value: String,
+    },
+}
+
+/// A tier that keeps invalidations of many across restarts.
+#[async_trait]
+pub trait FenceLog: Tier {
+    /// Remembers, durably, that what is in `scope` and below `generation` is dead. Returns when that would
+    /// survive the end of the process. The tier may forget the fence once nothing it holds can be hit by it.
+    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<()>;
+
+    /// The fences it remembers.
+    fn remembered(&self) -> Vec<(Scope, Generation)>;
+}

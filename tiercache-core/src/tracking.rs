@@ -1,0 +1,301 @@
+//! Memory of where keys are and how they are used, kept outside the tiers.
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+use crate::{Generation, Key, Level, Result, Tags, Timestamp};
+
+/// Remembers placement and use of every key. It may lag behind the tiers, and its failure never fails a cache call.
+///
+/// # Contract
+/// Every line is a case of the suite in `testing::tracking`.
+/// - `record` applies its events in order, all or none of them.
+/// - An event whose generation is below that of the record it meets changes nothing but totals.
+/// - [`What::Stored`] replaces the record, its hits included; [`What::Moved`] changes its level alone.
+/// - Totals survive what happens to records, and a restart where the store is persistent.
+#[async_trait]
+pub trait Tracking: fmt::Debug + Send + Sync + 'static {
+    /// For logs, such as `sqlite`.
+    fn name(&self) -> &'static str;
+
+    /// Applies a batch.
+    async fn record(&self, events: &[Event]) -> Result<()>;
+
+    /// The record of a key.
+    async fn lookup(&self, key: &Key) -> Result<Option<Record>>;
+
+    /// A page of the records `query` selects, in ascending order of namespace and key; `after` is where the
+    /// page before ended.
+    async fn find(&self, query: &Query, after: Option<&Key>, limit: usize) -> Result<Vec<Record>>;
+
+    /// The totals since the store was made, or last reset.
+    async fn totals(&self) -> Result<Totals>;
+
+    /// Sets the totals to zero.
+    async fn reset_totals(&self) -> Result<()>;
+
+    /// Flushes and releases; the last call.
+    async fn close(&self) -> Result<()>;
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub what: What,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum What {
+    /// A value was set.
+    Stored(Record),
+    /// The entry of that generation now stands at another level; `None`: at none.
+    Moved {
+        /// The key.
+        key: Key,
+        /// Of which mutation.
+        generation: Generation,
+        /// Where it stands.
+        to: Option<Level>,
+    },
+    /// The entry was used; this many times since it was last reported.
+    Used {
+        /// The key.
+        key: Key,
+        /// How often.
+        hits: u64,
+    },
+    /// The key was removed by the mutation of that generation.
+    Removed {
+        /// The key.
+        key: Key,
+        /// The mutation.
+        generation: Generation,
+    },
+    /// Everything in scope and below that generation was invalidated.
+    Invalidated {
+        /// What was invalidated.
+        scope: crate::tier::Scope,
+        /// The mutation.
+        generation: Generation,
+    },
+    /// A level was emptied of everything below that generation (in that namespace, or in all).
+    Flushed {
+        /// Which level.
+        level: Level,
+        /// Where; `None`: everywhere.
+        namespace: Option<String>,
+        /// The mutation.
+        generation: Generation,
+    },
+    /// This many more of each, since it was last reported.
+    Counted(Totals),
+}
+
+/// What is known of a key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// The key.
+    pub key: Key,
+    /// The mutation that made the entry.
+    pub generation: Generation,
+    /// The level it stands at.
+    pub level: Level,
+    /// Bytes of the value.
+    pub size: u64,
+    /// When it was set.
+    pub created: Timestamp,
+    /// When it was last used, or set.
+    pub used: Timestamp,
+    /// When it dies.
+    pub deadline: Timestamp,
+    /// Hits since it was set.
+    pub hits: u64,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+/// Counts of answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Answers from each level, by [`Level::index`].
+    pub hits: [u64; 3],
+    /// Gets that found nothing.
+    pub misses: u64,
+    /// Values set.
+    pub sets: u64,
+    /// Keys deleted.
+    pub deletes: u64,
+}
+
+impl Totals {
+    /// Whether nothing was counted.
+    pub fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds `more`.
+    pub fn add(&mut self, more: &Self) {
+        for (sum, more) in self.hits.iter_mut().zip(more.hits) {
+            *sum += more;
+        }
+        self.misses += more.misses;
+        self.sets += more.sets;
+        self.deletes += more.deletes;
+    }
+
+    /// Answers from all levels.
+    pub fn total_hits(&self) -> u64 {
+        self.hits.iter().sum()
+    }
+}
+
+/// Which keys one wants: all that fit every condition that is given.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Query {
+    /// In this namespace; `None`: in any.
+    pub namespace: Option<String>,
+    /// At this level.
+    pub level: Option<Level>,
+    /// With all of these tags.
+    pub tags: Tags,
+    /// Whose key begins with these bytes.
+    pub prefix: Vec<u8>,
+    /// Whose key matches this glob: `*` any run, `?` one byte, `[a-z]` one of, `[!a-z]` none of, `\` quotes.
+    pub glob: Option<String>,
+    /// Set at or after this.
+    pub created_from: Option<Timestamp>,
+    /// Set before this.
+    pub created_before: Option<Timestamp>,
+    /// With at least so many bytes.
+    pub min_size: Option<u64>,
+    /// With at most so many bytes.
+    pub max_size: Option<u64>,
+    /// With at least so many hits.
+    pub min_hits: Option<u64>,
+    /// With at most so many hits.
+    pub max_hits: Option<u64>,
+    /// Not dead at this time.
+    pub live_at: Option<Timestamp>,
+}
+
+impl Query {
+    /// Everything.
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Whether `record` fits every condition.
+    pub fn matches(&self, record: &Record) -> bool {
+        let Self { namespace, level, tags, prefix, glob, .. } = self;
+        namespace.as_ref().is_none_or(|namespace| namespace == record.key.namespace())
+            && level.is_none_or(|level| level == record.level)
+            && tags.iter().all(|(name, value)| record.tags.get(name) == Some(value))
+            && record.key.bytes().starts_with(prefix)
+            && glob.as_ref().is_none_or(|glob| glob_matches(glob.as_bytes(), record.key.bytes()))
+            && self.created_from.is_none_or(|from| record.created >= from)
+            && self.created_before.is_none_or(|before| record.created < before)
+            && self.min_size.is_none_or(|min| record.size >= min)
+            && self.max_size.is_none_or(|max| record.size <= max)
+            && self.min_hits.is_none_or(|min| record.hits >= min)
+            && self.max_hits.is_none_or(|max| record.hits <= max)
+            && self.live_at.is_none_or(|at| at < record.deadline)
+    }
+}
+
+/// Whether all of `text` matches `glob`. Takes time in proportion to the product of the lengths at most.
+pub fn glob_matches(glob: &[u8], text: &[u8]) -> bool {
+    let (mut at_glob, mut at_text) = (0, 0);
+    // Where to go on after a mismatch: behind the last star, one more byte of text under it.
+    let mut star: Option<(usize, usize)> = None;
+    while at_text < text.len() {
+        if glob.get(at_glob) == Some(&b'*') {
+            at_glob += 1;
+            star = Some((at_glob, at_text));
+        } else if let Some(width) = glob_unit(&glob[at_glob.min(glob.len())..], text[at_text]) {
+            at_glob += width;
+            at_text += 1;
+        } else if let Some((behind, under)) = star {
+            at_glob = behind;
+            at_text = under + 1;
+            star = Some((behind, under + 1));
+        } else {
+            return false;
+        }
+    }
+    glob[at_glob.min(glob.len())..].iter().all(|&byte| byte == b'*')
+}
+
+/// How many bytes of `glob` the unit that matches `byte` takes; `None` when it does not match.
+fn glob_unit(glob: &[u8], byte: u8) -> Option<usize> {
+    match *glob {
+        [] => None,
+        [b'?', ..] => Some(1),
+        [b'\\', quoted, ..] => (quoted == byte).then_some(2),
+        [b'[', ref set @ ..] => {
+            let (negated, set_at) =
+                if matches!(set.first(), Some(b'!' | b'^')) { (true, 1) } else { (false, 0) };
+            let mut at = set_at;
+            let mut found = false;
+            loop {
+                match set.get(at) {
+                    // An unclosed bracket is an ordinary byte.
+                    None => return (byte == b'[').then_some(1),
+                    Some(b']') if at > set_at => break,
+                    Some(&low) => {
+                        let high = match (set.get(at + 1), set.get(at + 2)) {
+                            (Some(b'-'), Some(&high)) if high != b']' => {
+                                at += 2;
+                                high
+                            }
+                            _ => low,
+                        };
+                        found |= (low..=high).contains(&byte);
+                        at += 1;
+                    }
+                }
+            }
+            (found != negated).then_some(at + 2)
+        }
+        [plain, ..] => (plain == byte).then_some(1),
+    }
+}
+
+/// The tracking that remembers nothing: `backend: none`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoTracking;
+
+#[async_trait]
+impl Tracking for NoTracking {
+    fn name(&self) -> &'static str {
+        "none"
+    }
+
+    async fn record(&self, _events: &[Event]) -> Result<()> {
+        Ok(())
+    }
+
+    async fn lookup(&self, _key: &Key) -> Result<Option<Record>> {
+        Ok(None)
+    }
+
+    async fn find(&self, _query: &Query, _after: Option<&Key>, _limit: usize) -> Result<Vec<Record>> {
+        Ok(Vec::new())
+    }
+
+    async fn totals(&self) -> Result<Totals> {
+        Ok(Totals::default())
+    }
+
+    async fn reset_totals(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
