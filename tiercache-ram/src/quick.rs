@@ -57,15 +57,21 @@ impl Quick {
 
     #[inline]
     pub(crate) fn hit<T>(&self, key: KeyRef<'_>, visit: impl FnOnce(&Slot) -> Option<T>) -> Option<T> {
-        let probe = Probe::new(key, visit);
-        self.cache.get(&probe);
-        probe.answer.into_inner()
+        let mut answer = None;
+        self.cache.get(&Probe::new(key, |slot| {
+            answer = visit(slot);
+            answer.is_some()
+        }));
+        answer
     }
 
     pub(crate) fn peek<T>(&self, key: KeyRef<'_>, visit: impl FnOnce(&Slot) -> Option<T>) -> Option<T> {
-        let probe = Probe::new(key, visit);
-        self.cache.contains_key(&probe);
-        probe.answer.into_inner()
+        let mut answer = None;
+        self.cache.contains_key(&Probe::new(key, |slot| {
+            answer = visit(slot);
+            answer.is_some()
+        }));
+        answer
     }
 
     /// Inserts or replaces.
@@ -80,8 +86,7 @@ impl Quick {
         key: KeyRef<'_>,
         condition: impl FnOnce(&Slot) -> bool,
     ) -> Option<Resting> {
-        let probe = Probe::new(key, |slot| condition(slot).then_some(()));
-        self.cache.remove(&probe).map(|(slot, ())| slot.resting())
+        self.cache.remove(&Probe::new(key, condition)).map(|(slot, ())| slot.resting())
     }
 
     /// Every entry that is there from the beginning to the end, each locked for itself.
@@ -117,37 +122,30 @@ where
     (cache.shard_capacity() as f64 * HOT) as u64
 }
 
-/// A look-up that takes from the slot what it came for. `None` lets the slot pass for another key's.
-struct Probe<'a, T, F> {
+/// A look-up that shows the slot it finds to `visit`; `false` lets the slot pass for another key's.
+struct Probe<'a, F> {
     key: KeyRef<'a>,
     visit: Cell<Option<F>>,
-    answer: Cell<Option<T>>,
 }
 
-impl<'a, T, F: FnOnce(&Slot) -> Option<T>> Probe<'a, T, F> {
+impl<'a, F: FnOnce(&Slot) -> bool> Probe<'a, F> {
     #[inline]
     fn new(key: KeyRef<'a>, visit: F) -> Self {
-        Self { key, visit: Cell::new(Some(visit)), answer: Cell::new(None) }
+        Self { key, visit: Cell::new(Some(visit)) }
     }
 }
 
-impl<T, F> Hash for Probe<'_, T, F> {
+impl<F> Hash for Probe<'_, F> {
     #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.key.hash(state);
     }
 }
 
-impl<T, F: FnOnce(&Slot) -> Option<T>> Equivalent<Slot> for Probe<'_, T, F> {
+impl<F: FnOnce(&Slot) -> bool> Equivalent<Slot> for Probe<'_, F> {
     #[inline]
     fn equivalent(&self, slot: &Slot) -> bool {
-        if !self.key.is(&slot.key) {
-            return false;
-        }
-        let answer = self.visit.take().and_then(|visit| visit(slot));
-        let taken = answer.is_some();
-        self.answer.set(answer);
-        taken
+        self.key.is(&slot.key) && self.visit.take().is_some_and(|visit| visit(slot))
     }
 }
 

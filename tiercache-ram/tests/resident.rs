@@ -1,6 +1,7 @@
 //! What a RAM tier does alone, for every policy.
 
-use std::collections::HashMap;
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -71,5 +72,43 @@ fn what_is_set_is_answered() {
         assert_eq!(set(&tier, "a", 1, "one"), Put::Stored, "{policy:?}");
         assert_eq!(value(&tier, "a"), Some(Bytes::from("one")), "{policy:?}");
         assert_eq!(value(&tier, "b"), None, "{policy:?}");
+    }
+}
+
+#[test]
+fn what_makes_room_is_spilled() {
+    for policy in POLICIES {
+        let (tier, spilled) = tier(policy, 8, 8);
+        for generation in 1..=100 {
+            assert_eq!(set(&tier, &generation.to_string(), generation, "12345678"), Put::Stored);
+        }
+        let spilled = spilled.keys();
+        for generation in 1..=100 {
+            let name = generation.to_string();
+            assert!(value(&tier, &name).is_some() != spilled.contains(&name), "{policy:?} {name}");
+        }
+        assert!(spilled.len() >= 92, "{policy:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_stayed_its_time_is_spilled_and_what_is_dead_dropped() {
+    for policy in POLICIES {
+        let (tier, spilled) = tier(policy, 100, 8);
+        let stay = Hold { now: T0, stay: Stay::For(Duration::from_secs(10)) };
+        let mut dying = Entry::new("dying", Generation::new(1), T0);
+        dying.deadline = T0.after(Duration::from_secs(5));
+        tier.insert(key("dying"), dying, stay);
+        tier.insert(key("idle"), Entry::new("idle", Generation::new(2), T0), stay);
+        tier.insert(key("used"), Entry::new("used", Generation::new(3), T0), stay);
+        let later = T0.after(Duration::from_secs(6));
+        assert!(tier.hit(key("used").as_ref(), look(later)).is_some_and(|hit| hit.first_use));
+
+        let swept = tier.sweep(T0.after(Duration::from_secs(11)), &Nothing).await.unwrap();
+        assert_eq!((swept.dropped, swept.spilled, swept.complete), (1, 1, true), "{policy:?}");
+        assert_eq!(spilled.keys(), ["idle"], "{policy:?}");
+        assert_eq!(spilled.0.lock().unwrap()[0].2, Left { cause: Cause::StayOver, uses: 0 });
+        assert!(tier.peek(key("dying").as_ref()).is_none(), "{policy:?}");
+        assert!(tier.peek(key("used").as_ref()).is_some_and(|resting| resting.uses == 1), "{policy:?}");
     }
 }
