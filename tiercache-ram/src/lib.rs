@@ -1,1 +1,16 @@
-//! Placeholder until the crate's first module lands.
+//! The RAM level: entries in this process's memory, bounded in bytes.
+//!
+//! [`RamTier`] is a [`Tier`](tiercache_core::Tier) that answers hits without waiting
+//! ([`Resident`](tiercache_core::tier::Resident)). What it gives up for room, or because it stayed its time, goes
+//! to the [`Spill`](tiercache_core::tier::Spill) before the tier stops answering for it.
+
+mod config;
+mod engine;
+mod moka;
+mod outlet;
+mod quick;
+mod slot;
+mod tier;
+
+pub use config::{Policy, RamConfig};
+pub use tier::RamTier;

@@ -1,0 +1,40 @@
+use serde::Deserialize;
+
+/// The configuration of a [`RamTier`](crate::RamTier).
+///
+/// ```yaml
+/// hot_cache: { backend: ram, max_size: 2GB, policy: adaptive }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RamConfig {
+    /// The most bytes its entries may have together: keys, values, tags and [`Policy::overhead`] for each.
+    pub max_size: u64,
+    /// Which entries go when room is needed. Default: `adaptive`.
+    #[serde(default)]
+    pub policy: Policy,
+}
+
+/// Which entries go when room is needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// Clock-PRO: weighs recency against frequency by what was evicted too early. The fastest, and the right one
+    /// unless measured otherwise.
+    #[default]
+    Adaptive,
+    /// Least recently used first.
+    Lru,
+    /// Frequent entries win. A new entry less popular than what it would displace is itself given up at once.
+    TinyLfu,
+}
+
+impl Policy {
+    /// Bytes counted for an entry on top of key, value and tags: what it takes in the tables.
+    pub const fn overhead(self) -> u64 {
+        match self {
+            Self::Adaptive => 192,
+            Self::Lru | Self::TinyLfu => 384,
+        }
+    }
+}

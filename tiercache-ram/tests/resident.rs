@@ -1,0 +1,114 @@
+//! What a RAM tier does alone, for every policy.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tiercache_core::tier::{Cause, Dead, Hold, Left, Look, Put, Resident, Spill, Tier};
+use tiercache_core::{Entry, Generation, Key, KeyRef, Stay, Timestamp};
+use tiercache_ram::{Policy, RamConfig, RamTier};
+
+const POLICIES: [Policy; 3] = [Policy::Adaptive, Policy::Lru, Policy::TinyLfu];
+const T0: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+
+#[derive(Debug, Default)]
+struct Spilled(Mutex<Vec<(Key, Entry, Left)>>);
+
+impl Spill for Spilled {
+    fn spill(&self, key: Key, entry: Entry, left: Left) {
+        self.0.lock().unwrap().push((key, entry, left));
+    }
+}
+
+impl Spilled {
+    fn keys(&self) -> Vec<String> {
+        self.0.lock().unwrap().iter().map(|(key, ..)| key.display().into_owned()).collect()
+    }
+}
+
+struct Nothing;
+
+impl Dead for Nothing {
+    fn is_dead(&self, _: KeyRef<'_>, _: &Entry) -> bool {
+        false
+    }
+}
+
+/// A tier for `entries` entries with a key of one byte and a value of `size`.
+fn tier(policy: Policy, entries: u64, size: u64) -> (RamTier, Arc<Spilled>) {
+    let max_size = entries * (policy.overhead() + 2 + size);
+    let tier = RamTier::new(RamConfig { max_size, policy });
+    let spilled = Arc::new(Spilled::default());
+    tier.attach(spilled.clone());
+    (tier, spilled)
+}
+
+fn key(name: &str) -> Key {
+    Key::new("", name.as_bytes()).unwrap()
+}
+
+fn hold() -> Hold {
+    Hold { now: T0, stay: Stay::Forever }
+}
+
+fn look(now: Timestamp) -> Look {
+    Look { now, slack: 0, valid_from: Generation::ZERO }
+}
+
+fn set(tier: &RamTier, name: &str, generation: u64, value: impl Into<Bytes>) -> Put {
+    tier.insert(key(name), Entry::new(value, Generation::new(generation), T0), hold())
+}
+
+fn value(tier: &RamTier, name: &str) -> Option<Bytes> {
+    tier.hit(key(name).as_ref(), look(T0)).map(|hit| hit.value)
+}
+
+#[test]
+fn what_is_set_is_answered() {
+    for policy in POLICIES {
+        let (tier, _) = tier(policy, 10, 8);
+        assert_eq!(set(&tier, "a", 1, "one"), Put::Stored, "{policy:?}");
+        assert_eq!(value(&tier, "a"), Some(Bytes::from("one")), "{policy:?}");
+        assert_eq!(value(&tier, "b"), None, "{policy:?}");
+    }
+}
+
+#[test]
+fn what_makes_room_is_spilled() {
+    for policy in POLICIES {
+        let (tier, spilled) = tier(policy, 8, 8);
+        for generation in 1..=100 {
+            assert_eq!(set(&tier, &generation.to_string(), generation, "12345678"), Put::Stored);
+        }
+        let spilled = spilled.keys();
+        for generation in 1..=100 {
+            let name = generation.to_string();
+            assert!(value(&tier, &name).is_some() != spilled.contains(&name), "{policy:?} {name}");
+        }
+        assert!(spilled.len() >= 92, "{policy:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_stayed_its_time_is_spilled_and_what_is_dead_dropped() {
+    for policy in POLICIES {
+        let (tier, spilled) = tier(policy, 100, 8);
+        let stay = Hold { now: T0, stay: Stay::For(Duration::from_secs(10)) };
+        let mut dying = Entry::new("dying", Generation::new(1), T0);
+        dying.deadline = T0.after(Duration::from_secs(5));
+        tier.insert(key("dying"), dying, stay);
+        tier.insert(key("idle"), Entry::new("idle", Generation::new(2), T0), stay);
+        tier.insert(key("used"), Entry::new("used", Generation::new(3), T0), stay);
+        let later = T0.after(Duration::from_secs(6));
+        assert!(tier.hit(key("used").as_ref(), look(later)).is_some_and(|hit| hit.first_use));
+
+        let swept = tier.sweep(T0.after(Duration::from_secs(11)), &Nothing).await.unwrap();
+        assert_eq!((swept.dropped, swept.spilled, swept.complete), (1, 1, true), "{policy:?}");
+        assert_eq!(spilled.keys(), ["idle"], "{policy:?}");
+        assert_eq!(spilled.0.lock().unwrap()[0].2, Left { cause: Cause::StayOver, uses: 0 });
+        assert!(tier.peek(key("dying").as_ref()).is_none(), "{policy:?}");
+        assert!(tier.peek(key("used").as_ref()).is_some_and(|resting| resting.uses == 1), "{policy:?}");
+    }
+}
