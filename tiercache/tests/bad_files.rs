@@ -148,6 +148,10 @@ const TABLE: &[(&str, &[(&str, &[&str])])] = &[
     ),
     ("hot_cache: { policy: lfu }", &[("1:22", &["unknown value `lfu`", "did you mean `lru`?"])]),
     // Other keys.
+    ("pending: 0", &[("1:10", &["pending: `0` is not above zero"])]),
+    ("sweep: 1", &[("1:8", &["sweep: `1` has no unit"])]),
+    ("hot_cache: { read_timeout: 5 }", &[("1:28", &["hot_cache.read_timeout: `5` has no unit"])]),
+    ("ttl_rules:", &[("1:10", &["ttl_rules: found null", "a list"])]),
     ("write: sideways", &[("1:8", &["write: unknown value `sideways`", "back, behind, through"])]),
     ("write: behnd", &[("1:8", &["did you mean `behind`?"])]),
     ("write: [back]", &[("1:8", &["write: found a list"])]),

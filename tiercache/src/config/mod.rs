@@ -16,11 +16,11 @@ mod yaml;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use tiercache_core::{Rules, Tier, Tracking};
+use tiercache_core::{CacheManager, Error, Level, Limits, Result, Rules, Tracking};
 
 pub use self::error::{ConfigError, Position, Problem};
 pub(crate) use self::node::{Key, Kind, Node};
-pub(crate) use self::read::Settings;
+use self::read::{PreparedLevel, Settings};
 pub use self::secret::Secret;
 use crate::Registry;
 use crate::registry::Prepared;
@@ -34,7 +34,7 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// A configuration that was read and checked; nothing is opened yet.
 pub struct Config {
     file: String,
-    levels: [Option<Prepared<dyn Tier>>; 3],
+    levels: [Option<PreparedLevel>; 3],
     tracking: Option<Prepared<dyn Tracking>>,
     rules: Rules,
     settings: Settings,
@@ -107,6 +107,56 @@ impl Config {
     /// A commented file to begin with.
     pub const fn default_yaml() -> &'static str {
         include_str!("default.yaml")
+    }
+
+    /// Opens the backends and starts the manager on the runtime this is called in.
+    ///
+    /// # Errors
+    /// Names the section whose backend does not open, and why.
+    pub async fn open(self) -> Result<CacheManager> {
+        let mut builder = CacheManager::builder().rules(self.rules).write(self.settings.write);
+        if let Some(bytes) = self.settings.pending {
+            builder = builder.pending_bytes(bytes);
+        }
+        if let Some(every) = self.settings.sweep {
+            builder = builder.sweep_every(every);
+        }
+        for (level, prepared) in Level::ALL.into_iter().zip(self.levels) {
+            let Some(PreparedLevel { tier, read_timeout, write_timeout }) = prepared else { continue };
+            let tier = tier
+                .open
+                .await
+                .map_err(|error| within(&self.file, read::LEVEL_SECTIONS[level.index()], error))?;
+            if read_timeout.is_some() || write_timeout.is_some() {
+                let defaults = Limits::of(&tier.profile());
+                builder = builder.limits(
+                    level,
+                    Limits {
+                        read_timeout: read_timeout.unwrap_or(defaults.read_timeout),
+                        write_timeout: write_timeout.unwrap_or(defaults.write_timeout),
+                    },
+                );
+            }
+            builder = builder.level(level, tier);
+        }
+        if let Some(tracking) = self.tracking {
+            builder =
+                builder.tracking(tracking.open.await.map_err(|error| within(&self.file, "tracking", error))?);
+        }
+        builder.build().await
+    }
+}
+
+/// Says in which section of which file it went wrong.
+fn within(file: &str, section: &str, error: Error) -> Error {
+    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    let message = format!("{file}: {section}: {error}{cause}");
+    match error {
+        Error::Config(_) => Error::Config(message),
+        // The caller may want to try again, or to ask the owner: the kind of failure is kept.
+        Error::Refused(_) => Error::Refused(message),
+        Error::Unavailable { backend, op, .. } => Error::unavailable(backend, op, message),
+        other => other,
     }
 }
 

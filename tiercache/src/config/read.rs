@@ -1,10 +1,11 @@
 //! What the file may say, apart from the keys that are a backend's own.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tiercache_core::rules::DEFAULT_STAYS;
-use tiercache_core::{Level, Rule, Rules, Stay, Tags};
+use tiercache_core::{Level, Rule, Rules, Stay, Tags, Tier, Tracking, Write};
 
 use super::error::Problem;
 use super::node::{Key, Kind, Node};
@@ -13,22 +14,30 @@ use crate::registry::{Known, Prepared, Registry, Section};
 use crate::units;
 
 /// The options of the manager itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Settings {
     pub(crate) write: Write,
+    pub(crate) pending: Option<u64>,
+    pub(crate) sweep: Option<Duration>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Write {
-    Back,
-    Behind,
-    Through,
+/// A level whose tier is ready to be opened.
+pub(crate) struct PreparedLevel {
+    pub(crate) tier: Prepared<dyn Tier>,
+    pub(crate) read_timeout: Option<Duration>,
+    pub(crate) write_timeout: Option<Duration>,
 }
+
+/// The manager's own keys, and what they are when they are left out.
+const PENDING: &str = "64MiB";
+const SWEEP: &str = "1s";
+const TOP_LEVEL: [&str; 7] =
+    ["hot_cache", "cold_cache", "dry_cache", "tracking", "write", "pending", "sweep"];
 
 const WRITES: [(&str, Write); 3] =
     [("back", Write::Back), ("behind", Write::Behind), ("through", Write::Through)];
 
-const LEVEL_SECTIONS: [&str; 3] = ["hot_cache", "cold_cache", "dry_cache"];
+pub(crate) const LEVEL_SECTIONS: [&str; 3] = ["hot_cache", "cold_cache", "dry_cache"];
 const DEFAULT_BACKENDS: [&str; 3] = ["ram", "ram", "local"];
 
 /// The keys of sections that several uses of one service share, whether or not its backend is compiled in.
@@ -39,6 +48,9 @@ const SHARED_SECTIONS: [(&str, &[&str]); 5] = [
     ("mongodb", &["uri", "database"]),
     ("postgres", &["url", "dsn"]),
 ];
+
+/// What every level's section may say; the rest is the backend's.
+const COMMON_KEYS: [&str; 4] = ["backend", "ttl", "read_timeout", "write_timeout"];
 
 /// Reads everything; what is wrong goes into `problems`.
 pub(crate) fn config(root: &Node, registry: &Registry, problems: &mut Vec<Problem>) -> Option<Config> {
@@ -56,9 +68,9 @@ pub(crate) fn config(root: &Node, registry: &Registry, problems: &mut Vec<Proble
     let mut rules = Rules::default();
     let levels = Level::ALL.map(|level| file.level(level, &mut rules));
     let tracking = file.tracking();
-    let write = file.write();
+    let settings = file.settings();
     file.rules(&mut rules);
-    file.check_together(write);
+    file.check_together(settings.write);
     note_given(root, &mut file.given);
     let File { effective, given, .. } = file;
     Some(Config {
@@ -66,7 +78,7 @@ pub(crate) fn config(root: &Node, registry: &Registry, problems: &mut Vec<Proble
         levels: levels.map(Option::flatten),
         tracking: tracking.flatten(),
         rules,
-        settings: Settings { write },
+        settings,
         effective,
         given,
     })
@@ -102,16 +114,14 @@ impl File<'_> {
     }
 
     fn check_top_level(&mut self) {
-        let own = LEVEL_SECTIONS.into_iter().chain(["tracking", "write", "ttl_rules"]);
-        let known: BTreeSet<&str> =
-            own.chain(SHARED_SECTIONS.iter().map(|&(name, _)| name)).chain(self.registry.names()).collect();
+        let listed =
+            || TOP_LEVEL.into_iter().chain(["ttl_rules"]).chain(SHARED_SECTIONS.map(|(name, _)| name));
+        // Backends' names are sections too, but those one writes often are the ones to offer.
+        let known: BTreeSet<&str> = listed().chain(self.registry.names()).collect();
         for (key, node) in self.root {
             if !known.contains(key.name.as_str()) {
-                // Backends' names are sections too, but those one writes often are the ones to offer.
-                let listed = LEVEL_SECTIONS.into_iter().chain(["tracking", "write", "ttl_rules"]);
-                let listed = listed.chain(SHARED_SECTIONS.iter().map(|&(name, _)| name));
                 self.problems.push(
-                    Problem::new(key.at, key.name.clone(), Problem::UNKNOWN_KEY).among(&key.name, listed),
+                    Problem::new(key.at, key.name.clone(), Problem::UNKNOWN_KEY).among(&key.name, listed()),
                 );
             } else if let Some((_, allowed)) = SHARED_SECTIONS.iter().find(|(name, _)| *name == key.name) {
                 self.shared_section(node, allowed);
@@ -149,11 +159,7 @@ impl File<'_> {
     }
 
     /// One level: its stay, and its backend made ready. `Some(None)` when it is left out.
-    fn level(
-        &mut self,
-        level: Level,
-        rules: &mut Rules,
-    ) -> Option<Option<Prepared<dyn tiercache_core::Tier>>> {
+    fn level(&mut self, level: Level, rules: &mut Rules) -> Option<Option<PreparedLevel>> {
         let name = LEVEL_SECTIONS[level.index()];
         let absent = Node::absent(name);
         let node = self.key(name).cloned().unwrap_or(absent);
@@ -177,6 +183,9 @@ impl File<'_> {
             );
         }
 
+        let mut timeout = |key| part.take(key).map(|node| node.duration()).and_then(|given| self.note(given));
+        let (read_timeout, write_timeout) = (timeout("read_timeout"), timeout("write_timeout"));
+
         let backend = self.backend(&mut part, DEFAULT_BACKENDS[level.index()])?;
         let mut shown = serde_json::Map::new();
         shown.insert("backend".into(), json!(backend));
@@ -185,27 +194,32 @@ impl File<'_> {
             Some(None)
         } else {
             shown.insert("ttl".into(), show::stay(stay.unwrap_or(DEFAULT_STAYS[level.index()])));
-            let section = self.section(part, &backend, Some(level));
-            let prepared = self.note(with_common_keys(
-                name,
-                &["backend", "ttl"],
-                self.registry.prepare_tier(&backend, &section),
-            ));
-            if let Some(prepared) = &prepared {
-                shown.extend(show::object(&prepared.effective));
+            for (key, given) in [("read_timeout", read_timeout), ("write_timeout", write_timeout)] {
+                shown.extend(given.map(|given| (key.to_owned(), json!(units::format_duration(given)))));
             }
-            prepared.map(Some)
+            let section = self.section(part, &backend, Some(level));
+            let tier = with_common_keys(name, &COMMON_KEYS, self.registry.prepare_tier(&backend, &section));
+            let tier = self.note(tier);
+            if let Some(tier) = &tier {
+                shown.extend(show::object(&tier.effective));
+            }
+            tier.map(|tier| Some(PreparedLevel { tier, read_timeout, write_timeout }))
         };
         self.effective.insert(name.into(), Value::Object(shown));
         prepared
     }
 
-    fn tracking(&mut self) -> Option<Option<Prepared<dyn tiercache_core::Tracking>>> {
+    /// Tracking: by default an index beside the disk level, or in memory where nothing lasts.
+    fn tracking(&mut self) -> Option<Option<Prepared<dyn Tracking>>> {
         let absent = Node::absent("tracking");
         let node = self.key("tracking").cloned().unwrap_or(absent);
         let entries = self.note(node.entries())?.to_vec();
         let mut part = Part::new(&node, entries);
-        let backend = self.backend(&mut part, "sqlite")?;
+        let index = self.index_path();
+        let backend = self.backend(&mut part, if index.is_some() { "sqlite" } else { "memory" })?;
+        if let Some(path) = index.filter(|_| backend == "sqlite" && part.take_null("path")) {
+            part.put("path", Node { kind: Kind::Text(path), path: "tracking.path".to_owned(), at: part.at });
+        }
         let mut shown = serde_json::Map::new();
         shown.insert("backend".into(), json!(backend));
         let prepared = if backend == "none" {
@@ -225,6 +239,16 @@ impl File<'_> {
         };
         self.effective.insert("tracking".into(), Value::Object(shown));
         prepared
+    }
+
+    /// Where the index stands if nothing is said: beside the folder of the last level on disk, since caches that
+    /// do not share their levels must not share it.
+    fn index_path(&self) -> Option<String> {
+        let local =
+            |name: &&&str| self.effective.get(**name).is_some_and(|shown| shown["backend"] == "local");
+        let section = LEVEL_SECTIONS.iter().rev().find(local)?;
+        let folder = self.effective[*section].get("path")?.as_str()?.trim_end_matches('/');
+        Some(format!("{folder}-index.db"))
     }
 
     /// The backend's name, if it is one that can be had.
@@ -306,16 +330,22 @@ impl File<'_> {
         Section::new(Node { at: part.at, path: part.path, kind: Kind::Map(entries) }, level)
     }
 
-    fn write(&mut self) -> Write {
+    /// The manager's own keys.
+    fn settings(&mut self) -> Settings {
         let write = self.key("write").map(|node| node.word(&WRITES));
-        let write = write.and_then(|write| self.note(write)).unwrap_or(Write::Back);
+        let write = write.and_then(|write| self.note(write)).unwrap_or_default();
+        let pending = self.key("pending").map(Node::size).and_then(|size| self.note(size));
+        let sweep = self.key("sweep").map(Node::duration).and_then(|every| self.note(every));
         let name = WRITES.iter().find(|(_, known)| *known == write).map_or("", |(name, _)| name);
         self.effective.insert("write".into(), json!(name));
-        write
+        self.effective
+            .insert("pending".into(), json!(pending.map_or(PENDING.to_owned(), units::format_size)));
+        self.effective.insert("sweep".into(), json!(sweep.map_or(SWEEP.to_owned(), units::format_duration)));
+        Settings { write, pending, sweep }
     }
 
     fn rules(&mut self, rules: &mut Rules) {
-        let Some(node) = self.key("ttl_rules").filter(|node| !node.is_null()).cloned() else { return };
+        let Some(node) = self.key("ttl_rules").cloned() else { return };
         let Some(items) = self.note(node.items()) else { return };
         for item in items {
             if let Some(rule) = self.rule(item) {
@@ -424,6 +454,14 @@ impl Part {
     fn take(&mut self, name: &str) -> Option<Node> {
         let at = self.entries.iter().position(|(key, _)| key.name == name)?;
         Some(self.entries.remove(at).1)
+    }
+
+    /// Whether nothing is said under that name; a null is taken out.
+    fn take_null(&mut self, name: &str) -> bool {
+        match self.entries.iter().position(|(key, _)| key.name == name) {
+            Some(at) if self.entries[at].1.is_null() => self.entries.remove(at).1.is_null(),
+            found => found.is_none(),
+        }
     }
 
     fn put(&mut self, name: &str, value: Node) {
