@@ -147,4 +147,8 @@ impl Spill for Chute {
             flow.recorder.moved(now, &key, item.entry.generation, None);
         }
     }
+
+    fn used(&self, key: KeyRef<'_>, uses: u32) {
+        self.flow.recorder.used(self.flow.now(), || key.to_key(), uses);
+    }
 }

@@ -162,9 +162,9 @@ impl Shared {
     #[inline]
     pub(super) fn hit(&self, key: KeyRef<'_>) -> Option<Bytes> {
         let slot = self.slots[0].as_ref()?;
-        let hit = slot.resident()?.hit(key, self.coarse_look())?;
+        let value = slot.resident()?.hit(key, self.coarse_look())?;
         self.flow.counters.count(Count::Hit(Level::Hot));
-        Some(hit.value)
+        Some(value)
     }
 
     /// How the fast path judges an entry.

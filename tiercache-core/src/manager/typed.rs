@@ -48,8 +48,8 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> TypedCache<T> {
         let key = manager.key(&key)?;
         let shared = &manager.shared;
         if let Some(resident) = shared.slots[0].as_ref().and_then(|slot| slot.resident())
-            && let Some(hit) = resident.hit_decoded(key, shared.coarse_look())
-            && let Ok(value) = hit.value.downcast::<T>()
+            && let Some(decoded) = resident.hit_decoded(key, shared.coarse_look())
+            && let Ok(value) = decoded.downcast::<T>()
         {
             shared.flow.counters.count(Count::Hit(Level::Hot));
             return Ok(Some(value));
