@@ -50,9 +50,10 @@ async fn measure(tracking: &dyn Tracking, records: u64) -> Result<()> {
 
     read(tracking, "lookup", None).await?;
     let tagged = |value: &str| Query { tags: Tags::from([("type".into(), value.into())]), ..Query::all() };
+    let prefixed = Query { namespace: Some(String::new()), prefix: b"item:00017".to_vec(), ..Query::all() };
     for (what, query) in [
         ("page of 100, everything", Query::all()),
-        ("page of 100, by prefix", Query { prefix: b"item:00017".to_vec(), ..Query::all() }),
+        ("page of 100, by prefix", prefixed),
         ("page of 100, by level", Query { level: Some(Level::Dry), ..Query::all() }),
         ("page of 100, by a tag of few", tagged("rare")),
         ("page of 100, by a tag of a tenth", tagged("image")),

@@ -1,4 +1,5 @@
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::btree_map;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -92,7 +93,6 @@ impl Tracking for MemoryTracking {
                 memory.forget_least_recently_used();
             }
         }
-        memory.tidy();
         Ok(())
     }
 
@@ -166,20 +166,21 @@ impl Memory {
     }
 
     fn store(&mut self, record: &Record) {
-        let newer = Kept { record: record.clone(), use_number: self.uses.count() };
         match self.records.entry(record.key.clone()) {
-            std::collections::btree_map::Entry::Vacant(place) => {
-                place.insert(newer);
+            btree_map::Entry::Vacant(place) => {
+                let use_number = self.uses.push(&record.key);
+                place.insert(Kept { record: record.clone(), use_number });
             }
-            std::collections::btree_map::Entry::Occupied(mut place) => {
-                if place.get().record.generation > record.generation {
+            btree_map::Entry::Occupied(mut place) => {
+                let kept = place.get_mut();
+                if kept.record.generation > record.generation {
                     return;
                 }
-                let older = place.insert(newer);
-                self.tags.remove(&older.record);
+                kept.use_number = self.uses.renew(kept.use_number, &record.key);
+                let older = std::mem::replace(&mut kept.record, record.clone());
+                self.tags.remove(&older);
             }
         }
-        self.uses.push(&record.key);
         self.tags.add(record);
     }
 
@@ -195,13 +196,13 @@ impl Memory {
         if let Some(kept) = self.records.get_mut(key) {
             kept.record.hits = kept.record.hits.saturating_add(hits);
             kept.record.used = kept.record.used.max(at);
-            kept.use_number = self.uses.count();
-            self.uses.push(key);
+            kept.use_number = self.uses.renew(kept.use_number, key);
         }
     }
 
     fn remove(&mut self, key: &Key) {
         if let Some(kept) = self.records.remove(key) {
+            self.uses.0.remove(&kept.use_number);
             self.tags.remove(&kept.record);
         }
     }
@@ -217,22 +218,9 @@ impl Memory {
     }
 
     fn forget_least_recently_used(&mut self) {
-        while let Some((use_number, key)) = self.uses.queue.pop_front() {
-            if self.records.get(&key).is_some_and(|kept| kept.use_number == use_number) {
-                self.remove(&key);
-                self.forgotten += 1;
-                return;
-            }
-        }
-    }
-
-    /// Drops uses that are not the last of their record, once they are the greater part.
-    fn tidy(&mut self) {
-        let Self { records, uses, .. } = self;
-        if uses.queue.len() > 2 * records.len() + STRIDE {
-            uses.queue
-                .retain(|(number, key)| records.get(key).is_some_and(|kept| kept.use_number == *number));
-            uses.queue.shrink_to(2 * records.len() + STRIDE);
+        if let Some((_, key)) = self.uses.0.pop_first() {
+            self.remove(&key);
+            self.forgotten += 1;
         }
     }
 
@@ -319,22 +307,20 @@ impl TagIndex {
     }
 }
 
-/// Uses in the order they happened. Only the last of a key counts; those before it are dropped when met.
+/// The last use of every key, numbered in the order they happened.
 #[derive(Debug, Default)]
-struct Uses {
-    queue: VecDeque<(u64, Key)>,
-    counted: u64,
-}
+struct Uses(BTreeMap<u64, Key>);
 
 impl Uses {
-    fn count(&mut self) -> u64 {
-        self.counted += 1;
-        self.counted
+    fn push(&mut self, key: &Key) -> u64 {
+        let number = self.0.last_key_value().map_or(0, |(last, _)| last + 1);
+        self.0.insert(number, key.clone());
+        number
     }
 
-    /// Puts the use counted last behind all others.
-    fn push(&mut self, key: &Key) {
-        self.queue.push_back((self.counted, key.clone()));
+    fn renew(&mut self, number: u64, key: &Key) -> u64 {
+        self.0.remove(&number);
+        self.push(key)
     }
 }
 
@@ -380,7 +366,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_key_used_forever_takes_no_more_memory() {
+    async fn what_is_forgotten_leaves_nothing_behind() {
         let tracking = of(10);
         for _ in 0..50 {
             record(
@@ -391,7 +377,7 @@ mod tests {
             .await;
         }
         let memory = tracking.memory();
-        assert!(memory.uses.queue.len() <= 2 * 10 + STRIDE, "{} uses", memory.uses.queue.len());
+        assert_eq!((memory.records.len(), memory.uses.0.len()), (10, 10));
         assert_eq!(memory.tags.keys("parity", "0").map(BTreeSet::len), Some(10));
         assert_eq!(memory.tags.keys("parity", "1"), None);
     }
