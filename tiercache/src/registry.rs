@@ -8,7 +8,14 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tiercache_core::{Level, Result, Tier, Tracking};
+use tiercache_core::{Clock, Level, Result, Tier, Tracking};
+#[cfg(feature = "disk")]
+use tiercache_disk::{DiskConfig, DiskTier};
+#[cfg(feature = "ram")]
+use tiercache_ram::{RamConfig, RamTier};
+use tiercache_tracking::{MemoryConfig, MemoryTracking};
+#[cfg(feature = "sqlite")]
+use tiercache_tracking::{SqliteConfig, SqliteTracking};
 
 use crate::config::{Key, Kind, Node, Problem, read_node, show_hidden};
 
@@ -38,6 +45,7 @@ pub struct Registry {
 
 type Prepare<T> = Box<dyn Fn(&Section) -> Result<Prepared<T>, Problem> + Send + Sync>;
 type Opening<T> = Pin<Box<dyn Future<Output = Result<Arc<T>>> + Send>>;
+type Open<T> = Box<dyn FnOnce(Arc<dyn Clock>) -> Opening<T> + Send>;
 
 /// Backends that exist, and the feature each needs.
 const KNOWN_TIERS: [(&str, &str); 7] = [
@@ -57,7 +65,27 @@ const KNOWN_TRACKINGS: [(&str, &str); 5] = [
     ("sqlite", "sqlite"),
 ];
 
+/// The most bytes of a level that gives no `max_size`: 2, 10 and 100 GiB.
+const DEFAULT_SIZES: [u64; 3] = [2 << 30, 10 << 30, 100 << 30];
+
 impl Registry {
+    /// The backends that are compiled in: `ram`, `local`; `memory`, `sqlite`.
+    pub fn builtin() -> Self {
+        let registry = Self::empty().with_tracking("memory", |config: MemoryConfig, _| async move {
+            Ok(Arc::new(MemoryTracking::new(&config)))
+        });
+        #[cfg(feature = "sqlite")]
+        let registry = registry.with_tracking("sqlite", |config: SqliteConfig, _| async move {
+            SqliteTracking::open(config).await.map(Arc::new)
+        });
+        #[cfg(feature = "ram")]
+        let registry = registry
+            .with_sized_tier("ram", |config: RamConfig, _| async move { Ok(Arc::new(RamTier::new(config))) });
+        #[cfg(feature = "disk")]
+        let registry = registry.with_local();
+        registry
+    }
+
     /// One that knows no backend but `none`.
     pub fn empty() -> Self {
         Self { tiers: BTreeMap::new(), trackings: BTreeMap::new() }
@@ -71,18 +99,13 @@ impl Registry {
     /// the future is polled, since a configuration may only be checked.
     pub fn with_tier<C, T, F, O>(mut self, name: impl Into<String>, open: F) -> Self
     where
-        C: DeserializeOwned + Serialize,
+        C: DeserializeOwned + Serialize + Send + 'static,
         T: Tier,
         F: Fn(C, Place) -> O + Send + Sync + 'static,
         O: Future<Output = Result<Arc<T>>> + Send + 'static,
     {
-        let prepare = move |section: &Section| {
-            let config: C = section.read()?;
-            let effective = section.effective(&config);
-            let opening = open(config, section.place());
-            let open = Box::pin(async move { opening.await.map(|tier| tier as Arc<dyn Tier>) });
-            Ok(Prepared { effective, open })
-        };
+        let open = Arc::new(open);
+        let prepare = move |section: &Section| section.prepare(&open, |tier| tier as Arc<dyn Tier>);
         self.tiers.insert(name.into(), Box::new(prepare));
         self
     }
@@ -90,19 +113,45 @@ impl Registry {
     /// Adds a backend for tracking, or replaces the one of that name; `open` as for [`Registry::with_tier`].
     pub fn with_tracking<C, T, F, O>(mut self, name: impl Into<String>, open: F) -> Self
     where
-        C: DeserializeOwned + Serialize,
+        C: DeserializeOwned + Serialize + Send + 'static,
         T: Tracking,
         F: Fn(C, Place) -> O + Send + Sync + 'static,
         O: Future<Output = Result<Arc<T>>> + Send + 'static,
     {
-        let prepare = move |section: &Section| {
-            let config: C = section.read()?;
-            let effective = section.effective(&config);
-            let opening = open(config, section.place());
-            let open = Box::pin(async move { opening.await.map(|tracking| tracking as Arc<dyn Tracking>) });
-            Ok(Prepared { effective, open })
-        };
+        let open = Arc::new(open);
+        let prepare =
+            move |section: &Section| section.prepare(&open, |tracking| tracking as Arc<dyn Tracking>);
         self.trackings.insert(name.into(), Box::new(prepare));
+        self
+    }
+
+    /// As [`Registry::with_tier`], where a section without `max_size` gets that of its level.
+    fn with_sized_tier<C, T, F, O>(mut self, name: &str, open: F) -> Self
+    where
+        C: DeserializeOwned + Serialize + Send + 'static,
+        T: Tier,
+        F: Fn(C, Place) -> O + Send + Sync + 'static,
+        O: Future<Output = Result<Arc<T>>> + Send + 'static,
+    {
+        let open = Arc::new(open);
+        let prepare =
+            move |section: &Section| section.with_size().prepare(&open, |tier| tier as Arc<dyn Tier>);
+        self.tiers.insert(name.to_owned(), Box::new(prepare));
+        self
+    }
+
+    /// The disk level, with its folder made known: what is shown, and where the index stands, depend on it.
+    #[cfg(feature = "disk")]
+    fn with_local(mut self) -> Self {
+        let open = |config: DiskConfig, place: Place| async move {
+            DiskTier::open(config, place.clock).await.map(Arc::new)
+        };
+        let open = Arc::new(open);
+        let prepare = move |section: &Section| {
+            let folder = || DiskConfig::default().directory().map(|path| path.display().to_string());
+            section.with_size().with_text("path", folder)?.prepare(&open, |tier| tier as Arc<dyn Tier>)
+        };
+        self.tiers.insert("local".to_owned(), Box::new(prepare));
         self
     }
 
@@ -166,11 +215,14 @@ impl fmt::Debug for Registry {
 
 /// Where a backend will stand.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Place {
     /// The section of the file, such as `dry_cache`.
     pub section: String,
     /// The level; `None` for tracking.
     pub level: Option<Level>,
+    /// The clock of the whole cache.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// Whether a name is one of a backend.
@@ -186,7 +238,7 @@ pub(crate) enum Known {
 pub(crate) struct Prepared<T: ?Sized> {
     /// The whole configuration, defaults included, secrets hidden.
     pub(crate) effective: serde_json::Value,
-    pub(crate) open: Opening<T>,
+    pub(crate) open: Open<T>,
 }
 
 /// What the file says to one backend.
@@ -209,75 +261,64 @@ impl Section {
         show_hidden(&serde_json::to_value(config).unwrap_or_else(|_| crate::config::node_json(&self.node)))
     }
 
-    fn place(&self) -> Place {
-        Place { section: self.node.path.clone(), level: self.level }
-    }
-
     fn unknown(&self, name: &str) -> Problem {
         self.node.problem(format!("unknown backend `{name}`"))
     }
 
-    /// The section with a value for `key` if it has none.
-    fn or(&self, key: &str, number: u64) -> Self {
+    /// Reads the configuration; what opens the backend waits in the result.
+    fn prepare<C, T, F, O, D>(
+        &self,
+        open: &Arc<F>,
+        erase: fn(Arc<T>) -> Arc<D>,
+    ) -> Result<Prepared<D>, Problem>
+    where
+        C: DeserializeOwned + Serialize + Send + 'static,
+        T: Send + Sync + 'static,
+        D: ?Sized + 'static,
+        F: Fn(C, Place) -> O + Send + Sync + 'static,
+        O: Future<Output = Result<Arc<T>>> + Send + 'static,
+    {
+        let config: C = self.read()?;
+        let effective = self.effective(&config);
+        let (open, section, level) = (open.clone(), self.node.path.clone(), self.level);
+        let open = Box::new(move |clock| -> Opening<D> {
+            let opening = open(config, Place { section, level, clock });
+            Box::pin(async move { opening.await.map(erase) })
+        });
+        Ok(Prepared { effective, open })
+    }
+
+    /// The section with a `max_size`: as documented for its level, if it gives none.
+    fn with_size(&self) -> Self {
+        match self.level {
+            Some(level) if !self.gives("max_size") => {
+                self.with("max_size", Kind::Number(DEFAULT_SIZES[level.index()].to_string()))
+            }
+            _ => Self { node: self.node.clone(), level: self.level },
+        }
+    }
+
+    /// The section with a text for `key`, if it gives none.
+    fn with_text(self, key: &str, text: impl FnOnce() -> Result<String>) -> Result<Self, Problem> {
+        if self.gives(key) {
+            return Ok(self);
+        }
+        let text = text().map_err(|error| self.node.problem(error.to_string()))?;
+        Ok(self.with(key, Kind::Text(text)))
+    }
+
+    fn gives(&self, key: &str) -> bool {
+        matches!(&self.node.kind, Kind::Map(entries)
+            if entries.iter().any(|(given, value)| given.name == key && !value.is_null()))
+    }
+
+    fn with(&self, key: &str, kind: Kind) -> Self {
         let mut node = self.node.clone();
-        if let Kind::Map(entries) = &mut node.kind
-            && !entries.iter().any(|(given, _)| given.name == key)
-        {
-            let value = Node {
-                at: node.at,
-                path: format!("{}.{key}", node.path),
-                kind: Kind::Number(number.to_string()),
-            };
-            entries.push((Key { at: node.at, name: key.to_owned() }, value));
+        let value = Node { at: node.at, path: format!("{}.{key}", node.path), kind };
+        if let Kind::Map(entries) = &mut node.kind {
+            entries.retain(|(given, _)| given.name != key);
+            entries.push((Key { at: value.at, name: key.to_owned() }, value));
         }
         Self { node, level: self.level }
-    }
-}
-
-// FAKES
-impl Registry {
-    /// fake
-    pub fn builtin() -> Self {
-        #[derive(serde::Serialize, serde::Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct FakeRam {
-            max_size: u64,
-            #[serde(default)]
-            policy: Policy,
-        }
-        #[derive(serde::Serialize, serde::Deserialize, Default)]
-        #[serde(rename_all = "lowercase")]
-        enum Policy {
-            #[default]
-            Adaptive,
-            Lru,
-            TinyLfu,
-        }
-        #[derive(serde::Serialize, serde::Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct FakeLocal {
-            path: Option<std::path::PathBuf>,
-            max_size: u64,
-        }
-        #[derive(serde::Serialize, serde::Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct FakeSqlite {
-            path: Option<std::path::PathBuf>,
-        }
-        use tiercache_core::tracking::NoTracking;
-        let mut this = Self::empty()
-            .with_tracking("sqlite", |_: FakeSqlite, _| async { Ok(Arc::new(NoTracking)) })
-            .with_tracking("memory", |_: FakeSqlite, _| async { Ok(Arc::new(NoTracking)) });
-        fn fake<C: Serialize + DeserializeOwned>(s: &Section) -> Result<Prepared<dyn Tier>, Problem> {
-            let s = s.or("max_size", 2 << 30);
-            let config: C = s.read()?;
-            Ok(Prepared {
-                effective: s.effective(&config),
-                open: Box::pin(async { Err(tiercache_core::Error::Closed) }),
-            })
-        }
-        this.tiers.insert("ram".into(), Box::new(fake::<FakeRam>));
-        this.tiers.insert("local".into(), Box::new(fake::<FakeLocal>));
-        this
     }
 }

@@ -15,8 +15,9 @@ mod yaml;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
-use tiercache_core::{CacheManager, Error, Level, Limits, Result, Rules, Tracking};
+use tiercache_core::{CacheManager, Clock, Error, Level, Limits, Result, Rules, SystemClock, Tracking};
 
 pub use self::error::{ConfigError, Position, Problem};
 pub(crate) use self::node::{Key, Kind, Node};
@@ -114,7 +115,9 @@ impl Config {
     /// # Errors
     /// Names the section whose backend does not open, and why.
     pub async fn open(self) -> Result<CacheManager> {
-        let mut builder = CacheManager::builder().rules(self.rules).write(self.settings.write);
+        let clock: Arc<dyn Clock> = SystemClock::start();
+        let mut builder =
+            CacheManager::builder().clock(clock.clone()).rules(self.rules).write(self.settings.write);
         if let Some(bytes) = self.settings.pending {
             builder = builder.pending_bytes(bytes);
         }
@@ -123,8 +126,7 @@ impl Config {
         }
         for (level, prepared) in Level::ALL.into_iter().zip(self.levels) {
             let Some(PreparedLevel { tier, read_timeout, write_timeout }) = prepared else { continue };
-            let tier = tier
-                .open
+            let tier = (tier.open)(clock.clone())
                 .await
                 .map_err(|error| within(&self.file, read::LEVEL_SECTIONS[level.index()], error))?;
             if read_timeout.is_some() || write_timeout.is_some() {
@@ -140,8 +142,9 @@ impl Config {
             builder = builder.level(level, tier);
         }
         if let Some(tracking) = self.tracking {
-            builder =
-                builder.tracking(tracking.open.await.map_err(|error| within(&self.file, "tracking", error))?);
+            builder = builder.tracking(
+                (tracking.open)(clock).await.map_err(|error| within(&self.file, "tracking", error))?,
+            );
         }
         builder.build().await
     }
