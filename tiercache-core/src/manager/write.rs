@@ -251,7 +251,9 @@ impl Future for SetFuture<'_> {
     type Output = Result<Written>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let State::Begin(set) = std::mem::replace(&mut self.0, State::Over) {
+        if matches!(self.0, State::Begin(_))
+            && let State::Begin(set) = std::mem::replace(&mut self.0, State::Over)
+        {
             let (key, draft) = match (set.key, set.draft) {
                 (Ok(key), Ok(draft)) => (key, draft),
                 (Err(error), _) | (_, Err(error)) => return Poll::Ready(Err(error)),
