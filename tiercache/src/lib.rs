@@ -5,6 +5,8 @@ mod from_config;
 mod registry;
 pub mod units;
 
+/// What an implementation of [`Tier`] or [`Tracking`] is marked with.
+pub use async_trait::async_trait;
 pub use config::{Config, ConfigError};
 pub use from_config::{FromConfig, from_config, from_yaml};
 pub use registry::{Place, Registry};
