@@ -23,8 +23,9 @@ impl Shelf {
         self.1.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn keep(&self, keep: impl Fn(&Key, &Entry) -> bool) {
+    fn keep(&self, keep: impl Fn(&Key, &Entry) -> bool) -> Result<()> {
         self.books().retain(|key, entry| keep(key, entry));
+        Ok(())
     }
 }
 
@@ -50,16 +51,16 @@ impl Tier for Shelf {
         Ok(Put::Stored)
     }
     async fn remove(&self, key: &Key, below: Generation) -> Result<()> {
-        Ok(self.keep(|kept, entry| kept != key || entry.generation >= below))
+        self.keep(|kept, entry| kept != key || entry.generation >= below)
     }
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
-        Ok(self.keep(|key, entry| namespace.is_some_and(|name| name != key.namespace()) || entry.generation >= below))
+        self.keep(|key, entry| namespace.is_some_and(|name| name != key.namespace()) || entry.generation >= below)
     }
     async fn usage(&self) -> Result<Usage> {
         Ok(Usage { entries: Some(self.books().len() as u64), ..Usage::default() })
     }
     async fn sweep(&self, now: Timestamp, dead: &dyn Dead) -> Result<Swept> {
-        self.keep(|key, entry| entry.is_live(now) && !dead.is_dead(key.as_ref(), entry));
+        self.keep(|key, entry| entry.is_live(now) && !dead.is_dead(key.as_ref(), entry))?;
         Ok(Swept { complete: true, ..Swept::default() })
     }
     async fn sync(&self) -> Result<()> { Ok(()) }

@@ -92,7 +92,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 /// Says what is wrong with the number.
 pub fn size_of_gib(gib: f64) -> Result<u64, String> {
     let bytes = (gib * (1u64 << 30) as f64).round();
-    if bytes >= 1.0 && bytes < 1e19 {
+    if (1.0..1e19).contains(&bytes) {
         Ok(bytes as u64)
     } else {
         Err(format!("{gib} is not a number of GiB above zero"))
@@ -104,7 +104,7 @@ pub fn format_size(bytes: u64) -> String {
     let (name, factor) = UNITS
         .iter()
         .rev()
-        .max_by_key(|(_, factor)| if bytes % factor == 0 { *factor } else { 1 })
+        .max_by_key(|(_, factor)| if bytes.is_multiple_of(*factor) { *factor } else { 1 })
         .unwrap_or(&UNITS[0]);
     format!("{}{name}", bytes / factor)
 }

@@ -4,8 +4,11 @@ mod common;
 
 use common::problems;
 
+/// The place of a problem, and what its message must contain.
+type Expected = (&'static str, &'static [&'static str]);
+
 /// A file, and for each problem: its place, then what the message must contain.
-const TABLE: &[(&str, &[(&str, &[&str])])] = &[
+const TABLE: &[(&str, &[Expected])] = &[
     // Nothing there.
     ("", &[("1:1", &["the file is empty", "hot_cache"])]),
     ("# only a comment\n", &[("", &["the file is empty"])]),

@@ -10,6 +10,9 @@ use crate::report;
 /// Which of the counters may go down.
 const GAUGES: [&str; 3] = ["pending_entries", "pending_bytes", "in_flight"];
 
+/// Name, kind, help, and where it stands.
+type Field = (&'static str, &'static str, &'static str, fn(&Usage) -> Option<u64>);
+
 pub(crate) fn text(stats: &Stats) -> String {
     let mut out = String::new();
     let hits = Level::ALL.map(|level| (level.name(), stats.totals.hits[level.index()]));
@@ -22,7 +25,7 @@ pub(crate) fn text(stats: &Stats) -> String {
     ] {
         single(&mut out, name, "counter", help, value);
     }
-    let fields: [(&str, &str, &str, fn(&Usage) -> Option<u64>); 5] = [
+    let fields: [Field; 5] = [
         ("bytes", "gauge", "Bytes a level holds.", |usage| usage.bytes),
         ("entries", "gauge", "Entries a level holds.", |usage| usage.entries),
         ("capacity_bytes", "gauge", "Bytes a level may hold.", |usage| usage.capacity),

@@ -8,6 +8,7 @@ mod de;
 mod env;
 mod error;
 mod node;
+mod parts;
 mod read;
 mod secret;
 mod show;
@@ -21,7 +22,8 @@ use tiercache_core::{CacheManager, Clock, Error, Level, Limits, Result, Rules, S
 
 pub use self::error::{ConfigError, Position, Problem};
 pub(crate) use self::node::{Key, Kind, Node};
-use self::read::{PreparedLevel, Settings};
+use self::parts::PreparedLevel;
+use self::read::Settings;
 pub use self::secret::Secret;
 use crate::Registry;
 use crate::registry::Prepared;

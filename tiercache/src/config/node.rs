@@ -139,7 +139,7 @@ impl Node {
     }
 
     /// One of some words.
-    pub(crate) fn word<'a, T: Copy>(&self, words: &[(&'a str, T)]) -> Result<T, Problem> {
+    pub(crate) fn word<T: Copy>(&self, words: &[(&str, T)]) -> Result<T, Problem> {
         let word = self.text()?;
         words.iter().find(|(name, _)| *name == word).map(|&(_, value)| value).ok_or_else(|| {
             self.problem(format!("unknown value `{word}`")).among(&word, words.iter().map(|&(name, _)| name))
