@@ -95,9 +95,11 @@ impl PartialOrd for Key {
     }
 }
 
+/// By namespace, then by key, both byte by byte: the order in which keys are listed.
 impl Ord for Key {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.data.cmp(&other.data)
+        let (this, other) = (self.as_ref(), other.as_ref());
+        (this.namespace, this.bytes).cmp(&(other.namespace, other.bytes))
     }
 }
 

@@ -138,19 +138,19 @@ impl Totals {
         *self == Self::default()
     }
 
-    /// Adds `more`.
+    /// Adds `more`; a sum that would overflow stays at the highest number.
     pub fn add(&mut self, more: &Self) {
         for (sum, more) in self.hits.iter_mut().zip(more.hits) {
-            *sum += more;
+            *sum = sum.saturating_add(more);
         }
-        self.misses += more.misses;
-        self.sets += more.sets;
-        self.deletes += more.deletes;
+        self.misses = self.misses.saturating_add(more.misses);
+        self.sets = self.sets.saturating_add(more.sets);
+        self.deletes = self.deletes.saturating_add(more.deletes);
     }
 
     /// Answers from all levels.
     pub fn total_hits(&self) -> u64 {
-        self.hits.iter().sum()
+        self.hits.iter().fold(0, |sum, &hits| sum.saturating_add(hits))
     }
 }
 
@@ -209,6 +209,7 @@ impl Query {
 
 /// Whether all of `text` matches `glob`. Takes time in proportion to the product of the lengths at most.
 pub fn glob_matches(glob: &[u8], text: &[u8]) -> bool {
+    let last_close = glob.iter().rposition(|&byte| byte == b']').unwrap_or(0);
     let (mut at_glob, mut at_text) = (0, 0);
     // Where to go on after a mismatch: behind the last star, one more byte of text under it.
     let mut star: Option<(usize, usize)> = None;
@@ -216,7 +217,7 @@ pub fn glob_matches(glob: &[u8], text: &[u8]) -> bool {
         if glob.get(at_glob) == Some(&b'*') {
             at_glob += 1;
             star = Some((at_glob, at_text));
-        } else if let Some(width) = glob_unit(&glob[at_glob.min(glob.len())..], text[at_text]) {
+        } else if let Some(width) = glob_unit(glob, at_glob, last_close, text[at_text]) {
             at_glob += width;
             at_text += 1;
         } else if let Some((behind, under)) = star {
@@ -227,39 +228,38 @@ pub fn glob_matches(glob: &[u8], text: &[u8]) -> bool {
             return false;
         }
     }
-    glob[at_glob.min(glob.len())..].iter().all(|&byte| byte == b'*')
+    glob[at_glob..].iter().all(|&byte| byte == b'*')
 }
 
-/// How many bytes of `glob` the unit that matches `byte` takes; `None` when it does not match.
-fn glob_unit(glob: &[u8], byte: u8) -> Option<usize> {
-    match *glob {
+/// How many bytes the unit at `at` takes, if it matches `byte`. `last_close` is where the last `]` stands: a
+/// bracket behind it is unclosed, which to find out anew at every step would take time in the lengths cubed.
+fn glob_unit(glob: &[u8], at: usize, last_close: usize, byte: u8) -> Option<usize> {
+    match glob[at..] {
         [] => None,
         [b'?', ..] => Some(1),
         [b'\\', quoted, ..] => (quoted == byte).then_some(2),
         [b'[', ref set @ ..] => {
-            let (negated, set_at) =
-                if matches!(set.first(), Some(b'!' | b'^')) { (true, 1) } else { (false, 0) };
-            let mut at = set_at;
-            let mut found = false;
-            loop {
-                match set.get(at) {
-                    // An unclosed bracket is an ordinary byte.
-                    None => return (byte == b'[').then_some(1),
-                    Some(b']') if at > set_at => break,
-                    Some(&low) => {
-                        let high = match (set.get(at + 1), set.get(at + 2)) {
-                            (Some(b'-'), Some(&high)) if high != b']' => {
-                                at += 2;
-                                high
-                            }
-                            _ => low,
-                        };
-                        found |= (low..=high).contains(&byte);
-                        at += 1;
-                    }
-                }
+            let negated = matches!(set.first(), Some(b'!' | b'^'));
+            // A `]` that comes first is one of the set.
+            let first = usize::from(negated);
+            if at + 1 + first >= last_close {
+                return (byte == b'[').then_some(1);
             }
-            (found != negated).then_some(at + 2)
+            let mut next = first;
+            let mut found = false;
+            while next == first || set[next] != b']' {
+                let low = set[next];
+                let high = match set[next + 1..] {
+                    [b'-', high, ..] if high != b']' => {
+                        next += 2;
+                        high
+                    }
+                    _ => low,
+                };
+                found |= (low..=high).contains(&byte);
+                next += 1;
+            }
+            (found != negated).then_some(next + 2)
         }
         [plain, ..] => (plain == byte).then_some(1),
     }
@@ -297,5 +297,122 @@ impl Tracking for NoTracking {
 
     async fn close(&self) -> Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A glob taken apart before anything is matched, each unit as the set of bytes it stands for.
+    enum Unit {
+        Run,
+        One(Vec<bool>),
+    }
+
+    fn units(glob: &[u8]) -> Vec<Unit> {
+        let only = |byte: u8| Unit::One((0..=255).map(|other| other == byte).collect());
+        match glob {
+            [] => Vec::new(),
+            [head, tail @ ..] => {
+                let (unit, rest) = match head {
+                    b'*' => (Unit::Run, tail),
+                    b'?' => (Unit::One(vec![true; 256]), tail),
+                    b'\\' if !tail.is_empty() => (only(tail[0]), &tail[1..]),
+                    b'[' => set(tail).unwrap_or((only(b'['), tail)),
+                    &plain => (only(plain), tail),
+                };
+                std::iter::once(unit).chain(units(rest)).collect()
+            }
+        }
+    }
+
+    fn set(text: &[u8]) -> Option<(Unit, &[u8])> {
+        let negated = text.first().is_some_and(|byte| b"!^".contains(byte));
+        let text = &text[usize::from(negated)..];
+        let end = 1 + text.get(1..)?.iter().position(|&byte| byte == b']')?;
+        let (mut inside, rest) = (&text[..end], &text[end + 1..]);
+        let mut bytes = vec![negated; 256];
+        while let [low, tail @ ..] = inside {
+            let (high, tail) = match tail {
+                [b'-', high, tail @ ..] => (high, tail),
+                tail => (low, tail),
+            };
+            (*low..=*high).for_each(|byte| bytes[usize::from(byte)] = !negated);
+            inside = tail;
+        }
+        Some((Unit::One(bytes), rest))
+    }
+
+    fn matches_by_trying(units: &[Unit], text: &[u8]) -> bool {
+        match units {
+            [] => text.is_empty(),
+            [Unit::Run, rest @ ..] => (0..=text.len()).any(|from| matches_by_trying(rest, &text[from..])),
+            [Unit::One(bytes), rest @ ..] => {
+                text.first().is_some_and(|&byte| bytes[usize::from(byte)])
+                    && matches_by_trying(rest, &text[1..])
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+        #[test]
+        fn globs_match_what_trying_everything_finds(glob in "[ab*?!^\\[\\]\\\\-]{0,9}", text in "[abc!\\[\\]\\\\-]{0,7}") {
+            let expected = matches_by_trying(&units(glob.as_bytes()), text.as_bytes());
+            prop_assert_eq!(glob_matches(glob.as_bytes(), text.as_bytes()), expected);
+        }
+
+        #[test]
+        fn any_bytes_are_a_glob(glob: Vec<u8>, text: Vec<u8>) {
+            glob_matches(&glob, &text);
+        }
+    }
+
+    #[test]
+    fn globs_by_example() {
+        for (glob, text, expected) in [
+            ("", "", true),
+            ("", "a", false),
+            ("*", "", true),
+            ("thumb:*", "thumb:1", true),
+            ("thumb:*", "thumb", false),
+            ("*.png", "a.png.png", true),
+            ("a?c", "abc", true),
+            ("[a-c]x", "bx", true),
+            ("[!a-c]x", "bx", false),
+            ("[^a-c]x", "dx", true),
+            ("[]]", "]", true),
+            ("[!]]", "]", false),
+            ("[a-]", "-", true),
+            ("[c-a]", "b", false),
+            ("[", "[", true),
+            ("[!]", "[!]", true),
+            ("\\*", "*", true),
+            ("\\*", "a", false),
+            ("a\\", "a\\", true),
+            ("a%_", "a%_", true),
+            ("a%_", "abc", false),
+        ] {
+            assert_eq!(glob_matches(glob.as_bytes(), text.as_bytes()), expected, "{glob:?} against {text:?}");
+        }
+    }
+
+    #[test]
+    fn a_glob_of_open_brackets_takes_no_longer_than_others() {
+        // A step that searched for the closing bracket would make this ten thousand million steps.
+        let glob = [b"*", [b'['; 2_000].as_slice(), b"x"].concat();
+        assert!(!glob_matches(&glob, &[b'['; 6_000]));
+    }
+
+    #[test]
+    fn totals_stop_at_the_highest_number() {
+        let most = Totals { hits: [u64::MAX; 3], misses: u64::MAX, sets: u64::MAX, deletes: u64::MAX };
+        let mut sum = most;
+        sum.add(&most);
+        assert_eq!(sum, most);
+        assert_eq!(sum.total_hits(), u64::MAX);
     }
 }

@@ -1,0 +1,402 @@
+use std::collections::btree_map;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+use std::ops::Bound;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use serde::Deserialize;
+use tiercache_core::tier::Scope;
+use tiercache_core::tracking::{Event, Query, Record, Totals, What};
+use tiercache_core::{Generation, Key, Level, Result, Tags, Timestamp, Tracking};
+
+use crate::span::Span;
+
+/// How many records a search looks at before it lets others in.
+const STRIDE: usize = 1_024;
+
+/// How a [`MemoryTracking`] is made.
+///
+/// ```yaml
+/// tracking: { backend: memory, max_records: 200000 }
+/// ```
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemoryConfig {
+    /// The most keys it remembers; beyond, it forgets the one least recently used. Default: 1000000.
+    ///
+    /// ```yaml
+    /// max_records: 200000
+    /// ```
+    pub max_records: NonZeroUsize,
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        Self { max_records: const { NonZeroUsize::new(1_000_000).expect("not zero") } }
+    }
+}
+
+/// Tracking in this process's memory: gone when the process ends.
+///
+/// Bounded in records. The policy when it is full is *forget the least recently used*; how many that were,
+/// [`MemoryTracking::forgotten`] tells.
+#[derive(Debug)]
+pub struct MemoryTracking {
+    max_records: usize,
+    memory: Mutex<Memory>,
+}
+
+impl MemoryTracking {
+    /// An empty one.
+    pub fn new(config: &MemoryConfig) -> Self {
+        Self { max_records: config.max_records.get(), memory: Mutex::default() }
+    }
+
+    /// How many records were forgotten because there were too many.
+    pub fn forgotten(&self) -> u64 {
+        self.memory().forgotten
+    }
+
+    /// How many records there are.
+    pub fn len(&self) -> usize {
+        self.memory().records.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for MemoryTracking {
+    fn default() -> Self {
+        Self::new(&MemoryConfig::default())
+    }
+}
+
+#[async_trait]
+impl Tracking for MemoryTracking {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    async fn record(&self, events: &[Event]) -> Result<()> {
+        let mut memory = self.memory();
+        for event in events {
+            memory.apply(event);
+            if memory.records.len() > self.max_records {
+                memory.forget_least_recently_used();
+            }
+        }
+        Ok(())
+    }
+
+    async fn lookup(&self, key: &Key) -> Result<Option<Record>> {
+        Ok(self.memory().records.get(key).map(|kept| kept.record.clone()))
+    }
+
+    async fn find(&self, query: &Query, after: Option<&Key>, limit: usize) -> Result<Vec<Record>> {
+        let mut page = Vec::new();
+        let Some(mut span) = Span::of(query, after) else { return Ok(page) };
+        while page.len() < limit {
+            // A statement of its own: the lock is free again before others are let in.
+            let reached = self.memory().search(query, &span, limit, &mut page);
+            let Some(reached) = reached else { break };
+            span.from = Bound::Excluded(reached);
+            tokio::task::yield_now().await;
+        }
+        Ok(page)
+    }
+
+    async fn totals(&self) -> Result<Totals> {
+        Ok(self.memory().totals)
+    }
+
+    async fn reset_totals(&self) -> Result<()> {
+        self.memory().totals = Totals::default();
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<()> {
+        let released = std::mem::take(&mut *self.memory());
+        drop(released);
+        Ok(())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    records: BTreeMap<Key, Kept>,
+    tags: TagIndex,
+    uses: Uses,
+    totals: Totals,
+    forgotten: u64,
+}
+
+#[derive(Debug)]
+struct Kept {
+    record: Record,
+    /// Its last use, of [`Uses`].
+    use_number: u64,
+}
+
+impl Memory {
+    fn apply(&mut self, event: &Event) {
+        match &event.what {
+            What::Stored(record) => self.store(record),
+            What::Moved { key, generation, to: Some(level) } => self.move_to(key, *generation, *level),
+            What::Moved { key, generation, to: None } | What::Removed { key, generation } => {
+                if self.records.get(key).is_some_and(|kept| kept.record.generation <= *generation) {
+                    self.remove(key);
+                }
+            }
+            What::Used { key, hits } => self.use_again(key, *hits, event.at),
+            What::Invalidated { scope, generation } => self.remove_below(&scope_query(scope), *generation),
+            What::Flushed { level, namespace, generation } => {
+                let query = Query { level: Some(*level), namespace: namespace.clone(), ..Query::all() };
+                self.remove_below(&query, *generation);
+            }
+            What::Counted(more) => self.totals.add(more),
+        }
+    }
+
+    fn store(&mut self, record: &Record) {
+        match self.records.entry(record.key.clone()) {
+            btree_map::Entry::Vacant(place) => {
+                let use_number = self.uses.push(&record.key);
+                place.insert(Kept { record: record.clone(), use_number });
+            }
+            btree_map::Entry::Occupied(mut place) => {
+                let kept = place.get_mut();
+                if kept.record.generation > record.generation {
+                    return;
+                }
+                kept.use_number = self.uses.renew(kept.use_number, &record.key);
+                let older = std::mem::replace(&mut kept.record, record.clone());
+                self.tags.remove(&older);
+            }
+        }
+        self.tags.add(record);
+    }
+
+    fn move_to(&mut self, key: &Key, generation: Generation, level: Level) {
+        if let Some(kept) = self.records.get_mut(key)
+            && kept.record.generation <= generation
+        {
+            kept.record.level = level;
+        }
+    }
+
+    fn use_again(&mut self, key: &Key, hits: u64, at: Timestamp) {
+        if let Some(kept) = self.records.get_mut(key) {
+            kept.record.hits = kept.record.hits.saturating_add(hits);
+            kept.record.used = kept.record.used.max(at);
+            kept.use_number = self.uses.renew(kept.use_number, key);
+        }
+    }
+
+    fn remove(&mut self, key: &Key) {
+        if let Some(kept) = self.records.remove(key) {
+            self.uses.0.remove(&kept.use_number);
+            self.tags.remove(&kept.record);
+        }
+    }
+
+    fn remove_below(&mut self, query: &Query, generation: Generation) {
+        let Some(span) = Span::of(query, None) else { return };
+        let doomed: Vec<_> = self
+            .within(&query.tags, &span)
+            .filter(|record| record.generation < generation && query.matches(record))
+            .map(|record| record.key.clone())
+            .collect();
+        doomed.iter().for_each(|key| self.remove(key));
+    }
+
+    fn forget_least_recently_used(&mut self) {
+        if let Some((_, key)) = self.uses.0.pop_first() {
+            self.remove(&key);
+            self.forgotten += 1;
+        }
+    }
+
+    /// Adds what matches to the page, and returns the key reached if there may be more.
+    fn search(&self, query: &Query, span: &Span<'_>, limit: usize, page: &mut Vec<Record>) -> Option<Key> {
+        let mut reached = None;
+        for record in self.within(&query.tags, span).take(STRIDE) {
+            reached = Some(&record.key);
+            if query.matches(record) {
+                page.push(record.clone());
+                if page.len() >= limit {
+                    break;
+                }
+            }
+        }
+        reached.cloned()
+    }
+
+    /// The records of `span`, in order; by way of the rarest of `tags` when there are any.
+    fn within<'m>(&'m self, tags: &Tags, span: &'m Span<'_>) -> Box<dyn Iterator<Item = &'m Record> + 'm> {
+        let bounds = (span.from.as_ref(), Bound::Unbounded);
+        let rarest = tags
+            .iter()
+            .map(|(name, value)| self.tags.keys(name, value))
+            .min_by_key(|keys| keys.map_or(0, BTreeSet::len));
+        match rarest {
+            None => Box::new(
+                self.records
+                    .range::<Key, _>(bounds)
+                    .take_while(|(key, _)| span.reaches(key))
+                    .map(|(_, kept)| &kept.record),
+            ),
+            Some(keys) => Box::new(
+                keys.into_iter()
+                    .flat_map(move |keys| keys.range::<Key, _>(bounds))
+                    .take_while(|key| span.reaches(key))
+                    .filter_map(|key| self.records.get(key).map(|kept| &kept.record)),
+            ),
+        }
+    }
+}
+
+/// What an invalidation reaches, whatever its generation.
+fn scope_query(scope: &Scope) -> Query {
+    match scope {
+        Scope::All => Query::all(),
+        Scope::Namespace(namespace) => Query { namespace: Some(namespace.clone()), ..Query::all() },
+        Scope::Tag { namespace, name, value } => Query {
+            namespace: Some(namespace.clone()),
+            tags: Tags::from([(name.clone(), value.clone())]),
+            ..Query::all()
+        },
+    }
+}
+
+/// The keys that carry a tag: by name, then by value.
+#[derive(Debug, Default)]
+struct TagIndex(BTreeMap<String, BTreeMap<String, BTreeSet<Key>>>);
+
+impl TagIndex {
+    fn keys(&self, name: &str, value: &str) -> Option<&BTreeSet<Key>> {
+        self.0.get(name)?.get(value)
+    }
+
+    fn add(&mut self, record: &Record) {
+        for (name, value) in &record.tags {
+            let values = self.0.entry(name.clone()).or_default();
+            values.entry(value.clone()).or_default().insert(record.key.clone());
+        }
+    }
+
+    fn remove(&mut self, record: &Record) {
+        for (name, value) in &record.tags {
+            let Some(values) = self.0.get_mut(name) else { continue };
+            let Some(keys) = values.get_mut(value) else { continue };
+            keys.remove(&record.key);
+            if keys.is_empty() {
+                values.remove(value);
+            }
+            if values.is_empty() {
+                self.0.remove(name);
+            }
+        }
+    }
+}
+
+/// The last use of every key, numbered in the order they happened.
+#[derive(Debug, Default)]
+struct Uses(BTreeMap<u64, Key>);
+
+impl Uses {
+    fn push(&mut self, key: &Key) -> u64 {
+        let number = self.0.last_key_value().map_or(0, |(last, _)| last + 1);
+        self.0.insert(number, key.clone());
+        number
+    }
+
+    fn renew(&mut self, number: u64, key: &Key) -> u64 {
+        self.0.remove(&number);
+        self.push(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u64) -> Key {
+        Key::new("", number.to_string().as_bytes()).unwrap()
+    }
+
+    fn stored(number: u64) -> What {
+        What::Stored(Record {
+            key: key(number),
+            generation: Generation::new(1),
+            level: Level::Hot,
+            size: 1,
+            created: Timestamp::EPOCH,
+            used: Timestamp::EPOCH,
+            deadline: Timestamp::NEVER,
+            hits: 0,
+            tags: Tags::from([("parity".into(), (number % 2).to_string())]),
+        })
+    }
+
+    async fn record(tracking: &MemoryTracking, events: impl IntoIterator<Item = What>) {
+        let events: Vec<_> = events.into_iter().map(|what| Event { at: Timestamp::EPOCH, what }).collect();
+        tracking.record(&events).await.unwrap();
+    }
+
+    fn of(max_records: usize) -> MemoryTracking {
+        MemoryTracking::new(&MemoryConfig { max_records: NonZeroUsize::new(max_records).unwrap() })
+    }
+
+    #[tokio::test]
+    async fn beyond_the_limit_the_least_recently_used_is_forgotten_and_counted() {
+        let tracking = of(3);
+        record(&tracking, (0..3).map(stored)).await;
+        record(&tracking, [What::Used { key: key(0), hits: 1 }, stored(3), stored(4)]).await;
+        let page = tracking.find(&Query::all(), None, 10).await.unwrap();
+        assert_eq!(page.into_iter().map(|record| record.key).collect::<Vec<_>>(), [key(0), key(3), key(4)]);
+        assert_eq!((tracking.forgotten(), tracking.len()), (2, 3));
+    }
+
+    #[tokio::test]
+    async fn what_is_forgotten_leaves_nothing_behind() {
+        let tracking = of(10);
+        for _ in 0..50 {
+            record(
+                &tracking,
+                (0..1_000)
+                    .map(|n| if n % 2 == 0 { stored(n) } else { What::Used { key: key(n - 1), hits: 1 } }),
+            )
+            .await;
+        }
+        let memory = tracking.memory();
+        assert_eq!((memory.records.len(), memory.uses.0.len()), (10, 10));
+        assert_eq!(memory.tags.keys("parity", "0").map(BTreeSet::len), Some(10));
+        assert_eq!(memory.tags.keys("parity", "1"), None);
+    }
+
+    #[tokio::test]
+    async fn a_search_goes_on_where_it_let_others_in() {
+        let tracking = MemoryTracking::default();
+        record(&tracking, (0..5 * STRIDE as u64).map(stored)).await;
+        let rare = Query { glob: Some("*99".into()), ..Query::all() };
+        let expected = (0..5 * STRIDE as u64).filter(|n| n % 100 == 99).count();
+        assert_eq!(tracking.find(&rare, None, usize::MAX).await.unwrap().len(), expected);
+    }
+
+    #[test]
+    fn a_configuration_names_what_it_does_not_know() {
+        let read = |text| serde_json::from_str::<MemoryConfig>(text);
+        assert_eq!(read("{}").unwrap().max_records.get(), 1_000_000);
+        assert_eq!(read(r#"{"max_records": 5}"#).unwrap().max_records.get(), 5);
+        assert!(read(r#"{"max_record": 5}"#).unwrap_err().to_string().contains("max_records"));
+        assert!(read(r#"{"max_records": 0}"#).is_err());
+    }
+}
