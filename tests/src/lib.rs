@@ -1,1 +1,4 @@
-//! Placeholder until the crate's first module lands.
+//! What the tests of the whole share: the simulator with its reference model, and the storm.
+
+pub mod sim;
+pub mod storm;

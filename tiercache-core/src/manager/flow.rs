@@ -141,7 +141,7 @@ impl Spill for Chute {
             return;
         }
         let bounded = !flow.closing.load(Ordering::Acquire);
-        let item = Item { entry, from: self.from, to: *to, ticket: None };
+        let item = Item { entry, from: self.from, to: *to, writing: false };
         for (key, item) in flow.pending.push(key, item, bounded) {
             flow.counters.count(Count::Overflowed);
             flow.recorder.moved(now, &key, item.entry.generation, None);

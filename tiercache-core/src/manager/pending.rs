@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashMap;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::fences::Fences;
 use crate::tier::{Dead, Permit};
@@ -43,8 +43,8 @@ pub(super) struct Item {
     pub(super) from: Level,
     /// The level it goes to.
     pub(super) to: Level,
-    /// Set while somebody writes it below.
-    pub(super) ticket: Option<Arc<Ticket>>,
+    /// Whether somebody writes it below.
+    pub(super) writing: bool,
 }
 
 /// The permit of a write on the way down.
@@ -52,13 +52,47 @@ pub(super) struct Item {
 pub(super) struct Ticket {
     key: Key,
     entry: Entry,
+    to: Level,
     superseded_by: AtomicU64,
+    finished: watch::Sender<bool>,
     fences: Arc<Fences>,
 }
 
 impl Ticket {
-    pub(super) fn new(key: Key, entry: Entry, fences: Arc<Fences>) -> Arc<Self> {
-        Arc::new(Self { key, entry, superseded_by: AtomicU64::new(0), fences })
+    pub(super) fn new(key: Key, entry: Entry, to: Level, fences: Arc<Fences>) -> Arc<Self> {
+        let finished = watch::Sender::new(false);
+        Arc::new(Self { key, entry, to, superseded_by: AtomicU64::new(0), finished, fences })
+    }
+
+    /// The key that is written.
+    pub(super) fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// What is written.
+    pub(super) fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// The level it is written to.
+    pub(super) fn to(&self) -> Level {
+        self.to
+    }
+
+    /// The generation of what is written.
+    pub(super) fn generation(&self) -> Generation {
+        self.entry.generation
+    }
+
+    /// Notes that the write is over, whatever came of it.
+    pub(super) fn finish(&self) {
+        self.finished.send_replace(true);
+    }
+
+    /// Waits until the write is over.
+    pub(super) async fn finished(&self) {
+        // The sender is ours: it does not go away while we wait.
+        let _ = self.finished.subscribe().wait_for(|finished| *finished).await;
     }
 
     /// Withdraws it on behalf of the mutation of that generation.
@@ -106,7 +140,7 @@ impl Pending {
             self.items.fetch_add(1, Ordering::Release);
             self.bytes.fetch_add(cost(&key, &item.entry), Ordering::Relaxed);
             if let Some(older) = shard.insert(key.clone(), item) {
-                self.gone(&key, &older, generation);
+                self.left(&key, &older);
             }
         }
         self.requeue(key, generation, to);
@@ -143,7 +177,7 @@ impl Pending {
         self.shard(key.hash64()).get(&key).cloned()
     }
 
-    /// Takes the entry off the way if it is older than the mutation `below`; a write under way loses its permit.
+    /// Takes the entry off the way if it is older than the mutation `below`.
     pub(super) fn discard(&self, key: KeyRef<'_>, below: Generation) -> Option<Item> {
         if self.is_empty() || cfg!(tiercache_bug = "pending-kept-by-set") {
             return None;
@@ -153,7 +187,7 @@ impl Pending {
             return None;
         }
         let (key, item) = shard.remove_entry(&key)?;
-        self.gone(&key, &item, below);
+        self.left(&key, &item);
         Some(item)
     }
 
@@ -183,23 +217,17 @@ impl Pending {
             gone.extend(shard.extract_if(|key, item| item.entry.generation < by && choose(key, item)));
         }
         for (key, item) in &gone {
-            self.gone(key, item, by);
+            self.left(key, item);
         }
         gone
     }
 
     /// Marks the entry as being written and changes where it goes.
-    pub(super) fn mark(
-        &self,
-        key: KeyRef<'_>,
-        generation: Generation,
-        to: Level,
-        ticket: Option<Arc<Ticket>>,
-    ) {
+    pub(super) fn mark(&self, key: KeyRef<'_>, generation: Generation, to: Level, writing: bool) {
         let mut shard = self.shard(key.hash64());
         if let Some(item) = shard.get_mut(&key).filter(|item| item.entry.generation == generation) {
             item.to = to;
-            item.ticket = ticket;
+            item.writing = writing;
         }
     }
 
@@ -258,7 +286,7 @@ impl Pending {
             let mut shard = self.shard(key.hash64());
             match shard.get(&key) {
                 Some(item) if item.entry.generation != generation => {}
-                Some(item) if item.ticket.is_some() => kept.push((key, generation)),
+                Some(item) if item.writing => kept.push((key, generation)),
                 Some(_) => {
                     if let Some((key, item)) = shard.remove_entry(&key) {
                         self.left(&key, &item);
@@ -270,13 +298,6 @@ impl Pending {
         }
         lock(&self.lanes[to.index()].queue).extend(kept);
         dropped
-    }
-
-    fn gone(&self, key: &Key, item: &Item, by: Generation) {
-        if let Some(ticket) = &item.ticket {
-            ticket.withdraw(by);
-        }
-        self.left(key, item);
     }
 
     fn left(&self, key: &Key, item: &Item) {

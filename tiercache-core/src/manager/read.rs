@@ -263,7 +263,7 @@ impl Shared {
             if flow.is_alive(key, &item.entry, now) {
                 flow.recorder.used(now, || key.to_key(), 1);
                 // A write that has begun may end; one that has not is not needed any more.
-                if item.ticket.is_none() && self.promote(key.to_key(), &item.entry, now) {
+                if !item.writing && self.promote(key.to_key(), &item.entry, now) {
                     flow.pending.take(key, item.entry.generation);
                 } else {
                     self.promote(key.to_key(), &item.entry, now);

@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::Shared;
 use super::counters::Count;
 use super::flow::Chute;
-use super::pending::{Item, Ticket};
+use super::pending::Item;
 use super::slot::Slot;
-use super::{InFlight, Shared};
+use super::write::Writing;
 use crate::tier::{Hold, Put, Swept};
 use crate::{Generation, Key, Level, Result};
 
@@ -115,14 +116,16 @@ impl Shared {
     async fn sink(self: &Arc<Self>, key: &Key, generation: Generation, to: Level) -> Attempt {
         let Some(slot) = self.slot(to) else { return Attempt::Over };
         let hash = key.hash64();
-        let (item, ticket) = {
+        let (item, writing) = {
             let mut stripe = self.stripes.lock(hash);
             let Some(item) = self.flow.pending.get(key.as_ref()) else { return Attempt::Over };
-            if item.entry.generation != generation || item.ticket.is_some() || item.to != to {
+            if item.entry.generation != generation || item.writing || item.to != to {
                 return Attempt::Over;
             }
             let now = self.flow.now();
-            if self.flow.is_dead(key.as_ref(), &item.entry, now) {
+            // Below the floor it is being replaced by a mutation that has looked for copies below already.
+            let replaced = stripe.floor(hash) > generation && !cfg!(tiercache_bug = "sink-below-floor");
+            if replaced || self.flow.is_dead(key.as_ref(), &item.entry, now) {
                 self.leave(key, &item, None);
                 return Attempt::Over;
             }
@@ -134,20 +137,17 @@ impl Shared {
                 }
                 return Attempt::Over;
             }
-            let held = slot.index().and_then(|index| index.holds(key.as_ref()));
-            if held == Some(generation) {
+            if slot.index().and_then(|index| index.holds(key.as_ref())) == Some(generation) {
                 self.leave(key, &item, Some(to));
                 return Attempt::Over;
             }
-            let ticket = Ticket::new(key.clone(), item.entry.clone(), self.flow.fences.clone());
-            self.flow.pending.mark(key.as_ref(), generation, to, Some(ticket.clone()));
-            stripe.enter(hash, self.flow.generation());
-            (item, ticket)
+            self.flow.pending.mark(key.as_ref(), generation, to, true);
+            let writing = Writing::begin(self.clone(), &mut stripe, key, &item.entry, to);
+            (item, writing)
         };
-        let flight = Writing { flight: InFlight { shared: self.clone(), hash }, key, generation, to };
-        let result = self.write_below(slot, key, &item.entry, &ticket, self.flow.now()).await;
+        let result = self.write_below(slot, &writing, self.flow.now()).await;
         let stripe = self.stripes.lock(hash);
-        self.flow.pending.mark(key.as_ref(), generation, to, None);
+        self.flow.pending.mark(key.as_ref(), generation, to, false);
         let attempt = match result {
             Ok(Put::Stored | Put::Unchanged) => {
                 self.leave(key, &item, Some(to));
@@ -164,7 +164,7 @@ impl Shared {
             Err(_) => Attempt::Failed,
         };
         drop(stripe);
-        drop(flight);
+        drop(writing);
         attempt
     }
 
@@ -196,7 +196,7 @@ impl Shared {
             .map(|slot| slot.level);
         match next {
             Some(next) => {
-                self.flow.pending.mark(key.as_ref(), item.entry.generation, next, None);
+                self.flow.pending.mark(key.as_ref(), item.entry.generation, next, false);
                 self.flow.pending.requeue(key.clone(), item.entry.generation, next);
             }
             None => self.leave(key, item, None),
@@ -263,29 +263,6 @@ impl Shared {
                 return;
             }
         }
-    }
-}
-
-/// Takes the mark off an entry whose writing was dropped half-way, and puts it back in the queue.
-struct Writing<'a> {
-    flight: InFlight<Arc<Shared>>,
-    key: &'a Key,
-    generation: Generation,
-    to: Level,
-}
-
-impl Drop for Writing<'_> {
-    fn drop(&mut self) {
-        let pending = &self.flight.shared.flow.pending;
-        let stripe = self.flight.shared.stripes.lock(self.key.hash64());
-        let abandoned = pending
-            .get(self.key.as_ref())
-            .is_some_and(|item| item.entry.generation == self.generation && item.ticket.is_some());
-        if abandoned {
-            pending.mark(self.key.as_ref(), self.generation, self.to, None);
-            pending.requeue(self.key.clone(), self.generation, self.to);
-        }
-        drop(stripe);
     }
 }
 

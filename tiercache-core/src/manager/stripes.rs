@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::watch;
 
+use super::pending::Ticket;
 use super::read::Found;
 use crate::Generation;
 
@@ -39,6 +40,8 @@ struct Flight {
     floor: Generation,
     /// A read of the lower levels that later gets may join.
     reading: Option<Reading>,
+    /// Writes to the lower levels under way.
+    writing: Vec<Arc<Ticket>>,
 }
 
 /// The outcome of a read that others wait for; `None` while it runs.
@@ -68,6 +71,17 @@ impl Stripes {
             .min()
     }
 
+    /// Every write under way that a mutation of that generation comes after.
+    pub(super) fn writes_before(&self, generation: Generation) -> Vec<Arc<Ticket>> {
+        let mut writes = Vec::new();
+        for stripe in &self.0 {
+            let stripe = stripe.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let writing = stripe.flights.iter().flat_map(|flight| &flight.writing);
+            writes.extend(writing.filter(|ticket| ticket.generation() < generation).cloned());
+        }
+        writes
+    }
+
     /// How many operations are in flight.
     pub(super) fn in_flight(&self) -> usize {
         let count = |stripe: &Padded| {
@@ -85,7 +99,14 @@ impl Stripe {
             flight.operations += 1;
             return flight.floor;
         }
-        self.flights.push(Flight { hash, operations: 1, since: now, floor: Generation::ZERO, reading: None });
+        self.flights.push(Flight {
+            hash,
+            operations: 1,
+            since: now,
+            floor: Generation::ZERO,
+            reading: None,
+            writing: Vec::new(),
+        });
         Generation::ZERO
     }
 
@@ -99,13 +120,14 @@ impl Stripe {
     }
 
     /// Tells the operations in flight that a mutation of that generation has begun. Reads under way answer
-    /// those who wait for them already, and nobody else.
+    /// those who wait for them already, and nobody else; writes under way lose their permits.
     pub(super) fn mutate(&mut self, hash: u64, generation: Generation) {
         if cfg!(tiercache_bug = "no-floor") {
             return;
         }
         if let Some(flight) = self.flight(hash) {
             flight.floor = flight.floor.max(generation);
+            flight.writing.iter().for_each(|ticket| ticket.withdraw(generation));
             if !cfg!(tiercache_bug = "join-detached-read") {
                 flight.reading = None;
             }
@@ -127,6 +149,28 @@ impl Stripe {
         if let Some(flight) = self.flight(hash) {
             flight.reading = Some(reading);
         }
+    }
+
+    /// Registers a write to a lower level; the flight must have been entered.
+    pub(super) fn begin_write(&mut self, hash: u64, ticket: Arc<Ticket>) {
+        if let Some(flight) = self.flight(hash) {
+            flight.writing.push(ticket);
+        }
+    }
+
+    /// Ends a write.
+    pub(super) fn end_write(&mut self, hash: u64, ticket: &Arc<Ticket>) {
+        if let Some(flight) = self.flight(hash) {
+            flight.writing.retain(|writing| !Arc::ptr_eq(writing, ticket));
+        }
+        ticket.finish();
+    }
+
+    /// The writes under way that a mutation of that generation comes after.
+    pub(super) fn writes_before(&self, hash: u64, generation: Generation) -> Vec<Arc<Ticket>> {
+        let flight = self.flights.iter().find(|flight| flight.hash == hash);
+        let writing = flight.map(|flight| flight.writing.as_slice()).unwrap_or_default();
+        writing.iter().filter(|ticket| ticket.generation() < generation).cloned().collect()
     }
 
     /// Takes the announcement back.

@@ -446,7 +446,9 @@ impl Shared {
         if self.write != Write::Through {
             let stripe = self.stripes.lock(hash);
             if stripe.floor(hash) > generation {
-                // A later mutation has begun: it is as if this had come just before it.
+                // A later mutation has begun: it is as if this had come just before it. What this one
+                // replaces must not be there any more when it returns.
+                self.forget_in_ram(&key, generation);
                 return Ok(Written { stored: true, generation, degraded });
             }
             if let Some(level) = self.publish_in_ram(&key, &entry, now) {
@@ -455,7 +457,7 @@ impl Shared {
                 if self.write == Write::Behind
                     && let Some(slot) = self.durable(entry.levels)
                 {
-                    let item = Item { entry, from: level, to: slot.level, ticket: None };
+                    let item = Item { entry, from: level, to: slot.level, writing: false };
                     for (key, item) in self.flow.pending.push(key, item, true) {
                         self.flow.counters.count(Count::Overflowed);
                         tracing::debug!(
@@ -489,10 +491,9 @@ impl Shared {
                             if let Some(top) = self.top(entry.levels) {
                                 self.flow.recorder.moved(now, &key, generation, Some(top.level));
                             }
-                        } else {
-                            self.forget_in_ram(&key, generation);
                         }
                     }
+                    self.forget_in_ram(&key, generation);
                     return Ok(Written { stored: true, generation, degraded });
                 }
                 Ok(Put::TooLarge | Put::Full) => {
@@ -508,38 +509,32 @@ impl Shared {
     }
 
     /// Writes to a level outside RAM, visible to reads and to later mutations while it lasts.
-    pub(super) async fn put_below(
-        &self,
+    async fn put_below(
+        self: &Arc<Self>,
         slot: &Slot,
         key: &Key,
         entry: &Entry,
         now: Timestamp,
     ) -> Result<Put> {
-        let ticket = Ticket::new(key.clone(), entry.clone(), self.flow.fences.clone());
-        {
-            let stripe = self.stripes.lock(key.hash64());
+        let writing = {
+            let mut stripe = self.stripes.lock(key.hash64());
             if stripe.floor(key.hash64()) > entry.generation {
                 return Ok(Put::Superseded);
             }
-            let item =
-                Item { entry: entry.clone(), from: slot.level, to: slot.level, ticket: Some(ticket.clone()) };
+            let item = Item { entry: entry.clone(), from: slot.level, to: slot.level, writing: true };
             self.flow.pending.push(key.clone(), item, false);
-        }
-        let result = self.write_below(slot, key, entry, &ticket, now).await;
-        let _stripe = self.stripes.lock(key.hash64());
+            Writing::begin(self.clone(), &mut stripe, key, entry, slot.level)
+        };
+        let result = self.write_below(slot, &writing, now).await;
+        let stripe = self.stripes.lock(key.hash64());
         self.flow.pending.take(key.as_ref(), entry.generation);
+        drop(stripe);
         result
     }
 
-    /// The write itself, and its undoing if a mutation came before its end. The caller holds a flight.
-    pub(super) async fn write_below(
-        &self,
-        slot: &Slot,
-        key: &Key,
-        entry: &Entry,
-        ticket: &Ticket,
-        now: Timestamp,
-    ) -> Result<Put> {
+    /// The write itself, and its undoing if a mutation came before its end.
+    pub(super) async fn write_below(&self, slot: &Slot, writing: &Writing, now: Timestamp) -> Result<Put> {
+        let (ticket, key, entry) = (&*writing.ticket, writing.ticket.key(), writing.ticket.entry());
         let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
         let limit = slot.limits.write_timeout;
         let result = slot.call("put", limit, slot.tier.put(key, entry, hold, ticket)).await;
@@ -600,6 +595,9 @@ impl Shared {
                 // Alive when it was looked at, and perhaps not any more.
                 let found = found.map(|found| found.entry);
                 let found = found.filter(|entry| self.flow.is_alive(key.as_ref(), entry, now));
+                // Below the floor it is being replaced by a mutation that has not published yet. That one
+                // comes first in order, so what it replaces must not be carried past it.
+                let found = found.filter(|entry| entry.generation >= before || cfg!(tiercache_bug = "touch-below-floor"));
                 let Some(mut entry) = change(found, now) else { return Ok(None) };
                 entry.generation = self.flow.next_generation();
                 self.write_locked(&mut stripe, key.clone(), entry, now)
@@ -632,6 +630,46 @@ impl Shared {
         if !self.lower_slots().any(Slot::is_open) {
             let _ = tokio::time::timeout(CROWDED_WAIT, room).await;
         }
+    }
+}
+
+/// A write to a lower level under way: known to the key's stripe until it is over or dropped.
+pub(super) struct Writing {
+    shared: Arc<Shared>,
+    pub(super) ticket: Arc<Ticket>,
+}
+
+impl Writing {
+    /// Registers it, under the stripe.
+    pub(super) fn begin(
+        shared: Arc<Shared>,
+        stripe: &mut Stripe,
+        key: &Key,
+        entry: &Entry,
+        to: Level,
+    ) -> Self {
+        let ticket = Ticket::new(key.clone(), entry.clone(), to, shared.flow.fences.clone());
+        stripe.enter(key.hash64(), shared.flow.generation());
+        stripe.begin_write(key.hash64(), ticket.clone());
+        Self { shared, ticket }
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        let key = self.ticket.key();
+        let pending = &self.shared.flow.pending;
+        let mut stripe = self.shared.stripes.lock(key.hash64());
+        // Dropped half-way, by the end of its worker: the entry waits for another.
+        if let Some(item) = pending.get(key.as_ref())
+            && item.entry.generation == self.ticket.generation()
+            && item.writing
+        {
+            pending.mark(key.as_ref(), item.entry.generation, item.to, false);
+            pending.requeue(key.clone(), item.entry.generation, item.to);
+        }
+        stripe.end_write(key.hash64(), &self.ticket);
+        stripe.leave(key.hash64());
     }
 }
 

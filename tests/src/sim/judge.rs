@@ -1,0 +1,154 @@
+//! The reference model: what a register that may become absent may answer. It knows nothing of tiers.
+
+use std::collections::BTreeMap;
+
+/// A moment of a history: operations begin and end at different ones.
+pub(super) type Moment = u64;
+
+/// What an operation does to a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Writes a value, unique in the history.
+    Write(u64),
+    /// Gives whatever is there a new deadline.
+    Touch,
+    /// Removes the value, if it carries that tag where one is named.
+    Remove(Option<u8>),
+}
+
+/// An operation that changes a key, or may have.
+#[derive(Clone, Debug)]
+pub(super) struct Mutation {
+    pub key: u8,
+    pub kind: Kind,
+    /// The tag the written value carries.
+    pub tag: Option<u8>,
+    /// The time after which the written or touched value is dead.
+    pub deadline: u64,
+    pub begun: Moment,
+    /// When it ended; none while it has not, or nobody can tell.
+    pub ended: Option<Moment>,
+    /// Whether it certainly took effect: it returned `Ok`.
+    pub certain: bool,
+    /// Whether a level lagged: then it binds only this process.
+    pub degraded: bool,
+    /// The process it ran in.
+    pub life: u32,
+}
+
+/// Everything that happened to the keys.
+#[derive(Debug, Default)]
+pub(super) struct Judge {
+    mutations: Vec<Mutation>,
+    /// Per key and process: the generations seen, and when.
+    seen: BTreeMap<(u8, u32), Vec<(Moment, u64)>>,
+    popped: BTreeMap<u64, usize>,
+}
+
+/// A read that found a value.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub key: u8,
+    pub value: u64,
+    /// The entry's generation, if the read told.
+    pub generation: Option<u64>,
+    pub begun: Moment,
+    pub ended: Moment,
+    /// The time when the read began.
+    pub clock: u64,
+    pub life: u32,
+}
+
+impl Judge {
+    /// Notes that a mutation begins; returns its number.
+    pub fn begin(&mut self, mutation: Mutation) -> usize {
+        self.mutations.push(mutation);
+        self.mutations.len() - 1
+    }
+
+    /// The mutation of that number.
+    pub fn mutation(&mut self, number: usize) -> &mut Mutation {
+        &mut self.mutations[number]
+    }
+
+    /// Ends whatever nobody waits for: all of it has had the effect it will have.
+    pub fn settle(&mut self, now: Moment) {
+        for mutation in self.mutations.iter_mut().filter(|mutation| mutation.ended.is_none()) {
+            mutation.ended = Some(now);
+        }
+    }
+
+    /// Whether a read may have found what it found.
+    pub fn judge(&mut self, seen: Seen) -> Result<(), String> {
+        let Seen { key, value, begun, ended, clock, life, .. } = seen;
+        let written = self
+            .mutations
+            .iter()
+            .find(|mutation| mutation.kind == Kind::Write(value))
+            .ok_or_else(|| format!("value {value} of key {key} was never written"))?;
+        if written.key != key {
+            return Err(format!("key {key} answered with value {value} of key {}", written.key));
+        }
+        if written.begun > ended {
+            return Err(format!("value {value} was read before it was written"));
+        }
+        let later = || self.mutations.iter().filter(|other| other.key == key && other.begun > written.begun);
+        // A touch that began before the write may still have found what was written.
+        let touches = self.mutations.iter().filter(|other| {
+            let overlaps = other.ended.is_none_or(|ended| ended > written.begun);
+            other.key == key && other.kind == Kind::Touch && overlaps
+        });
+        let deadline = touches.map(|touch| touch.deadline).fold(written.deadline, u64::max);
+        if clock >= deadline {
+            return Err(format!("value {value} was read at {clock}, after its deadline {deadline}"));
+        }
+        for other in later().filter(|other| other.certain && (other.life == life || !other.degraded)) {
+            let supersedes = match other.kind {
+                Kind::Write(_) => true,
+                Kind::Touch => false,
+                Kind::Remove(tag) => tag.is_none() || tag == written.tag,
+            };
+            let after_write = written.ended.is_some_and(|ended| ended < other.begun);
+            let before_read = other.ended.is_some_and(|ended| ended < begun);
+            if supersedes && after_write && before_read {
+                return Err(format!(
+                    "old value {value} of key {key}, written {}..{:?}, read {begun}..{ended}, after {:?} {}..{:?}",
+                    written.begun, written.ended, other.kind, other.begun, other.ended,
+                ));
+            }
+        }
+        if let Some(generation) = seen.generation {
+            // A new process numbers on from what outlived the one before it.
+            let before = self.seen.entry((key, life)).or_default();
+            for &(when, newer) in before.iter() {
+                if when < begun && newer > generation {
+                    return Err(format!(
+                        "reads of key {key} went back from generation {newer} to {generation} (value {value})"
+                    ));
+                }
+            }
+            before.push((ended, generation));
+        }
+        Ok(())
+    }
+
+    /// Whether a value may be taken out: once.
+    pub fn pop(&mut self, value: u64) -> Result<(), String> {
+        let times = self.popped.entry(value).or_default();
+        *times += 1;
+        if *times > 1 { Err(format!("value {value} was popped twice")) } else { Ok(()) }
+    }
+
+    /// The value that must be there in the end, if nothing may have taken it away: that of the last mutation of
+    /// the key, when all others ended before it began.
+    pub fn last_value(&self, key: u8, clock: u64) -> Option<u64> {
+        let of_key = || self.mutations.iter().filter(move |mutation| mutation.key == key);
+        let last = of_key().max_by_key(|mutation| mutation.begun)?;
+        let alone = of_key()
+            .all(|other| other.begun == last.begun || other.ended.is_some_and(|ended| ended < last.begun));
+        match last.kind {
+            Kind::Write(value) if last.certain && alone && clock < last.deadline => Some(value),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! A level that outlives the process, in which every step waits for the simulator's leave.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use async_trait::async_trait;
+use tiercache_core::tier::{
+    Dead, FenceLog, Hold, Index, Permit, Profile, Put, Scope, Spill, Swept, Tier, TryGet, Usage,
+};
+use tiercache_core::{Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
+use tokio::sync::oneshot;
+
+/// How the simulator lets a step go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// As it should.
+    Go,
+    /// It fails: nothing happened if it had not happened yet, else it did.
+    Fail,
+    /// It answers nothing until it is given up on.
+    Hang,
+}
+
+/// What outlives the process.
+#[derive(Debug, Default)]
+pub(super) struct Store(Mutex<Contents>);
+
+#[derive(Debug, Default)]
+struct Contents {
+    entries: BTreeMap<Key, Entry>,
+    removed: BTreeMap<Key, Generation>,
+    fences: BTreeMap<Scope, Generation>,
+    last: Generation,
+}
+
+/// Where steps wait.
+#[derive(Debug, Default)]
+pub(super) struct Gates {
+    waiting: Mutex<Vec<(String, oneshot::Sender<Fate>)>>,
+    /// Answers of the paths that do not wait, decided ahead.
+    at_once: AtomicBool,
+}
+
+impl Gates {
+    /// How many steps wait.
+    pub fn waiting(&self) -> usize {
+        lock(&self.waiting).len()
+    }
+
+    /// Lets one go.
+    pub fn release(&self, which: usize, fate: Fate) -> String {
+        let (step, gate) = lock(&self.waiting).remove(which);
+        // Nobody may be behind the gate any more: its operation was given up.
+        let _ = gate.send(fate);
+        step
+    }
+
+    /// Whether paths that need not wait answer, or say that they would have to.
+    pub fn answer_at_once(&self, at_once: bool) {
+        self.at_once.store(at_once, Ordering::Relaxed);
+    }
+
+    async fn pass(&self, step: String) -> Fate {
+        let (open, gate) = oneshot::channel();
+        lock(&self.waiting).push((step, open));
+        gate.await.unwrap_or(Fate::Fail)
+    }
+}
+
+/// The store as one process sees it.
+#[derive(Debug)]
+pub(super) struct Life {
+    pub store: Arc<Store>,
+    pub gates: Arc<Gates>,
+    /// The process is dead: nothing it still does has an effect.
+    pub dead: AtomicBool,
+    /// Knows what it holds, asks permits where it commits, remembers removals: like a local log. Otherwise like
+    /// a remote store that knows only what is put and compares generations with what is there.
+    pub local: bool,
+}
+
+impl Life {
+    fn alive(&self) -> Result<MutexGuard<'_, Contents>> {
+        if self.dead.load(Ordering::Relaxed) { Err(Error::Closed) } else { Ok(lock(&self.store.0)) }
+    }
+
+    /// One operation: waits, has its effect, waits, answers.
+    async fn step<T>(&self, what: String, effect: impl FnOnce(&mut Contents) -> T) -> Result<T> {
+        let failed = || Error::unavailable("store", "step", "told to fail");
+        match self.gates.pass(format!("before {what}")).await {
+            Fate::Go => {}
+            Fate::Fail => return Err(failed()),
+            Fate::Hang => std::future::pending().await,
+        }
+        let answer = effect(&mut *self.alive()?);
+        match self.gates.pass(format!("after {what}")).await {
+            Fate::Go => Ok(answer),
+            Fate::Fail => Err(failed()),
+            Fate::Hang => std::future::pending().await,
+        }
+    }
+}
+
+impl Contents {
+    fn remove(&mut self, key: &Key, below: Generation, remember: bool) {
+        self.last = self.last.max(below);
+        if self.entries.get(key).is_some_and(|entry| entry.generation < below) {
+            self.entries.remove(key);
+        }
+        if remember {
+            let removed = self.removed.entry(key.clone()).or_default();
+            *removed = (*removed).max(below);
+        }
+    }
+
+    fn put(&mut self, key: &Key, entry: &Entry) -> Put {
+        let newest = self.entries.get(key).map(|entry| entry.generation).max(self.removed.get(key).copied());
+        match newest {
+            Some(newest) if newest > entry.generation => Put::Superseded,
+            Some(newest) if newest == entry.generation => Put::Unchanged,
+            _ => {
+                self.last = self.last.max(entry.generation);
+                self.entries.insert(key.clone(), entry.clone());
+                Put::Stored
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Tier for Life {
+    fn name(&self) -> &'static str {
+        "store"
+    }
+
+    fn profile(&self) -> Profile {
+        Profile {
+            persistent: true,
+            shared: false,
+            max_entry_bytes: None,
+            last_generation: lock(&self.store.0).last,
+        }
+    }
+
+    fn attach(&self, _spill: Arc<dyn Spill>) {}
+
+    async fn get(&self, key: &Key) -> Result<Option<Entry>> {
+        self.step(format!("get {key:?}"), |contents| contents.entries.get(key).cloned()).await
+    }
+
+    async fn put(&self, key: &Key, entry: &Entry, _hold: Hold, permit: &dyn Permit) -> Result<Put> {
+        if !self.local && !permit.holds() {
+            return Ok(Put::Superseded);
+        }
+        let what = format!("put {key:?} {}", entry.generation.get());
+        self.step(what, |contents| {
+            if self.local && !permit.holds() { Put::Superseded } else { contents.put(key, entry) }
+        })
+        .await
+    }
+
+    async fn remove(&self, key: &Key, below: Generation) -> Result<()> {
+        let what = format!("remove {key:?} below {}", below.get());
+        self.step(what, |contents| contents.remove(key, below, self.local)).await
+    }
+
+    async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
+        self.step("clear".to_string(), |contents| {
+            contents.last = contents.last.max(below);
+            contents.entries.retain(|key, entry| {
+                entry.generation >= below || namespace.is_some_and(|namespace| namespace != key.namespace())
+            });
+        })
+        .await
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        Ok(Usage { entries: Some(self.alive()?.entries.len() as u64), ..Usage::default() })
+    }
+
+    async fn sweep(&self, now: Timestamp, dead: &dyn Dead) -> Result<Swept> {
+        let mut contents = self.alive()?;
+        let before = contents.entries.len();
+        contents.entries.retain(|key, entry| entry.is_live(now) && !dead.is_dead(key.as_ref(), entry));
+        Ok(Swept { dropped: (before - contents.entries.len()) as u64, spilled: 0, complete: true })
+    }
+
+    async fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn index(&self) -> Option<&dyn Index> {
+        if self.local { Some(self) } else { None }
+    }
+
+    fn fences(&self) -> Option<&dyn FenceLog> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Index for Life {
+    fn holds(&self, key: KeyRef<'_>) -> Option<Generation> {
+        lock(&self.store.0).entries.get(&key.to_key()).map(|entry| entry.generation)
+    }
+
+    fn try_get(&self, key: KeyRef<'_>) -> TryGet {
+        if !self.gates.at_once.load(Ordering::Relaxed) {
+            return TryGet::WouldBlock;
+        }
+        TryGet::Done(self.alive().ok().and_then(|contents| contents.entries.get(&key.to_key()).cloned()))
+    }
+
+    fn try_remove(&self, key: KeyRef<'_>, below: Generation) -> Option<Result<()>> {
+        if !self.gates.at_once.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(self.alive().map(|mut contents| contents.remove(&key.to_key(), below, true)))
+    }
+}
+
+#[async_trait]
+impl FenceLog for Life {
+    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<()> {
+        self.step(format!("fence {scope:?}"), |contents| {
+            contents.last = contents.last.max(generation);
+            let fence = contents.fences.entry(scope.clone()).or_default();
+            *fence = (*fence).max(generation);
+        })
+        .await
+    }
+
+    fn remembered(&self) -> Vec<(Scope, Generation)> {
+        lock(&self.store.0).fences.iter().map(|(scope, generation)| (scope.clone(), *generation)).collect()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
