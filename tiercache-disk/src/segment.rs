@@ -103,7 +103,10 @@ impl Codec {
     /// Makes an envelope of a record that was read to `bytes[SAVED..]`.
     pub(crate) fn unseal(&self, salt: u64, bytes: &mut [u8]) {
         if bytes.len() >= HEADER_BYTES {
+            // A damaged marker makes it an unknown version.
+            let damage = bytes[SAVED] ^ ENTRY;
             bytes[..3].copy_from_slice(&self.prefix);
+            bytes[SAVED] ^= damage;
             mask(&mut bytes[CHECKSUM_AT..HEADER_BYTES], salt);
         }
     }
