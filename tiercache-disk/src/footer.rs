@@ -154,8 +154,11 @@ pub(crate) fn rows(footer: &[u8], names: &Names) -> Option<Vec<Row>> {
             } else {
                 input.difference(before.generation)?
             };
-            let deadline =
-                if form & SAME_DEADLINE != 0 { before.deadline } else { input.difference(before.deadline)? };
+            let deadline = if form & SAME_DEADLINE != 0 {
+                before.deadline
+            } else {
+                input.difference(before.deadline)?
+            };
             let namespace = if form & SAME_NAMESPACE != 0 { before.namespace } else { input.varint()? };
             let gap = if form & NO_GAP != 0 { 0 } else { input.varint()? };
             let offset = u32::try_from(u64::from(before.end).checked_add(gap)?).ok()?;

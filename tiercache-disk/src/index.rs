@@ -127,7 +127,10 @@ pub(crate) struct Index {
 
 impl std::fmt::Debug for Index {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Index").field("entries", &self.entries).field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("Index")
+            .field("entries", &self.entries)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -195,7 +198,8 @@ impl Index {
 
     fn count(&self, before: Option<&Slot>, after: Option<&Slot>) {
         let live = |slot: Option<&Slot>| {
-            slot.filter(|slot| slot.state == State::Live).map_or((0, 0), |slot| (1, u64::from(slot.place.len)))
+            slot.filter(|slot| slot.state == State::Live)
+                .map_or((0, 0), |slot| (1, u64::from(slot.place.len)))
         };
         let ((n0, b0), (n1, b1)) = (live(before), live(after));
         // Wrapping, so that a difference below zero is one.

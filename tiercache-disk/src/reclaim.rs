@@ -122,6 +122,15 @@ impl Store {
         }
     }
 
+    /// Removes the files nobody will use, at the end.
+    pub(crate) fn drop_spares(&self) {
+        for spare in std::mem::take(&mut self.log.lock().spares) {
+            if let Err(error) = self.dir.remove(&spare.name) {
+                tracing::warn!(%error, name = spare.name, "a spare file stays behind");
+            }
+        }
+    }
+
     fn create_spare(&self) -> io::Result<Spare> {
         let mut number = self.log.active();
         loop {
@@ -272,7 +281,8 @@ impl Store {
             return false;
         }
         // What the clock cut short is not moved: its record says otherwise.
-        if moves && entry.deadline == deadline && self.relocate(hash, slot, key.namespace(), &entry, envelope) {
+        if moves && entry.deadline == deadline && self.relocate(hash, slot, key.namespace(), &entry, envelope)
+        {
             return true;
         }
         let left = Left { cause: Cause::Evicted, uses: slot.uses.into() };
@@ -296,7 +306,8 @@ impl Store {
         }
         let room = self.log.take_room(envelope.len() - SAVED);
         let mut shard = self.index.shard(hash);
-        let Some(current) = shard.get(hash).filter(|now| now.state == State::Live && now.place == slot.place) else {
+        let Some(current) = shard.get(hash).filter(|now| now.state == State::Live && now.place == slot.place)
+        else {
             return false;
         };
         let fences = self.read_fences();

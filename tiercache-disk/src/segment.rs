@@ -389,9 +389,8 @@ impl Header {
             capacity: read(&bytes[20..24]) as u32,
             prefix: [bytes[24], bytes[25], bytes[26]],
             written: Timestamp::from_millis(word(&bytes[48..])),
-            footer: (bytes[7] == 1).then(|| {
-                (read(&bytes[32..36]) as u32, read(&bytes[36..40]) as u32, word(&bytes[40..]))
-            }),
+            footer: (bytes[7] == 1)
+                .then(|| (read(&bytes[32..36]) as u32, read(&bytes[36..40]) as u32, word(&bytes[40..]))),
         })
     }
 }

@@ -104,9 +104,8 @@ impl Store {
         let mut envelope = scratch::take();
         if self.compression != Compression::None && entry.value.len() >= PACK_ELSEWHERE {
             let (key, entry, compression) = (key.clone(), entry.clone(), self.compression);
-            let pack = move || {
-                envelope::encode(key.as_ref(), &entry, compression, &mut envelope).map(|_| envelope)
-            };
+            let pack =
+                move || envelope::encode(key.as_ref(), &entry, compression, &mut envelope).map(|_| envelope);
             let packed = tokio::task::spawn_blocking(pack).await;
             envelope = match packed.map_err(|_| Error::Panicked { what: "compression" })? {
                 Ok(envelope) => envelope,
@@ -224,7 +223,8 @@ impl Store {
         self.last_generation.fetch_max(slot.generation.get(), Ordering::Relaxed);
         self.accepted.fetch_add(len, Ordering::Relaxed);
         // An older record that no removal covers would come back if the process were killed before this is written.
-        let covers = before.is_some_and(|before| before.state != State::Removed && before.generation < slot.generation);
+        let covers = before
+            .is_some_and(|before| before.state != State::Removed && before.generation < slot.generation);
         Ok(Ok((covers || self.flush == Flush::Each).then_some(ticket)))
     }
 
@@ -400,13 +400,7 @@ impl Store {
         self.check_open()
     }
 
-    fn removal(
-        &self,
-        shard: &mut Shard<'_>,
-        hash: u64,
-        slot: Option<Slot>,
-        below: Generation,
-    ) -> Removal {
+    fn removal(&self, shard: &mut Shard<'_>, hash: u64, slot: Option<Slot>, below: Generation) -> Removal {
         let Some(slot) = slot else { return Removal::Nothing };
         match slot.state {
             State::Gone => Removal::Append,
@@ -424,14 +418,7 @@ impl Store {
         if self.is_written(place) { Removal::Nothing } else { Removal::Write(place) }
     }
 
-    fn note_removal(
-        &self,
-        shard: &mut Shard<'_>,
-        hash: u64,
-        slot: Slot,
-        below: Generation,
-        place: Place,
-    ) {
+    fn note_removal(&self, shard: &mut Shard<'_>, hash: u64, slot: Slot, below: Generation, place: Place) {
         self.last_generation.fetch_max(below.get(), Ordering::Relaxed);
         // What is gone but not below stays known, as a restart would still find it.
         if slot.generation < below {
@@ -445,7 +432,10 @@ impl Store {
     pub(crate) async fn fence(&self, scope: &Scope, below: Generation) -> Result<()> {
         self.check_open()?;
         if !scope_fits(scope) {
-            return Err(Error::InvalidOption { option: "tag", reason: "it has more than 60000 bytes".into() });
+            return Err(Error::InvalidOption {
+                option: "tag",
+                reason: "it has more than 60000 bytes".into(),
+            });
         }
         loop {
             let changed = self.log.changed();

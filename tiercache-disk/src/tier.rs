@@ -4,8 +4,8 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use tiercache_core::tier::{
-    Cause, Dead, FenceLog, Hold, Index, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Scope, Spill,
-    Swept, TryGet, Usage,
+    Cause, Dead, FenceLog, Hold, Index, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Scope,
+    Spill, Swept, TryGet, Usage,
 };
 use tiercache_core::{Clock, Entry, Error, Generation, Key, KeyRef, Result, Tier, Timestamp};
 
@@ -66,6 +66,11 @@ impl DiskTier {
         (self.store.moved.load(Ordering::Relaxed), self.store.accepted.load(Ordering::Relaxed))
     }
 
+    #[cfg(test)]
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
     fn spawn(&self, name: &str, run: fn(&Store)) -> Result<()> {
         let store = Arc::clone(&self.store);
         let thread = std::thread::Builder::new()
@@ -77,7 +82,10 @@ impl DiskTier {
     }
 
     /// Runs `work` where it may block.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Store) -> T + Send + 'static) -> Result<T> {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> T + Send + 'static,
+    ) -> Result<T> {
         let store = Arc::clone(&self.store);
         tokio::task::spawn_blocking(move || work(&store))
             .await
@@ -100,6 +108,7 @@ fn shut(store: &Store, threads: &Mutex<Vec<JoinHandle<()>>>) {
             tracing::error!("a thread of the disk level panicked");
         }
     }
+    store.drop_spares();
     lock(&store.lock).take();
 }
 
@@ -176,7 +185,8 @@ impl Tier for DiskTier {
                     swept.dropped += u64::from(self.store.index.shard(hash).give_up(hash, slot.place));
                     continue;
                 }
-                let Some((key, entry)) = self.blocking(move |store| store.entry_at(hash, &slot)).await? else {
+                let Some((key, entry)) = self.blocking(move |store| store.entry_at(hash, &slot)).await?
+                else {
                     continue;
                 };
                 if dead.is_dead(key.as_ref(), &entry) {

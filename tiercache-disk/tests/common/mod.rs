@@ -1,4 +1,10 @@
-#![allow(dead_code, missing_docs, unreachable_pub, reason = "shared by test binaries that each use a part")]
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "shared by test binaries that each use a part"
+)]
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
