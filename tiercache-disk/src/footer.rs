@@ -234,7 +234,7 @@ mod tests {
     fn row(n: u32) -> Row {
         Row {
             kind: Kind::Entry,
-            hash: u64::from(n) * 0x9E37_79B9 & 0xFF_FFFF_FFFF,
+            hash: u64::from(n) * 0x9E37_79B9 % (1 << 40),
             offset: SEGMENT_HEADER as u32 + n * 300,
             len: 300,
             generation: Generation::new(u64::from(n) + 1),

@@ -102,6 +102,7 @@ pub(crate) fn open(config: DiskConfig, clock: Arc<dyn Clock>, hasher: HashFn) ->
         fences: RwLock::new(fences),
         stays: Default::default(),
         opened: now,
+        coarse: clock.coarse(),
         clock,
         flush: config.flush,
         compression,

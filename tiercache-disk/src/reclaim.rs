@@ -285,7 +285,7 @@ impl Store {
         {
             return true;
         }
-        let left = Left { cause: Cause::Evicted, uses: slot.uses.into() };
+        let left = Left { cause: Cause::Evicted, uses: 0 };
         if self.hand_over(hash, slot, key, entry, left) {
             self.count_evicted();
         }

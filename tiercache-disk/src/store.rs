@@ -35,6 +35,8 @@ pub(crate) struct Store {
     pub(crate) fences: RwLock<Fences>,
     pub(crate) stays: Stays,
     pub(crate) clock: Arc<dyn Clock>,
+    /// The clock's coarse time.
+    pub(crate) coarse: Arc<AtomicU64>,
     pub(crate) opened: Timestamp,
     pub(crate) flush: Flush,
     pub(crate) compression: Compression,
@@ -76,7 +78,7 @@ impl Store {
     }
 
     fn coarse(&self) -> Timestamp {
-        Timestamp::from_millis(self.clock.coarse().load(Ordering::Relaxed))
+        Timestamp::from_millis(self.coarse.load(Ordering::Relaxed))
     }
 
     pub(crate) fn read_fences(&self) -> RwLockReadGuard<'_, Fences> {
@@ -308,7 +310,12 @@ impl Store {
     pub(crate) fn holds(&self, key: KeyRef<'_>) -> Option<Generation> {
         let hash = self.codec.hash(key);
         let slot = self.index.shard(hash).get(hash)?;
-        (slot.state != State::Removed || !self.is_written(slot.place)).then_some(slot.generation)
+        match slot.state {
+            State::Live => Some(slot.generation),
+            // Not answered, but a restart would find something unless a mutation fences it.
+            State::Gone => Some(Generation::ZERO),
+            State::Removed => (!self.is_written(slot.place)).then_some(Generation::ZERO),
+        }
     }
 
     fn is_written(&self, place: Place) -> bool {

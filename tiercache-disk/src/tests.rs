@@ -18,7 +18,7 @@ fn config(path: &std::path::Path) -> DiskConfig {
 }
 
 fn constant(_: KeyRef<'_>, _: u64) -> u64 {
-    0x1234_5678_9A
+    0x12_3456_789A
 }
 
 fn few(key: KeyRef<'_>, _: u64) -> u64 {

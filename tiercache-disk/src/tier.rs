@@ -192,7 +192,7 @@ impl Tier for DiskTier {
                 if dead.is_dead(key.as_ref(), &entry) {
                     swept.dropped += u64::from(self.store.index.shard(hash).give_up(hash, slot.place));
                 } else {
-                    let left = Left { cause: Cause::StayOver, uses: slot.uses.into() };
+                    let left = Left { cause: Cause::StayOver, uses: 0 };
                     swept.spilled += u64::from(self.store.hand_over(hash, &slot, key, entry, left));
                 }
             }

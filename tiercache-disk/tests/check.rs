@@ -1,6 +1,6 @@
 //! What looking at a directory from outside finds and repairs.
 
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! What a restart finds, however the process before ended and whatever happened to the files.
 
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
 

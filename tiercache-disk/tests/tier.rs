@@ -1,6 +1,6 @@
 //! What the level promises while it is open.
 
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
 
