@@ -277,11 +277,9 @@ impl<T: Clone + Eq + std::hash::Hash> Interned<T> {
         T: std::borrow::Borrow<Q>,
         Q: Eq + std::hash::Hash + ToOwned<Owned = T> + ?Sized,
     {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&id) = known.0.get(value) {
+        if let Some(id) = self.known(value) {
             return id;
         }
-        drop(known);
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(&id) = known.0.get(value) {
             return id;
@@ -293,6 +291,14 @@ impl<T: Clone + Eq + std::hash::Hash> Interned<T> {
         known.0.insert(value.to_owned(), id as u16);
         known.1.push(value.to_owned());
         id as u16
+    }
+
+    fn known<Q>(&self, value: &Q) -> Option<u16>
+    where
+        T: std::borrow::Borrow<Q>,
+        Q: Eq + std::hash::Hash + ?Sized,
+    {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).0.get(value).copied()
     }
 
     fn value(&self, id: u16) -> Option<T> {
@@ -314,6 +320,11 @@ impl Default for Names {
 impl Names {
     pub(crate) fn id(&self, namespace: &str) -> u16 {
         if namespace.is_empty() { 0 } else { self.0.id(namespace) }
+    }
+
+    /// The number of a namespace that was met before.
+    pub(crate) fn known(&self, namespace: &str) -> Option<u16> {
+        self.0.known(namespace)
     }
 
     /// The namespace of that number; that of [`OTHER`] is not known and comes out as the default one.

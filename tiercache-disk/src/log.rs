@@ -134,7 +134,6 @@ impl Ticket {
 }
 
 /// Bytes that stand together in a group; the first `skip` do not belong to it.
-#[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) at: u32,
     pub(crate) skip: usize,
@@ -148,7 +147,6 @@ impl Chunk {
 }
 
 /// Records that are written together.
-#[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) segment: Arc<Segment>,
     pub(crate) chunks: Vec<Chunk>,
@@ -213,7 +211,6 @@ pub(crate) struct Appended {
     pub(crate) ticket: Arc<Ticket>,
 }
 
-#[derive(Debug)]
 pub(crate) struct LogState {
     active: Arc<Segment>,
     end: u32,
@@ -231,7 +228,6 @@ pub(crate) struct LogState {
 }
 
 /// The end of the log.
-#[derive(Debug)]
 pub(crate) struct Log {
     state: Mutex<LogState>,
     /// For the writer: there is something to write, or the turn is free.
@@ -278,6 +274,12 @@ impl Log {
             segments,
             segment_size,
         }
+    }
+
+    /// Bytes accepted and not yet written.
+    #[cfg(test)]
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.load(Ordering::Relaxed)
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, LogState> {
@@ -641,7 +643,6 @@ impl LogState {
 }
 
 /// Room for bytes on their way into the log; given back when dropped, kept when the record was appended.
-#[derive(Debug)]
 pub(crate) struct Reserved<'a> {
     log: &'a Log,
     len: usize,

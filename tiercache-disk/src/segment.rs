@@ -233,7 +233,6 @@ fn marker(kind: Kind, offset: u32, len: u32, generation: u64) -> Row {
 }
 
 /// A record before it has its place.
-#[derive(Debug)]
 pub(crate) enum Item<'a> {
     /// An envelope.
     Entry(&'a mut Vec<u8>),

@@ -25,7 +25,6 @@ const PACK_ELSEWHERE: usize = 64 << 10;
 /// How often a read that raced a move looks again before it waits.
 const LOOKS: usize = 4;
 
-#[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) dir: Dir,
     pub(crate) lock: Mutex<Option<Lock>>,
@@ -456,7 +455,10 @@ impl Store {
         }
         let namespace = match scope {
             Scope::All => None,
-            Scope::Namespace(namespace) => Some(self.codec.names.id(namespace)),
+            Scope::Namespace(namespace) => match self.codec.names.known(namespace) {
+                Some(known) => Some(known),
+                None => return Ok(()),
+            },
             Scope::Tag { .. } => return Ok(()),
         };
         for number in 0..SHARDS {

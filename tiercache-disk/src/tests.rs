@@ -97,3 +97,68 @@ async fn counters_agree_with_the_index_after_churn_and_restart() {
     // A reclaim that the end cut short had begun to give entries up, and these are back.
     assert!(after.0 >= before.0 && after.1 >= before.1, "{after:?} after {before:?}");
 }
+
+#[tokio::test]
+async fn a_future_dropped_at_any_poll_leaves_nothing_behind() {
+    use std::future::Future;
+    use std::task::{Context, Waker};
+
+    let dir = tempfile::tempdir().unwrap();
+    let config = DiskConfig { flush: crate::Flush::Each, ..config(dir.path()) };
+    let tier = DiskTier::open_with(config, ManualClock::new(), crate::segment::hash_key).unwrap();
+    let clock = ManualClock::new();
+    let hold = Hold { now: clock.now(), stay: Stay::Forever };
+    for polls in 0..4 {
+        for n in 0..200u64 {
+            let key = Key::new("", format!("{}", n % 50).as_bytes()).unwrap();
+            let generation = Generation::new(polls * 1_000 + n + 1);
+            let entry = Entry::new(vec![n as u8; 2_000], generation, clock.now());
+            let mut future: std::pin::Pin<Box<dyn Future<Output = ()> + Send>> = match n % 4 {
+                0 => Box::pin(async { tier.remove(&key, generation).await.unwrap() }),
+                1 => Box::pin(async { tier.sync().await.unwrap() }),
+                _ => Box::pin(async {
+                    tier.put(&key, &entry, hold, &Always).await.unwrap();
+                }),
+            };
+            for _ in 0..polls {
+                if future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+                    break;
+                }
+            }
+        }
+    }
+    tier.sync().await.unwrap();
+    assert_eq!(tier.store().log.pending(), 0);
+    let (entries, bytes) = tier.store().index.recount();
+    assert_eq!((entries, bytes), (tier.store().index.entries(), tier.store().index.bytes()));
+    for n in 0..50u8 {
+        let key = Key::new("", format!("{n}").as_bytes()).unwrap();
+        if let Some(found) = tier.get(&key).await.unwrap() {
+            assert!(found.value.len() == 2_000 && found.value.iter().all(|byte| *byte == found.value[0]));
+            assert_eq!(found.value[0] % 50, n);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_packed_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    for packing in [crate::Packing::Lz4, crate::Packing::Zstd] {
+        let config = DiskConfig { compression: packing, ..config(dir.path()) };
+        let opened = DiskTier::open_with(config, ManualClock::new(), crate::segment::hash_key);
+        let compiled_in = match packing {
+            crate::Packing::Lz4 => cfg!(feature = "lz4"),
+            _ => cfg!(feature = "zstd"),
+        };
+        if !compiled_in {
+            assert!(opened.unwrap_err().to_string().contains("feature"));
+            continue;
+        }
+        let tier = opened.unwrap();
+        let key = Key::new("", format!("{packing:?}").as_bytes()).unwrap();
+        // More than a segment takes, as long as it is not packed.
+        assert_eq!(put(&tier, &key, &"text ".repeat(40_000), 1).await, Put::Stored);
+        assert_eq!(tier.get(&key).await.unwrap().unwrap().value.len(), 200_000);
+        assert!(tier.usage().await.unwrap().bytes.unwrap() < 20_000);
+    }
+}
