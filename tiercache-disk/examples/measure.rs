@@ -14,7 +14,10 @@ fn main() -> Result<()> {
         .build()
         .map_err(|error| tiercache_core::Error::unavailable("measure", "start", error))?;
     runtime.block_on(async {
-        println!("{:>9} {:>9} | {:>28} | {:>28} | {:>7}", "value", "entries", "put mean/p50/p99 µs", "get mean/p50/p99 µs", "disk/payload");
+        println!(
+            "{:>9} {:>9} | {:>28} | {:>28} | {:>7}",
+            "value", "entries", "put mean/p50/p99 µs", "get mean/p50/p99 µs", "disk/payload"
+        );
         for (len, count) in [
             (256, 10_000),
             (256, 100_000),
@@ -80,7 +83,12 @@ async fn one(parent: &std::path::Path, len: usize, count: u64) -> Result<()> {
     let get_mean = begin.elapsed() / count as u32;
     tier.close().await?;
     drop(tier);
-    let disk: u64 = std::fs::read_dir(&path).into_iter().flatten().filter_map(|file| file.ok()?.metadata().ok()).map(|meta| meta.len()).sum();
+    let disk: u64 = std::fs::read_dir(&path)
+        .into_iter()
+        .flatten()
+        .filter_map(|file| file.ok()?.metadata().ok())
+        .map(|meta| meta.len())
+        .sum();
     let payload = count * (len as u64 + 24);
 
     let begin = Instant::now();
@@ -101,7 +109,10 @@ async fn one(parent: &std::path::Path, len: usize, count: u64) -> Result<()> {
         let killed = Instant::now();
         let second = DiskTier::open(config, clock.clone()).await?;
         assert_eq!(second.usage().await?.entries, Some(count));
-        println!("          open of {count} entries after a kill: {:?} (links made in {linked:?})", killed.elapsed());
+        println!(
+            "          open of {count} entries after a kill: {:?} (links made in {linked:?})",
+            killed.elapsed()
+        );
         drop(second);
     }
     drop(tier);
@@ -140,7 +151,11 @@ async fn reclaim(parent: &std::path::Path) -> Result<()> {
     }
     let mean = begin.elapsed() / count as u32;
     let (moved, put) = tier.moved_and_put();
-    println!("reclaim, 80 % live, half of it read: put and get {} µs, write amplification {:.3}", show(mean, puts), 1.0 + moved as f64 / put as f64);
+    println!(
+        "reclaim, 80 % live, half of it read: put and get {} µs, write amplification {:.3}",
+        show(mean, puts),
+        1.0 + moved as f64 / put as f64
+    );
     tier.close().await?;
     std::fs::remove_dir_all(&path).ok();
     Ok(())

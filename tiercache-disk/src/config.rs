@@ -113,7 +113,8 @@ impl DiskConfig {
         if let Some(path) = &self.path {
             return Ok(path.clone());
         }
-        let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let absolute =
+            |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         absolute("XDG_CACHE_HOME")
             .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
             .map(|cache| cache.join("tiercache"))
@@ -124,12 +125,14 @@ impl DiskConfig {
 
     /// Bytes of a segment.
     pub(crate) fn segment(&self) -> Result<u32> {
-        let size = self.segment_size.unwrap_or_else(|| {
-            (self.max_size / 8).clamp(1 << 20, DEFAULT_SEGMENT).min(self.max_size / 4)
-        });
+        let size = self
+            .segment_size
+            .unwrap_or_else(|| (self.max_size / 8).clamp(1 << 20, DEFAULT_SEGMENT).min(self.max_size / 4));
         if !(MIN_SEGMENT..=MAX_SEGMENT).contains(&size) {
             return Err(Error::Config(match self.segment_size {
-                Some(_) => format!("segment_size: {size} is not between {MIN_SEGMENT} and {MAX_SEGMENT} bytes"),
+                Some(_) => {
+                    format!("segment_size: {size} is not between {MIN_SEGMENT} and {MAX_SEGMENT} bytes")
+                }
                 None => format!("max_size: {} is below the least, {} bytes", self.max_size, 4 * MIN_SEGMENT),
             }));
         }

@@ -46,7 +46,8 @@ pub(crate) enum Name {
 
 impl Name {
     pub(crate) fn of(name: &str) -> Self {
-        let digits = |text: &str| text.len() == 8 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let digits =
+            |text: &str| text.len() == 8 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         match name.strip_suffix(".seg") {
             Some(seq) if digits(seq) => u32::from_str_radix(seq, 16).map_or(Self::Foreign, Self::Segment),
             _ if name == DAMAGED => Self::Damaged,
@@ -76,7 +77,9 @@ impl Dir {
                 .recursive(true)
                 .mode(0o700)
                 .create(path)
-                .or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
+                .or_else(
+                    |error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) },
+                )
                 .map_err(|error| refused(path, &format!("cannot be made: {error}")))?;
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -127,10 +130,19 @@ impl Dir {
             other => other,
         }
         .map_err(unavailable)?;
-        match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let mut locked = fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        // Somebody who only asks for the owner holds it for a moment.
+        for _ in 0..3 {
+            if locked == Err(rustix::io::Errno::WOULDBLOCK) {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                locked = fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+            }
+        }
+        match locked {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                let owner = read_pid(&mut file).map_or("another process".into(), |pid| format!("process {pid}"));
+                let owner =
+                    read_pid(&mut file).map_or("another process".into(), |pid| format!("process {pid}"));
                 return Err(refused(
                     &self.path,
                     &format!(

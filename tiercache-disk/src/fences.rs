@@ -39,6 +39,10 @@ impl Fences {
         self.0.iter().map(|(scope, fence)| (scope.clone(), fence.below)).collect()
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether what is in `namespace`, of that generation and with those tags, is dead.
     pub(crate) fn kill(&self, namespace: &str, entry: &Entry) -> bool {
         if self.0.is_empty() {

@@ -154,8 +154,11 @@ pub(crate) fn rows(footer: &[u8], names: &Names) -> Option<Vec<Row>> {
             } else {
                 input.difference(before.generation)?
             };
-            let deadline =
-                if form & SAME_DEADLINE != 0 { before.deadline } else { input.difference(before.deadline)? };
+            let deadline = if form & SAME_DEADLINE != 0 {
+                before.deadline
+            } else {
+                input.difference(before.deadline)?
+            };
             let namespace = if form & SAME_NAMESPACE != 0 { before.namespace } else { input.varint()? };
             let gap = if form & NO_GAP != 0 { 0 } else { input.varint()? };
             let offset = u32::try_from(u64::from(before.end).checked_add(gap)?).ok()?;
@@ -231,7 +234,7 @@ mod tests {
     fn row(n: u32) -> Row {
         Row {
             kind: Kind::Entry,
-            hash: u64::from(n) * 0x9E37_79B9 & 0xFF_FFFF_FFFF,
+            hash: u64::from(n) * 0x9E37_79B9 % (1 << 40),
             offset: SEGMENT_HEADER as u32 + n * 300,
             len: 300,
             generation: Generation::new(u64::from(n) + 1),

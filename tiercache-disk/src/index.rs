@@ -127,7 +127,10 @@ pub(crate) struct Index {
 
 impl std::fmt::Debug for Index {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Index").field("entries", &self.entries).field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("Index")
+            .field("entries", &self.entries)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -195,7 +198,8 @@ impl Index {
 
     fn count(&self, before: Option<&Slot>, after: Option<&Slot>) {
         let live = |slot: Option<&Slot>| {
-            slot.filter(|slot| slot.state == State::Live).map_or((0, 0), |slot| (1, u64::from(slot.place.len)))
+            slot.filter(|slot| slot.state == State::Live)
+                .map_or((0, 0), |slot| (1, u64::from(slot.place.len)))
         };
         let ((n0, b0), (n1, b1)) = (live(before), live(after));
         // Wrapping, so that a difference below zero is one.
@@ -273,11 +277,9 @@ impl<T: Clone + Eq + std::hash::Hash> Interned<T> {
         T: std::borrow::Borrow<Q>,
         Q: Eq + std::hash::Hash + ToOwned<Owned = T> + ?Sized,
     {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&id) = known.0.get(value) {
+        if let Some(id) = self.known(value) {
             return id;
         }
-        drop(known);
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(&id) = known.0.get(value) {
             return id;
@@ -289,6 +291,14 @@ impl<T: Clone + Eq + std::hash::Hash> Interned<T> {
         known.0.insert(value.to_owned(), id as u16);
         known.1.push(value.to_owned());
         id as u16
+    }
+
+    fn known<Q>(&self, value: &Q) -> Option<u16>
+    where
+        T: std::borrow::Borrow<Q>,
+        Q: Eq + std::hash::Hash + ?Sized,
+    {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).0.get(value).copied()
     }
 
     fn value(&self, id: u16) -> Option<T> {
@@ -310,6 +320,11 @@ impl Default for Names {
 impl Names {
     pub(crate) fn id(&self, namespace: &str) -> u16 {
         if namespace.is_empty() { 0 } else { self.0.id(namespace) }
+    }
+
+    /// The number of a namespace that was met before.
+    pub(crate) fn known(&self, namespace: &str) -> Option<u16> {
+        self.0.known(namespace)
     }
 
     /// The namespace of that number; that of [`OTHER`] is not known and comes out as the default one.

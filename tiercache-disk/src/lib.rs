@@ -11,8 +11,10 @@ mod open;
 mod reclaim;
 mod segment;
 mod store;
+#[cfg(test)]
+mod tests;
 mod tier;
 
-pub use check::{Report, check, inspect};
+pub use check::Report;
 pub use config::{DiskConfig, Flush, Packing};
 pub use tier::DiskTier;

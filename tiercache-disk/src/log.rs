@@ -70,8 +70,12 @@ impl Segment {
 
     /// A segment that is to begin in the file of `spare`.
     pub(crate) fn begin(codec: &Codec, seq: u32, spare: Spare, capacity: u32, now: Timestamp) -> Self {
-        let header = Header { seed: codec.seed, seq, capacity, prefix: codec.prefix, written: now, footer: None };
-        Self { activation: Mutex::new(Some((spare.name, header))), ..Self::new(codec, seq, spare.file, capacity) }
+        let header =
+            Header { seed: codec.seed, seq, capacity, prefix: codec.prefix, written: now, footer: None };
+        Self {
+            activation: Mutex::new(Some((spare.name, header))),
+            ..Self::new(codec, seq, spare.file, capacity)
+        }
     }
 
     pub(crate) fn has_written(&self, place: Place) -> bool {
@@ -97,7 +101,8 @@ impl Segments {
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Segment>> {
-        let mut all: Vec<_> = self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let mut all: Vec<_> =
+            self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         all.sort_unstable_by_key(|segment| segment.seq);
         all
     }
@@ -129,7 +134,6 @@ impl Ticket {
 }
 
 /// Bytes that stand together in a group; the first `skip` do not belong to it.
-#[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) at: u32,
     pub(crate) skip: usize,
@@ -143,7 +147,6 @@ impl Chunk {
 }
 
 /// Records that are written together.
-#[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) segment: Arc<Segment>,
     pub(crate) chunks: Vec<Chunk>,
@@ -208,7 +211,6 @@ pub(crate) struct Appended {
     pub(crate) ticket: Arc<Ticket>,
 }
 
-#[derive(Debug)]
 pub(crate) struct LogState {
     active: Arc<Segment>,
     end: u32,
@@ -226,7 +228,6 @@ pub(crate) struct LogState {
 }
 
 /// The end of the log.
-#[derive(Debug)]
 pub(crate) struct Log {
     state: Mutex<LogState>,
     /// For the writer: there is something to write, or the turn is free.
@@ -244,12 +245,7 @@ pub(crate) struct Log {
 
 impl Log {
     /// A log that goes on in `active`, at `end`, after the rows that are in `footer`.
-    pub(crate) fn new(
-        active: Arc<Segment>,
-        end: u32,
-        footer: Footer,
-        segment_size: u32,
-    ) -> Self {
+    pub(crate) fn new(active: Arc<Segment>, end: u32, footer: Footer, segment_size: u32) -> Self {
         let segments = Segments::default();
         segments.insert(Arc::clone(&active));
         let mut open = Group::new(Arc::clone(&active), end);
@@ -278,6 +274,12 @@ impl Log {
             segments,
             segment_size,
         }
+    }
+
+    /// Bytes accepted and not yet written.
+    #[cfg(test)]
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.load(Ordering::Relaxed)
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, LogState> {
@@ -360,8 +362,7 @@ impl Log {
         let left = |state: &LogState| {
             (state.active.capacity as usize).saturating_sub(state.end as usize + state.footer.len() + MAX_ROW)
         };
-        let reserved =
-            if who == For::Put && state.spares.is_empty() { state.reserve as usize } else { 0 };
+        let reserved = if who == For::Put && state.spares.is_empty() { state.reserve as usize } else { 0 };
         if len + reserved <= left(state) {
             return Ok(());
         }
@@ -427,7 +428,8 @@ impl Log {
     pub(crate) fn buffered(&self, segment: &Segment, place: Place) -> Option<Vec<u8>> {
         let state = self.lock();
         let groups = state.queue.iter().map(|group| &**group).chain(std::iter::once(&state.open));
-        let found = groups.filter(|group| group.segment.seq == segment.seq).find_map(|group| group.find(place))?;
+        let found =
+            groups.filter(|group| group.segment.seq == segment.seq).find_map(|group| group.find(place))?;
         let mut bytes = vec![0; SAVED];
         bytes.reserve_exact(found.len());
         bytes.extend_from_slice(found);
@@ -641,7 +643,6 @@ impl LogState {
 }
 
 /// Room for bytes on their way into the log; given back when dropped, kept when the record was appended.
-#[derive(Debug)]
 pub(crate) struct Reserved<'a> {
     log: &'a Log,
     len: usize,

@@ -29,7 +29,7 @@ use crate::store::Store;
 use crate::tier::NAME;
 
 /// A last segment with less room than this is not gone on with.
-const WORTH: u32 = 4 << 10;
+const WORTH: usize = 4 << 10;
 
 pub(crate) fn open(config: DiskConfig, clock: Arc<dyn Clock>, hasher: HashFn) -> Result<Store> {
     let segment_size = config.segment()?;
@@ -64,15 +64,14 @@ pub(crate) fn open(config: DiskConfig, clock: Arc<dyn Clock>, hasher: HashFn) ->
         ..Segment::new(&codec, loaded.seq, Arc::clone(&loaded.file), loaded.capacity)
     };
     let older: Vec<_> = found.segments.iter().map(|loaded| Arc::new(opened(loaded, true))).collect();
-    let go_on = last.as_ref().is_some_and(|last| {
-        let mut footer = Footer::new();
-        last.rows.iter().for_each(|row| footer.push(row, &codec.names));
-        last.capacity == segment_size && u64::from(last.end) + footer.len() as u64 + u64::from(WORTH) < u64::from(last.capacity)
-    });
+    let mut footer = Footer::new();
+    last.iter().flat_map(|last| &last.rows).for_each(|row| footer.push(row, &codec.names));
+    let goes_on = |last: &Loaded| {
+        let least = last.end as usize + footer.len() + WORTH;
+        last.capacity == segment_size && least < last.capacity as usize
+    };
     let log = match last {
-        Some(last) if go_on => {
-            let mut footer = Footer::new();
-            last.rows.iter().for_each(|row| footer.push(row, &codec.names));
+        Some(last) if goes_on(&last) => {
             let segment = opened(&last, false);
             segment.holed.store(false, Ordering::Relaxed);
             // Open again, before anything is written over its footer.
@@ -103,6 +102,7 @@ pub(crate) fn open(config: DiskConfig, clock: Arc<dyn Clock>, hasher: HashFn) ->
         fences: RwLock::new(fences),
         stays: Default::default(),
         opened: now,
+        coarse: clock.coarse(),
         clock,
         flush: config.flush,
         compression,
@@ -131,7 +131,7 @@ fn header_of(codec: &Codec, loaded: &Loaded, now: Timestamp) -> Header {
 }
 
 /// Puts a row into the index if it counts.
-fn remember(index: &Index, segment: u32, row: &Row, now: Timestamp) {
+pub(crate) fn remember(index: &Index, segment: u32, row: &Row, now: Timestamp) {
     let state = match row.kind {
         Kind::Entry if row.namespace == OTHER => return,
         Kind::Entry => State::Live,
@@ -159,7 +159,7 @@ fn remember(index: &Index, segment: u32, row: &Row, now: Timestamp) {
 }
 
 /// Drops what fences reach and gives up what is dead at `now`. Only now, as it may be what outranks an older record.
-fn bury(index: &Index, fences: &Fences, codec: &Codec, now: Timestamp) {
+pub(crate) fn bury(index: &Index, fences: &Fences, codec: &Codec, now: Timestamp) {
     let list = fences.list();
     let all = list.iter().filter(|(scope, _)| *scope == Scope::All).map(|(_, below)| *below).max();
     let spaces: std::collections::HashMap<u16, Generation> = list
@@ -263,12 +263,14 @@ pub(crate) fn read_dir(
         }
         if broken.is_none() {
             // The first one is the newest: it may have got its name and not yet its header.
-            let loaded = file.and_then(|file| load(&found.codec, seq, file, header, found.segments.is_empty()));
+            let loaded =
+                file.and_then(|file| load(&found.codec, seq, file, header, found.segments.is_empty()));
             match loaded {
                 Ok(loaded) => {
                     size += u64::from(loaded.capacity);
                     if size <= max_size {
-                        found.latest = found.latest.max(header.map_or(Timestamp::EPOCH, |header| header.written));
+                        found.latest =
+                            found.latest.max(header.map_or(Timestamp::EPOCH, |header| header.written));
                         found.damaged += loaded.damaged;
                         let rows = loaded.rows.iter().map(|row| row.generation).max();
                         found.last_generation = found.last_generation.max(rows.unwrap_or_default());
@@ -339,24 +341,11 @@ pub(crate) fn load(
     if scan.rows.is_empty() && header.is_none() && !newest && length > 0 {
         return Err(io::Error::other("neither its header nor any record is whole"));
     }
-    Loaded {
-        rows: scan.rows,
-        fences: scan.fences,
-        end: scan.end,
-        damaged: scan.damaged,
-        by_footer: false,
-        ..loaded
+    if scan.damaged > 0 {
+        tracing::warn!(segment = seq, damaged = scan.damaged, "damaged records in a segment");
     }
-    .checked()
-}
-
-impl Loaded {
-    fn checked(self) -> io::Result<Self> {
-        if self.damaged > 0 {
-            tracing::warn!(segment = self.seq, damaged = self.damaged, "damaged records in a segment");
-        }
-        Ok(self)
-    }
+    let (rows, fences) = (scan.rows, scan.fences);
+    Ok(Loaded { rows, fences, end: scan.end, damaged: scan.damaged, ..loaded })
 }
 
 /// Fills `loaded` from its footer, if that is whole.

@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tiercache_core::Timestamp;
+use tiercache_core::envelope::{self, Damage};
 use tiercache_core::tier::{Cause, Left};
 
 use crate::config::Flush;
@@ -119,6 +120,15 @@ impl Store {
             }
             self.dir.remove(&spare_name(oldest.seq))?;
             self.allotted.fetch_sub(oldest.capacity.into(), Ordering::Relaxed);
+        }
+    }
+
+    /// Removes the files nobody will use, at the end.
+    pub(crate) fn drop_spares(&self) {
+        for spare in std::mem::take(&mut self.log.lock().spares) {
+            if let Err(error) = self.dir.remove(&spare.name) {
+                tracing::warn!(%error, name = spare.name, "a spare file stays behind");
+            }
         }
     }
 
@@ -239,9 +249,15 @@ impl Store {
                     continue;
                 }
             };
-            if self.leave(segment, hash, &slot, envelope, moves, now) {
-                left -= len;
-                self.moved.fetch_add(len, Ordering::Relaxed);
+            match self.leave(segment, hash, &slot, envelope, moves, now) {
+                Ok(true) => {
+                    left -= len;
+                    self.moved.fetch_add(len, Ordering::Relaxed);
+                }
+                Ok(false) => {}
+                Err(damage) => {
+                    self.damaged(hash, slot.place, &damage.to_string());
+                }
             }
         }
         true
@@ -253,55 +269,49 @@ impl Store {
         segment: &Segment,
         hash: u64,
         slot: &Slot,
-        envelope: Vec<u8>,
+        mut envelope: Vec<u8>,
         moves: bool,
         now: Timestamp,
-    ) -> bool {
-        let (key, entry) = match decode_any(envelope.clone()) {
-            Ok(found) => found,
-            Err(damage) => {
-                self.damaged(hash, slot.place, &damage.to_string());
-                return false;
-            }
-        };
-        let deadline = entry.deadline;
-        let entry = self.rewound(entry, segment, slot.place);
-        let dead = !entry.is_live(now) || self.read_fences().kill(key.namespace(), &entry);
-        if dead {
-            self.index.shard(hash).give_up(hash, slot.place);
-            return false;
-        }
+    ) -> Result<bool, Damage> {
         // What the clock cut short is not moved: its record says otherwise.
-        if moves && entry.deadline == deadline && self.relocate(hash, slot, key.namespace(), &entry, envelope) {
-            return true;
+        if moves && envelope::verify(&envelope)?.created <= self.opened.max(now) {
+            match self.relocate(hash, slot, &mut envelope) {
+                Moved::Yes => return Ok(true),
+                Moved::Dead => return Ok(false),
+                Moved::NoRoom => {}
+            }
         }
-        let left = Left { cause: Cause::Evicted, uses: slot.uses.into() };
+        let (key, entry) = decode_any(envelope)?;
+        let entry = self.rewound(entry, segment, slot.place);
+        if !entry.is_live(now) || self.read_fences().kill(key.namespace(), &entry) {
+            self.index.shard(hash).give_up(hash, slot.place);
+            return Ok(false);
+        }
+        // The manager counted the uses itself.
+        let left = Left { cause: Cause::Evicted, uses: 0 };
         if self.hand_over(hash, slot, key, entry, left) {
             self.count_evicted();
         }
-        false
+        Ok(false)
     }
 
-    fn relocate(
-        &self,
-        hash: u64,
-        slot: &Slot,
-        namespace: &str,
-        entry: &tiercache_core::Entry,
-        mut envelope: Vec<u8>,
-    ) -> bool {
+    fn relocate(&self, hash: u64, slot: &Slot, envelope: &mut Vec<u8>) -> Moved {
         while self.log.is_crowded() {
             let Some(ticket) = self.log.last_ticket() else { break };
             self.log.wait_blocking(&ticket);
         }
         let room = self.log.take_room(envelope.len() - SAVED);
         let mut shard = self.index.shard(hash);
-        let Some(current) = shard.get(hash).filter(|now| now.state == State::Live && now.place == slot.place) else {
-            return false;
+        let Some(current) = shard.get(hash).filter(|now| now.state == State::Live && now.place == slot.place)
+        else {
+            return Moved::Dead;
         };
         let fences = self.read_fences();
-        if fences.kill(namespace, entry) {
-            return false;
+        if !fences.is_empty()
+            && decode_any(envelope.clone()).is_ok_and(|(key, entry)| fences.kill(key.namespace(), &entry))
+        {
+            shard.give_up(hash, slot.place);
+            return Moved::Dead;
         }
         let row = Row {
             kind: Kind::Entry,
@@ -312,16 +322,24 @@ impl Store {
             deadline: slot.deadline,
             namespace: slot.namespace,
         };
-        match self.log.append(&self.codec, Item::Entry(&mut envelope), row, For::Upkeep, self.clock.now()) {
+        match self.log.append(&self.codec, Item::Entry(envelope), row, For::Upkeep, self.clock.now()) {
             Ok(Appended { place, .. }) => {
                 room.keep();
                 shard.set(hash, &Slot { place, uses: 0, ..current });
-                true
+                Moved::Yes
             }
             // Puts took the rest of the last segment.
-            Err(NoPlace::Segment | NoPlace::Disk | NoPlace::Busy) => false,
+            Err(NoPlace::Segment | NoPlace::Disk | NoPlace::Busy) => Moved::NoRoom,
         }
     }
+}
+
+/// What became of an entry that was to be moved.
+enum Moved {
+    Yes,
+    /// It is no longer there, or nobody may have it.
+    Dead,
+    NoRoom,
 }
 
 fn place(segment: &Segment, row: &Row) -> Place {

@@ -233,7 +233,6 @@ fn marker(kind: Kind, offset: u32, len: u32, generation: u64) -> Row {
 }
 
 /// A record before it has its place.
-#[derive(Debug)]
 pub(crate) enum Item<'a> {
     /// An envelope.
     Entry(&'a mut Vec<u8>),
@@ -389,9 +388,8 @@ impl Header {
             capacity: read(&bytes[20..24]) as u32,
             prefix: [bytes[24], bytes[25], bytes[26]],
             written: Timestamp::from_millis(word(&bytes[48..])),
-            footer: (bytes[7] == 1).then(|| {
-                (read(&bytes[32..36]) as u32, read(&bytes[36..40]) as u32, word(&bytes[40..]))
-            }),
+            footer: (bytes[7] == 1)
+                .then(|| (read(&bytes[32..36]) as u32, read(&bytes[36..40]) as u32, word(&bytes[40..]))),
         })
     }
 }

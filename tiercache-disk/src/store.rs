@@ -25,7 +25,6 @@ const PACK_ELSEWHERE: usize = 64 << 10;
 /// How often a read that raced a move looks again before it waits.
 const LOOKS: usize = 4;
 
-#[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) dir: Dir,
     pub(crate) lock: Mutex<Option<Lock>>,
@@ -35,6 +34,8 @@ pub(crate) struct Store {
     pub(crate) fences: RwLock<Fences>,
     pub(crate) stays: Stays,
     pub(crate) clock: Arc<dyn Clock>,
+    /// The clock's coarse time.
+    pub(crate) coarse: Arc<AtomicU64>,
     pub(crate) opened: Timestamp,
     pub(crate) flush: Flush,
     pub(crate) compression: Compression,
@@ -76,7 +77,7 @@ impl Store {
     }
 
     fn coarse(&self) -> Timestamp {
-        Timestamp::from_millis(self.clock.coarse().load(Ordering::Relaxed))
+        Timestamp::from_millis(self.coarse.load(Ordering::Relaxed))
     }
 
     pub(crate) fn read_fences(&self) -> RwLockReadGuard<'_, Fences> {
@@ -104,9 +105,8 @@ impl Store {
         let mut envelope = scratch::take();
         if self.compression != Compression::None && entry.value.len() >= PACK_ELSEWHERE {
             let (key, entry, compression) = (key.clone(), entry.clone(), self.compression);
-            let pack = move || {
-                envelope::encode(key.as_ref(), &entry, compression, &mut envelope).map(|_| envelope)
-            };
+            let pack =
+                move || envelope::encode(key.as_ref(), &entry, compression, &mut envelope).map(|_| envelope);
             let packed = tokio::task::spawn_blocking(pack).await;
             envelope = match packed.map_err(|_| Error::Panicked { what: "compression" })? {
                 Ok(envelope) => envelope,
@@ -224,7 +224,8 @@ impl Store {
         self.last_generation.fetch_max(slot.generation.get(), Ordering::Relaxed);
         self.accepted.fetch_add(len, Ordering::Relaxed);
         // An older record that no removal covers would come back if the process were killed before this is written.
-        let covers = before.is_some_and(|before| before.state != State::Removed && before.generation < slot.generation);
+        let covers = before
+            .is_some_and(|before| before.state != State::Removed && before.generation < slot.generation);
         Ok(Ok((covers || self.flush == Flush::Each).then_some(ticket)))
     }
 
@@ -308,7 +309,12 @@ impl Store {
     pub(crate) fn holds(&self, key: KeyRef<'_>) -> Option<Generation> {
         let hash = self.codec.hash(key);
         let slot = self.index.shard(hash).get(hash)?;
-        (slot.state != State::Removed || !self.is_written(slot.place)).then_some(slot.generation)
+        match slot.state {
+            State::Live => Some(slot.generation),
+            // Not answered, but a restart would find something unless a mutation fences it.
+            State::Gone => Some(Generation::ZERO),
+            State::Removed => (!self.is_written(slot.place)).then_some(Generation::ZERO),
+        }
     }
 
     fn is_written(&self, place: Place) -> bool {
@@ -400,13 +406,7 @@ impl Store {
         self.check_open()
     }
 
-    fn removal(
-        &self,
-        shard: &mut Shard<'_>,
-        hash: u64,
-        slot: Option<Slot>,
-        below: Generation,
-    ) -> Removal {
+    fn removal(&self, shard: &mut Shard<'_>, hash: u64, slot: Option<Slot>, below: Generation) -> Removal {
         let Some(slot) = slot else { return Removal::Nothing };
         match slot.state {
             State::Gone => Removal::Append,
@@ -424,14 +424,7 @@ impl Store {
         if self.is_written(place) { Removal::Nothing } else { Removal::Write(place) }
     }
 
-    fn note_removal(
-        &self,
-        shard: &mut Shard<'_>,
-        hash: u64,
-        slot: Slot,
-        below: Generation,
-        place: Place,
-    ) {
+    fn note_removal(&self, shard: &mut Shard<'_>, hash: u64, slot: Slot, below: Generation, place: Place) {
         self.last_generation.fetch_max(below.get(), Ordering::Relaxed);
         // What is gone but not below stays known, as a restart would still find it.
         if slot.generation < below {
@@ -445,7 +438,10 @@ impl Store {
     pub(crate) async fn fence(&self, scope: &Scope, below: Generation) -> Result<()> {
         self.check_open()?;
         if !scope_fits(scope) {
-            return Err(Error::InvalidOption { option: "tag", reason: "it has more than 60000 bytes".into() });
+            return Err(Error::InvalidOption {
+                option: "tag",
+                reason: "it has more than 60000 bytes".into(),
+            });
         }
         loop {
             let changed = self.log.changed();
@@ -459,7 +455,10 @@ impl Store {
         }
         let namespace = match scope {
             Scope::All => None,
-            Scope::Namespace(namespace) => Some(self.codec.names.id(namespace)),
+            Scope::Namespace(namespace) => match self.codec.names.known(namespace) {
+                Some(known) => Some(known),
+                None => return Ok(()),
+            },
             Scope::Tag { .. } => return Ok(()),
         };
         for number in 0..SHARDS {

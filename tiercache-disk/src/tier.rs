@@ -4,8 +4,8 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use tiercache_core::tier::{
-    Cause, Dead, FenceLog, Hold, Index, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Scope, Spill,
-    Swept, TryGet, Usage,
+    Cause, Dead, FenceLog, Hold, Index, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Scope,
+    Spill, Swept, TryGet, Usage,
 };
 use tiercache_core::{Clock, Entry, Error, Generation, Key, KeyRef, Result, Tier, Timestamp};
 
@@ -26,7 +26,6 @@ const BATCH_BYTES: u64 = 4 << 20;
 /// A level on the local disk.
 ///
 /// Dropping it without [`close`](Tier::close) writes out what was accepted, which may block for some milliseconds.
-#[derive(Debug)]
 pub struct DiskTier {
     store: Arc<Store>,
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
@@ -66,6 +65,11 @@ impl DiskTier {
         (self.store.moved.load(Ordering::Relaxed), self.store.accepted.load(Ordering::Relaxed))
     }
 
+    #[cfg(test)]
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
     fn spawn(&self, name: &str, run: fn(&Store)) -> Result<()> {
         let store = Arc::clone(&self.store);
         let thread = std::thread::Builder::new()
@@ -77,11 +81,23 @@ impl DiskTier {
     }
 
     /// Runs `work` where it may block.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Store) -> T + Send + 'static) -> Result<T> {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> T + Send + 'static,
+    ) -> Result<T> {
         let store = Arc::clone(&self.store);
         tokio::task::spawn_blocking(move || work(&store))
             .await
             .map_err(|_| Error::Panicked { what: "the disk level" })
+    }
+}
+
+impl std::fmt::Debug for DiskTier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DiskTier")
+            .field("path", &self.store.dir.path)
+            .field("index", &self.store.index)
+            .finish_non_exhaustive()
     }
 }
 
@@ -100,6 +116,7 @@ fn shut(store: &Store, threads: &Mutex<Vec<JoinHandle<()>>>) {
             tracing::error!("a thread of the disk level panicked");
         }
     }
+    store.drop_spares();
     lock(&store.lock).take();
 }
 
@@ -171,19 +188,35 @@ impl Tier for DiskTier {
             let number = self.store.sweep_at.fetch_add(1, Ordering::Relaxed) % SHARDS;
             let (seen, due) = self.store.due(number, now);
             looked += seen.max(1);
-            for (hash, slot) in due {
-                if slot.deadline <= now {
-                    swept.dropped += u64::from(self.store.index.shard(hash).give_up(hash, slot.place));
-                    continue;
-                }
-                let Some((key, entry)) = self.blocking(move |store| store.entry_at(hash, &slot)).await? else {
-                    continue;
+            let (dead_now, over): (Vec<_>, Vec<_>) =
+                due.into_iter().partition(|(_, slot)| slot.deadline <= now);
+            for (hash, slot) in dead_now {
+                swept.dropped += u64::from(self.store.index.shard(hash).give_up(hash, slot.place));
+            }
+            let mut over = over.into_iter().peekable();
+            while over.peek().is_some() {
+                let mut bytes = 0;
+                let batch: Vec<_> = std::iter::from_fn(|| {
+                    bytes += u64::from(over.peek()?.1.place.len);
+                    if bytes <= BATCH_BYTES || bytes == u64::from(over.peek()?.1.place.len) {
+                        over.next()
+                    } else {
+                        None
+                    }
+                })
+                .collect();
+                let read = move |store: &Store| -> Vec<_> {
+                    let entry = |(hash, slot)| store.entry_at(hash, &slot).map(|entry| (hash, slot, entry));
+                    batch.into_iter().filter_map(entry).collect()
                 };
-                if dead.is_dead(key.as_ref(), &entry) {
-                    swept.dropped += u64::from(self.store.index.shard(hash).give_up(hash, slot.place));
-                } else {
-                    let left = Left { cause: Cause::StayOver, uses: slot.uses.into() };
-                    swept.spilled += u64::from(self.store.hand_over(hash, &slot, key, entry, left));
+                for (hash, slot, (key, entry)) in self.blocking(read).await? {
+                    if dead.is_dead(key.as_ref(), &entry) {
+                        swept.dropped += u64::from(self.store.index.shard(hash).give_up(hash, slot.place));
+                    } else {
+                        // The manager counted the uses itself.
+                        let left = Left { cause: Cause::StayOver, uses: 0 };
+                        swept.spilled += u64::from(self.store.hand_over(hash, &slot, key, entry, left));
+                    }
                 }
             }
             swept.complete = number == SHARDS - 1;
@@ -319,7 +352,10 @@ impl Store {
 
     fn list(&self, namespace: Option<&str>, after: Option<u64>, limit: usize) -> Listed {
         // In the order of hashes, which no move changes.
-        let wanted = namespace.map(|namespace| self.codec.names.id(namespace));
+        let wanted = match namespace.map(|namespace| self.codec.names.known(namespace)) {
+            Some(None) => return Listed::default(),
+            wanted => wanted.flatten(),
+        };
         let first = after.map_or(0, |hash| hash + 1);
         let mut listed = Listed::default();
         let mut bytes = 0;

@@ -1,6 +1,6 @@
 //! What a restart finds, however the process before ended and whatever happened to the files.
 
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
 
@@ -149,10 +149,10 @@ async fn fences_are_back_and_reach_what_was_put_before_them() {
         assert!(tier.get(&Key::new("a", b"k").unwrap()).await.unwrap().is_none());
         let mut fences = tier.remembered();
         fences.sort();
-        assert_eq!(fences, vec![
-            (Scope::Namespace("a".into()), Generation::new(8)),
-            (tag.clone(), Generation::new(7))
-        ]);
+        assert_eq!(
+            fences,
+            vec![(Scope::Namespace("a".into()), Generation::new(8)), (tag.clone(), Generation::new(7))]
+        );
         assert_eq!(tier.profile().last_generation, Generation::new(8));
         tier.close().await.unwrap();
     }
@@ -185,7 +185,11 @@ async fn each_flipped_byte_of_an_entry_is_a_miss_and_heals() {
         let start = written("before", "1").await;
         let end = written("victim", &filler("victim", 100)).await;
         written("after", "2").await;
-        if sealed { drop(tier) } else { kill(tier, dir.path()) }
+        if sealed {
+            drop(tier)
+        } else {
+            kill(tier, dir.path())
+        }
         let path = segments(dir.path())[0].clone();
         let whole = std::fs::read(&path).unwrap();
         for at in start..end {
@@ -487,7 +491,8 @@ fn child() {
         for generation in start.. {
             let name = format!("key {}", generation * 31 % 40);
             // As the manager does it: what may lie below is fenced first, and told before anything newer is put.
-            let mut tell = |what: &str| out.write_all(format!("{what} {name} {generation}\n").as_bytes()).unwrap();
+            let mut tell =
+                |what: &str| out.write_all(format!("{what} {name} {generation}\n").as_bytes()).unwrap();
             tell("begin");
             tier.remove(&key(&name), Generation::new(generation)).await.unwrap();
             tell("removed");
@@ -537,7 +542,10 @@ async fn killed_again_and_again_nothing_older_comes_back() {
             let Some(found) = tier.get(&key(&name)).await.unwrap() else { continue };
             met += 1;
             let least = removed.get(&name).copied().unwrap_or(0);
-            assert!(found.generation.get() >= least, "round {round}: {name} is {found:?}, removed below {least}");
+            assert!(
+                found.generation.get() >= least,
+                "round {round}: {name} is {found:?}, removed below {least}"
+            );
             assert!(found.value.starts_with(format!("{} ", found.generation.get()).as_bytes()));
         }
         assert_eq!(tier.usage().await.unwrap().damaged, 0);

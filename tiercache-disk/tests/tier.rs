@@ -1,6 +1,6 @@
 //! What the level promises while it is open.
 
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
 
@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use common::*;
 use tiercache_core::testing::ManualClock;
-use tiercache_core::tier::{
-    Always, Cause, Dead, FenceLog, Hold, Index, Listing, Permit, Put, Scope, TryGet,
-};
+use tiercache_core::tier::{Always, Cause, Dead, FenceLog, Hold, Index, Listing, Permit, Put, Scope, TryGet};
 use tiercache_core::{Clock, Entry, Generation, Key, KeyRef, Stay, Tier};
 
 struct NoneDead;
@@ -223,9 +221,11 @@ async fn the_bound_is_exact_under_churn_and_counters_agree() {
     assert_eq!(usage.entries, Some(found));
     let spilled = basket.0.lock().unwrap();
     assert_eq!(usage.evicted, spilled.len() as u64);
-    assert!(spilled.iter().all(|(key, entry, left)| {
-        left.cause == Cause::Evicted && entry.value.starts_with(key.bytes())
-    }));
+    assert!(
+        spilled.iter().all(|(key, entry, left)| {
+            left.cause == Cause::Evicted && entry.value.starts_with(key.bytes())
+        })
+    );
 }
 
 #[tokio::test]

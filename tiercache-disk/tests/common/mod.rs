@@ -1,11 +1,17 @@
-#![allow(dead_code, missing_docs, unreachable_pub, reason = "shared by test binaries that each use a part")]
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "shared by test binaries that each use a part"
+)]
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use tiercache_core::testing::ManualClock;
 use tiercache_core::tier::{Always, Hold, Left, Put, Spill};
-use tiercache_core::{Clock, Entry, Generation, Key, Stay, Tier};
+use tiercache_core::{Clock, Entry, Generation, Key, KeyRef, Stay, Tier};
 use tiercache_disk::{DiskConfig, DiskTier};
 
 pub const SEGMENT: u64 = 64 << 10;
@@ -62,6 +68,8 @@ impl Spill for Basket {
     fn spill(&self, key: Key, entry: Entry, left: Left) {
         self.0.lock().unwrap().push((key, entry, left));
     }
+
+    fn used(&self, _: KeyRef<'_>, _: u32) {}
 }
 
 /// Every segment file of the level, oldest first.
