@@ -112,6 +112,16 @@ impl Config {
         include_str!("default.yaml")
     }
 
+    /// Opens tracking alone, for a look at what it remembers beside the process that has the levels open.
+    ///
+    /// # Errors
+    /// As for [`Config::open`].
+    pub async fn open_tracking(self) -> Result<Option<Arc<dyn Tracking>>> {
+        let Some(tracking) = self.tracking else { return Ok(None) };
+        let opened = (tracking.open)(SystemClock::start()).await;
+        opened.map(Some).map_err(|error| within(&self.file, "tracking", error))
+    }
+
     /// Opens the backends and starts the manager on the runtime this is called in.
     ///
     /// # Errors
