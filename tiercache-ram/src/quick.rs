@@ -25,7 +25,7 @@ const MAX_SHARDS: u64 = 32;
 /// The share of a shard that its hot part may take, and with it the largest entry.
 const HOT: f64 = 0.97;
 /// Divides the capacity into an estimate of how many entries it will hold.
-const TYPICAL_BYTES: u64 = 1024;
+const TYPICAL_BYTES: u64 = 4096;
 
 #[derive(Debug)]
 pub(crate) struct Quick {

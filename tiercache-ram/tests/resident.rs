@@ -112,3 +112,68 @@ async fn what_stayed_its_time_is_spilled_and_what_is_dead_dropped() {
         assert!(tier.peek(key("used").as_ref()).is_some_and(|resting| resting.uses == 1), "{policy:?}");
     }
 }
+
+/// Pseudo-random numbers, the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn fraction(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// The share of hits when every miss is followed by a put, at a capacity of `entries`.
+fn hit_ratio(policy: Policy, entries: u64, requests: usize, mut next: impl FnMut() -> u64) -> f64 {
+    let tier = RamTier::new(RamConfig { max_size: entries * (policy.overhead() + 64 + 9), policy });
+    let mut hits = 0;
+    for generation in 0..requests as u64 {
+        let key = Key::new("", &next().to_be_bytes()).unwrap();
+        if tier.hit(key.as_ref(), look(T0)).is_some() {
+            hits += 1;
+        } else {
+            tier.insert(key, Entry::new(vec![0; 64], Generation::new(generation + 1), T0), hold());
+        }
+    }
+    f64::from(hits) / requests as f64
+}
+
+#[test]
+fn popular_keys_stay_under_a_zipf_load() {
+    let sums: Vec<f64> = (1..=10_000)
+        .scan(0.0, |sum, rank| {
+            *sum += 1.0 / f64::from(rank);
+            Some(*sum)
+        })
+        .collect();
+    for policy in POLICIES {
+        let mut random = Random(1);
+        let ratio = hit_ratio(policy, 1_000, 300_000, || {
+            let at = random.fraction() * sums[9_999];
+            sums.partition_point(|&sum| sum < at) as u64
+        });
+        println!("zipf {policy:?} {ratio:.4}");
+    }
+}
+
+#[test]
+fn popular_keys_survive_a_scan() {
+    for policy in POLICIES {
+        let mut random = Random(2);
+        let mut scan = 1_000;
+        let ratio = hit_ratio(policy, 200, 300_000, || {
+            if random.fraction() < 0.7 {
+                return random.next() % 100;
+            }
+            scan += 1;
+            scan
+        });
+        println!("scan {policy:?} {ratio:.4}");
+    }
+}
