@@ -195,6 +195,12 @@ impl Hash for KeyRef<'_> {
     }
 }
 
+impl hashbrown::Equivalent<Key> for KeyRef<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        self.is(key)
+    }
+}
+
 /// What can be given as a key: text, bytes, or a [`Key`] (its bytes count, the namespace is the handle's).
 pub trait AsKey {
     /// The key's bytes.

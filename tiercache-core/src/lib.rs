@@ -8,6 +8,7 @@ pub mod envelope;
 mod error;
 mod key;
 mod level;
+mod manager;
 pub mod rules;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -19,6 +20,10 @@ pub use entry::{Decoded, Entry, Extras, Generation, Tags};
 pub use error::{BoxError, Error, Result};
 pub use key::{AsKey, ContentKey, Key, KeyRef, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES};
 pub use level::{Level, Levels, Stay};
+pub use manager::{
+    BlockingCache, Builder, CacheManager, CloseReport, EntryInfo, Keys, LevelReport, LevelStats, Limits,
+    Removed, Set, Stats, TypedCache, Write, Written,
+};
 pub use rules::{Rule, Rules};
 pub use tier::Tier;
 pub use time::{COARSE_SLACK_MILLIS, Clock, SystemClock, Timestamp};

@@ -48,8 +48,8 @@ pub trait Tier: fmt::Debug + Send + Sync + 'static {
     /// What the tier holds. Cheap: kept, not computed.
     async fn usage(&self) -> Result<Usage>;
 
-    /// Drops what is dead at `now` and hands over what has stayed its time. The manager calls it every so often;
-    /// `dead` tells of invalidations the tier cannot see. A tier that has nothing to sweep does nothing.
+    /// Drops what is dead at `now`, hands over what has stayed its time, and tells the [`Spill`] of uses since the
+    /// last sweep. The manager calls it every so often; `dead` tells of invalidations the tier cannot see. A tier that has nothing to sweep does nothing.
     async fn sweep(&self, now: Timestamp, dead: &dyn Dead) -> Result<Swept>;
 
     /// Makes everything accepted so far durable, as far as the tier is.
@@ -176,6 +176,9 @@ pub struct Usage {
 pub trait Spill: fmt::Debug + Send + Sync + 'static {
     /// Takes an entry the tier is about to stop answering for.
     fn spill(&self, key: Key, entry: Entry, left: Left);
+
+    /// Notes uses that a tier has counted, as its sweeps collect them.
+    fn used(&self, key: KeyRef<'_>, uses: u32);
 }
 
 /// How an entry left a tier.
@@ -204,10 +207,10 @@ pub trait Resident: Tier {
     /// or older than `look.valid_from`; which of these it was, [`Resident::peek`] tells.
     ///
     /// No lock that a writer holds for long, no allocation, no clock.
-    fn hit(&self, key: KeyRef<'_>, look: Look) -> Option<Hit<Bytes>>;
+    fn hit(&self, key: KeyRef<'_>, look: Look) -> Option<Bytes>;
 
     /// Like [`Resident::hit`], for the decoded value. `None` also when nobody decoded it yet.
-    fn hit_decoded(&self, key: KeyRef<'_>, look: Look) -> Option<Hit<Decoded>>;
+    fn hit_decoded(&self, key: KeyRef<'_>, look: Look) -> Option<Decoded>;
 
     /// What stands there, dead or alive; not a use.
     fn peek(&self, key: KeyRef<'_>) -> Option<Resting>;
@@ -229,9 +232,6 @@ pub trait Resident: Tier {
     /// Removes and returns the entry if its generation is below `below`. Not a spill.
     fn discard(&self, key: KeyRef<'_>, below: Generation) -> Option<Resting>;
 
-    /// Collects the uses counted since the last collection.
-    fn take_uses(&self, key: KeyRef<'_>) -> u32;
-
     /// Hands every entry to the spill, as at the end of the process.
     fn drain(&self);
 
@@ -249,15 +249,6 @@ pub struct Look {
     pub slack: u64,
     /// The newest invalidation of a tag or namespace; entries older than it are left to the slow path.
     pub valid_from: Generation,
-}
-
-/// An answered hit.
-#[derive(Clone, Debug)]
-pub struct Hit<T> {
-    /// The value.
-    pub value: T,
-    /// Whether it is the first use since uses were last collected.
-    pub first_use: bool,
 }
 
 /// An entry as it stands at a resident tier.

@@ -60,7 +60,7 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
 
     /// The cell a ticker keeps near [`Clock::now`], for paths that cannot afford to ask. It is at most a few
     /// ticks (10 ms each) behind, so what is due within [`COARSE_SLACK_MILLIS`] must be decided by `now`.
-    fn coarse(&self) -> &AtomicU64;
+    fn coarse(&self) -> Arc<AtomicU64>;
 }
 
 /// How far the coarse time may be behind before an answer that depends on it could be wrong. What is due sooner
@@ -72,7 +72,7 @@ pub const COARSE_SLACK_MILLIS: u64 = 1_000;
 pub struct SystemClock {
     started: Instant,
     anchor: u64,
-    coarse: AtomicU64,
+    coarse: Arc<AtomicU64>,
 }
 
 impl SystemClock {
@@ -81,7 +81,8 @@ impl SystemClock {
         let anchor = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX / 2));
-        let clock = Arc::new(Self { started: Instant::now(), anchor, coarse: AtomicU64::new(anchor) });
+        let clock =
+            Arc::new(Self { started: Instant::now(), anchor, coarse: Arc::new(AtomicU64::new(anchor)) });
         let ticked = Arc::downgrade(&clock);
         let ticker = std::thread::Builder::new().name("tiercache-clock".into()).spawn(move || {
             while let Some(clock) = ticked.upgrade() {
@@ -110,7 +111,7 @@ impl Clock for SystemClock {
         Timestamp(self.anchor.saturating_add(elapsed))
     }
 
-    fn coarse(&self) -> &AtomicU64 {
-        &self.coarse
+    fn coarse(&self) -> Arc<AtomicU64> {
+        self.coarse.clone()
     }
 }

@@ -2,8 +2,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
-use tiercache_core::Key;
 use tiercache_core::tier::{Cause, Left, Spill};
+use tiercache_core::{Key, KeyRef};
 
 use crate::slot::Slot;
 
@@ -38,6 +38,13 @@ impl Outlet {
         // A panic must not unwind through an engine's locks.
         if catch_unwind(AssertUnwindSafe(|| spill.spill(key, slot.entry(), left))).is_err() {
             tracing::error!(tier = "ram", key = ?slot.key, "spill panicked, the entry is lost");
+        }
+    }
+
+    /// Tells of uses that were counted.
+    pub(crate) fn used(&self, key: KeyRef<'_>, uses: u32) {
+        if let Some(spill) = self.spill.get() {
+            spill.used(key, uses);
         }
     }
 }

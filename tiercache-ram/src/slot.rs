@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use tiercache_core::tier::{Hit, Hold, Look, Resting};
+use tiercache_core::tier::{Hold, Look, Resting};
 use tiercache_core::{Decoded, Entry, Extras, Generation, Key, Levels, Timestamp};
 
 /// An entry as it stands in a table: everything a hit needs in two cache lines. What use changes is atomic, so
@@ -49,15 +49,21 @@ impl Slot {
 
     /// Answers `look` with the value and counts the use.
     #[inline]
-    pub(crate) fn hit(&self, look: Look) -> Option<Hit<Bytes>> {
-        self.answers(look).then(|| Hit { value: self.value.clone(), first_use: self.count_use(look.now) })
+    pub(crate) fn hit(&self, look: Look) -> Option<Bytes> {
+        self.answers(look).then(|| {
+            self.count_use(look.now);
+            self.value.clone()
+        })
     }
 
     /// Answers `look` with the decoded value, if there is one, and counts the use.
     #[inline]
-    pub(crate) fn hit_decoded(&self, look: Look) -> Option<Hit<Decoded>> {
+    pub(crate) fn hit_decoded(&self, look: Look) -> Option<Decoded> {
         let decoded = self.extras.get()?.decoded.get()?;
-        self.answers(look).then(|| Hit { value: decoded.clone(), first_use: self.count_use(look.now) })
+        self.answers(look).then(|| {
+            self.count_use(look.now);
+            decoded.clone()
+        })
     }
 
     #[inline]
@@ -67,11 +73,11 @@ impl Slot {
     }
 
     #[inline]
-    fn count_use(&self, now: Timestamp) -> bool {
+    fn count_use(&self, now: Timestamp) {
         if self.used.load(Relaxed) < now.as_millis() {
             self.used.store(now.as_millis(), Relaxed);
         }
-        self.uses.fetch_add(1, Relaxed) == 0
+        self.uses.fetch_add(1, Relaxed);
     }
 
     /// When it leaves if nobody uses it.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tiercache_core::tier::{
-    Cause, Dead, Hit, Hold, Look, Permit, Profile, Put, Resident, Resting, Spill, Swept, Tier, Usage,
+    Cause, Dead, Hold, Look, Permit, Profile, Put, Resident, Resting, Spill, Swept, Tier, Usage,
 };
 use tiercache_core::{Decoded, Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 
@@ -116,12 +116,14 @@ impl Tier for RamTier {
         self.engine.maintain();
         let mut swept = Swept { complete: true, ..Swept::default() };
         for (looked_at, (key, resting)) in self.engine.each().enumerate() {
-            let Resting { entry, until, .. } = resting;
+            let Resting { entry, until, uses } = resting;
             let key = key.as_ref();
             if !entry.is_live(now) || dead.is_dead(key, &entry) {
                 swept.dropped += u64::from(self.take(key, entry.generation).is_some());
             } else if until <= now {
                 swept.spilled += u64::from(self.hand_over(key, |slot| slot.until() <= now, Cause::StayOver));
+            } else if uses > 0 {
+                self.outlet.used(key, self.engine.peek(key, |slot| Some(slot.take_uses())).unwrap_or(0));
             }
             if (looked_at + 1) % SWEEP_BATCH == 0 {
                 tokio::task::yield_now().await;
@@ -150,11 +152,11 @@ impl Tier for RamTier {
 
 impl Resident for RamTier {
     #[inline]
-    fn hit(&self, key: KeyRef<'_>, look: Look) -> Option<Hit<Bytes>> {
+    fn hit(&self, key: KeyRef<'_>, look: Look) -> Option<Bytes> {
         self.engine.hit(key, |slot| slot.hit(look))
     }
 
-    fn hit_decoded(&self, key: KeyRef<'_>, look: Look) -> Option<Hit<Decoded>> {
+    fn hit_decoded(&self, key: KeyRef<'_>, look: Look) -> Option<Decoded> {
         self.engine.hit(key, |slot| slot.hit_decoded(look))
     }
 
@@ -196,11 +198,6 @@ impl Resident for RamTier {
     fn discard(&self, key: KeyRef<'_>, below: Generation) -> Option<Resting> {
         self.engine.remove_if(key, |slot| slot.generation < below)
     }
-
-    fn take_uses(&self, key: KeyRef<'_>) -> u32 {
-        self.engine.peek(key, |slot| Some(slot.take_uses())).unwrap_or(0)
-    }
-
     fn drain(&self) {
         for (key, _) in self.engine.each() {
             self.hand_over(key.as_ref(), |_| true, Cause::Evicted);

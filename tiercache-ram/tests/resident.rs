@@ -14,11 +14,15 @@ const POLICIES: [Policy; 3] = [Policy::Adaptive, Policy::Lru, Policy::TinyLfu];
 const T0: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
 #[derive(Debug, Default)]
-struct Spilled(Mutex<Vec<(Key, Entry, Left)>>);
+struct Spilled(Mutex<Vec<(Key, Entry, Left)>>, Mutex<Vec<(String, u32)>>);
 
 impl Spill for Spilled {
     fn spill(&self, key: Key, entry: Entry, left: Left) {
         self.0.lock().unwrap().push((key, entry, left));
+    }
+
+    fn used(&self, key: KeyRef<'_>, uses: u32) {
+        self.1.lock().unwrap().push((key.to_key().display().into_owned(), uses));
     }
 }
 
@@ -62,7 +66,7 @@ fn set(tier: &RamTier, name: &str, generation: u64, value: impl Into<Bytes>) -> 
 }
 
 fn value(tier: &RamTier, name: &str) -> Option<Bytes> {
-    tier.hit(key(name).as_ref(), look(T0)).map(|hit| hit.value)
+    tier.hit(key(name).as_ref(), look(T0))
 }
 
 #[test]
@@ -102,14 +106,15 @@ async fn what_stayed_its_time_is_spilled_and_what_is_dead_dropped() {
         tier.insert(key("idle"), Entry::new("idle", Generation::new(2), T0), stay);
         tier.insert(key("used"), Entry::new("used", Generation::new(3), T0), stay);
         let later = T0.after(Duration::from_secs(6));
-        assert!(tier.hit(key("used").as_ref(), look(later)).is_some_and(|hit| hit.first_use));
+        assert!(tier.hit(key("used").as_ref(), look(later)).is_some());
 
         let swept = tier.sweep(T0.after(Duration::from_secs(11)), &Nothing).await.unwrap();
         assert_eq!((swept.dropped, swept.spilled, swept.complete), (1, 1, true), "{policy:?}");
         assert_eq!(spilled.keys(), ["idle"], "{policy:?}");
         assert_eq!(spilled.0.lock().unwrap()[0].2, Left { cause: Cause::StayOver, uses: 0 });
         assert!(tier.peek(key("dying").as_ref()).is_none(), "{policy:?}");
-        assert!(tier.peek(key("used").as_ref()).is_some_and(|resting| resting.uses == 1), "{policy:?}");
+        assert!(tier.peek(key("used").as_ref()).is_some_and(|resting| resting.uses == 0), "{policy:?}");
+        assert_eq!(*spilled.1.lock().unwrap(), [("used".to_string(), 1)], "{policy:?}");
     }
 }
 

@@ -6,12 +6,12 @@ use crate::{Clock, Timestamp};
 
 /// A clock that stands still until it is told to move; its coarse time is always exact.
 #[derive(Debug)]
-pub struct ManualClock(AtomicU64);
+pub struct ManualClock(Arc<AtomicU64>);
 
 impl ManualClock {
     /// A clock that begins at a fixed time in 2024.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self(AtomicU64::new(1_700_000_000_000)))
+        Arc::new(Self(Arc::new(AtomicU64::new(1_700_000_000_000))))
     }
 
     /// Moves on by that much.
@@ -30,7 +30,7 @@ impl Clock for ManualClock {
         Timestamp::from_millis(self.0.load(Ordering::Relaxed))
     }
 
-    fn coarse(&self) -> &AtomicU64 {
-        &self.0
+    fn coarse(&self) -> Arc<AtomicU64> {
+        self.0.clone()
     }
 }

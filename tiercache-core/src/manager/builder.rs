@@ -1,0 +1,175 @@
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::flow::{Chute, Flow};
+use super::slot::{Limits, Slot};
+use super::stripes::Stripes;
+use super::{CacheManager, Running, Shared};
+use crate::tracking::NoTracking;
+use crate::{Clock, Error, Generation, Level, Result, Rules, SystemClock, Tier, Tracking};
+
+/// What `Ok` of a `set` means. Removals are never written behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Write {
+    /// The value is in RAM. An older copy below cannot come back, not even after the process was killed; the new
+    /// value may be lost by that.
+    #[default]
+    Back,
+    /// As `Back`, and a copy is queued for the level that outlives the process. A crash loses what is queued: at
+    /// most the bytes the way down is bounded to.
+    Behind,
+    /// The level that outlives the process has the value.
+    Through,
+}
+
+/// Puts a cache together.
+#[derive(Debug, Default)]
+pub struct Builder {
+    tiers: [Option<Arc<dyn Tier>>; 3],
+    limits: [Option<Limits>; 3],
+    tracking: Option<Arc<dyn Tracking>>,
+    rules: Rules,
+    clock: Option<Arc<dyn Clock>>,
+    write: Write,
+    pending_bytes: Option<u64>,
+    sweep_every: Option<Duration>,
+    manual: bool,
+}
+
+impl Builder {
+    /// The tier at the hot level.
+    pub fn hot(self, tier: Arc<dyn Tier>) -> Self {
+        self.level(Level::Hot, tier)
+    }
+
+    /// The tier at the cold level.
+    pub fn cold(self, tier: Arc<dyn Tier>) -> Self {
+        self.level(Level::Cold, tier)
+    }
+
+    /// The tier at the dry level.
+    pub fn dry(self, tier: Arc<dyn Tier>) -> Self {
+        self.level(Level::Dry, tier)
+    }
+
+    /// The tier at `level`.
+    pub fn level(mut self, level: Level, tier: Arc<dyn Tier>) -> Self {
+        self.tiers[level.index()] = Some(tier);
+        self
+    }
+
+    /// The deadlines of `level`, instead of its tier's defaults.
+    pub fn limits(mut self, level: Level, limits: Limits) -> Self {
+        self.limits[level.index()] = Some(limits);
+        self
+    }
+
+    /// Where placement and use of keys are remembered. Default: nowhere.
+    pub fn tracking(mut self, tracking: Arc<dyn Tracking>) -> Self {
+        self.tracking = Some(tracking);
+        self
+    }
+
+    /// How long entries stay at which level.
+    pub fn rules(mut self, rules: Rules) -> Self {
+        self.rules = rules;
+        self
+    }
+
+    /// What `Ok` of a `set` means. Default: [`Write::Back`].
+    pub fn write(mut self, write: Write) -> Self {
+        self.write = write;
+        self
+    }
+
+    /// The most bytes on their way down. At half of it writers wait, a second at most; beyond it the oldest is
+    /// dropped and counted. Default: 64 MiB.
+    pub fn pending_bytes(mut self, bytes: u64) -> Self {
+        self.pending_bytes = Some(bytes);
+        self
+    }
+
+    /// How often levels are swept for what is dead or has stayed its time. Default: every second.
+    pub fn sweep_every(mut self, every: Duration) -> Self {
+        self.sweep_every = Some(every);
+        self
+    }
+
+    /// Where the time comes from. Default: the machine's clock.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// Nothing runs on its own: sinking, sweeping and tracking happen in [`CacheManager::settle`] and
+    /// [`CacheManager::prune`] only. For tests that decide the order of everything.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn manual(mut self) -> Self {
+        self.manual = true;
+        self
+    }
+
+    /// Builds the cache. Its background work runs on the runtime this is called in.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when there is no level at all, when `through` or `behind` has no level that outlives the
+    /// process to write to, or when called outside a tokio runtime.
+    pub async fn build(self) -> Result<CacheManager> {
+        let config = |message: &str| Error::Config(message.to_string());
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
+            config("a cache is built inside a tokio runtime; without one, use `BlockingCache`")
+        })?;
+        let clock = self.clock.unwrap_or_else(|| SystemClock::start());
+        let mut limits = self.limits;
+        let slots = Level::ALL.map(|level| {
+            let tier = self.tiers[level.index()].clone()?;
+            Some(Slot::new(level, tier, limits[level.index()].take(), clock.clone()))
+        });
+        let present = || slots.iter().flatten();
+        if present().next().is_none() {
+            return Err(config("a cache has at least one level"));
+        }
+        if self.write != Write::Back && !present().any(|slot| slot.profile.persistent) {
+            return Err(config(
+                "`write: behind` and `write: through` need a level that outlives the process",
+            ));
+        }
+        let last = present().map(|slot| slot.profile.last_generation).max().unwrap_or(Generation::ZERO);
+        let fences: Vec<_> =
+            present().filter_map(|slot| slot.tier.fences()).flat_map(|fences| fences.remembered()).collect();
+        let flow = Arc::new(Flow::new(
+            clock,
+            self.rules,
+            self.tracking.unwrap_or_else(|| Arc::new(NoTracking)),
+            self.pending_bytes.unwrap_or(64 << 20),
+            last,
+        ));
+        for (scope, generation) in fences {
+            flow.fences.remove(&scope, generation);
+        }
+        for slot in present() {
+            let below = present().filter(|lower| lower.level > slot.level);
+            slot.tier.attach(Arc::new(Chute {
+                flow: flow.clone(),
+                from: slot.level,
+                below: below.map(|lower| (lower.level, lower.tier.clone())).collect(),
+            }));
+        }
+        let shared = Arc::new(Shared {
+            flow,
+            slots,
+            stripes: Stripes::new(),
+            write: self.write,
+            closed: AtomicBool::new(false),
+            runtime,
+        });
+        let (stop, stopped) = watch::channel(false);
+        if !self.manual {
+            shared.start(&stopped, self.sweep_every.unwrap_or(Duration::from_secs(1)));
+        }
+        Ok(CacheManager { shared, namespace: "".into(), _running: Arc::new(Running(stop)) })
+    }
+}

@@ -1,0 +1,154 @@
+//! What every part of a manager shares that is not a tier, and the way down that tiers spill into.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::counters::{Count, Counters};
+use super::fences::Fences;
+use super::pending::{Item, Pending};
+use super::recorder::Recorder;
+use crate::tier::{Dead, Hold, Left, Spill};
+use crate::tracking::Record;
+use crate::{Clock, Entry, Generation, Key, KeyRef, Level, Rules, Tier, Timestamp};
+
+/// State without tiers. Tiers hold it through their spill, so it must not hold them.
+#[derive(Debug)]
+pub(super) struct Flow {
+    pub(super) clock: Arc<dyn Clock>,
+    /// The clock's coarse time, at hand without a call.
+    pub(super) coarse: Arc<AtomicU64>,
+    pub(super) rules: Rules,
+    pub(super) fences: Arc<Fences>,
+    pub(super) pending: Pending,
+    pub(super) counters: Counters,
+    pub(super) recorder: Recorder,
+    /// Set while closing: from then on everything sinks straight to the level that outlives the process.
+    pub(super) closing: AtomicBool,
+    sequence: AtomicU64,
+}
+
+impl Flow {
+    pub(super) fn new(
+        clock: Arc<dyn Clock>,
+        rules: Rules,
+        tracking: Arc<dyn crate::Tracking>,
+        pending_bytes: u64,
+        last: Generation,
+    ) -> Self {
+        Self {
+            coarse: clock.coarse(),
+            clock,
+            rules,
+            fences: Arc::default(),
+            pending: Pending::new(pending_bytes),
+            counters: Counters::default(),
+            recorder: Recorder::new(tracking),
+            closing: AtomicBool::new(false),
+            sequence: AtomicU64::new(last.get()),
+        }
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// A new generation, higher than every one before.
+    pub(super) fn next_generation(&self) -> Generation {
+        Generation::new(self.sequence.fetch_add(1, Ordering::AcqRel) + 1)
+    }
+
+    /// The newest generation given out.
+    pub(super) fn generation(&self) -> Generation {
+        Generation::new(self.sequence.load(Ordering::Acquire))
+    }
+
+    /// How long `entry` is held at `level`, which is the `last` one it can reach or not.
+    pub(super) fn hold(&self, level: Level, entry: &Entry, last: bool, now: Timestamp) -> Hold {
+        // A time to live that was asked for is kept: the last level's stay does not cut it short.
+        let stay = if last && entry.explicit_ttl {
+            crate::Stay::Forever
+        } else {
+            self.rules.stay(level, entry.stay(level), entry.tags())
+        };
+        Hold { now, stay }
+    }
+
+    /// Whether a `get` may answer with it.
+    pub(super) fn is_alive(&self, key: KeyRef<'_>, entry: &Entry, now: Timestamp) -> bool {
+        entry.is_live(now) && !self.fences.hides(key, entry)
+    }
+
+    /// Whether nobody may ever answer with it.
+    pub(super) fn is_dead(&self, key: KeyRef<'_>, entry: &Entry, now: Timestamp) -> bool {
+        !entry.is_live(now) || self.fences.is_dead(key, entry)
+    }
+
+    /// What tracking keeps of an entry that was set.
+    pub(super) fn record(key: &Key, entry: &Entry, level: Level) -> Record {
+        Record {
+            key: key.clone(),
+            generation: entry.generation,
+            level,
+            size: entry.value.len() as u64,
+            created: entry.created,
+            used: entry.created,
+            deadline: entry.deadline,
+            hits: 0,
+            tags: entry.tags().cloned().unwrap_or_default(),
+        }
+    }
+}
+
+/// The way down from one level.
+#[derive(Debug)]
+pub(super) struct Chute {
+    pub(super) flow: Arc<Flow>,
+    pub(super) from: Level,
+    /// The levels below, top down.
+    pub(super) below: Vec<(Level, Arc<dyn Tier>)>,
+}
+
+impl Chute {
+    /// The level `entry` sinks to next.
+    fn next(&self, entry: &Entry) -> Option<&(Level, Arc<dyn Tier>)> {
+        let closing = self.flow.closing.load(Ordering::Acquire);
+        let mut open = self.below.iter().filter(|(level, _)| entry.levels.contains(*level));
+        if closing { open.find(|(_, tier)| tier.profile().persistent) } else { open.next() }
+    }
+}
+
+impl Spill for Chute {
+    fn spill(&self, key: Key, entry: Entry, left: Left) {
+        let flow = &self.flow;
+        let now = flow.now();
+        flow.recorder.used(now, || key.clone(), left.uses);
+        if flow.is_dead(key.as_ref(), &entry, now) && !cfg!(tiercache_bug = "dead-entry-sinks") {
+            flow.recorder.moved(now, &key, entry.generation, None);
+            return;
+        }
+        let Some((to, tier)) = self.next(&entry) else {
+            flow.counters.count(Count::Faded);
+            flow.recorder.moved(now, &key, entry.generation, None);
+            return;
+        };
+        // What came up unchanged is still there: it need not go down again.
+        if tier.index().and_then(|index| index.holds(key.as_ref())) == Some(entry.generation) {
+            flow.counters.count(Count::Sunk);
+            flow.recorder.moved(now, &key, entry.generation, Some(*to));
+            return;
+        }
+        if cfg!(tiercache_bug = "spill-drops") && entry.generation.get().is_multiple_of(7) {
+            return;
+        }
+        let bounded = !flow.closing.load(Ordering::Acquire);
+        let item = Item { entry, from: self.from, to: *to, ticket: None };
+        for (key, item) in flow.pending.push(key, item, bounded) {
+            flow.counters.count(Count::Overflowed);
+            flow.recorder.moved(now, &key, item.entry.generation, None);
+        }
+    }
+
+    fn used(&self, key: KeyRef<'_>, uses: u32) {
+        self.flow.recorder.used(self.flow.now(), || key.to_key(), uses);
+    }
+}

@@ -1,0 +1,435 @@
+//! Reading.
+//!
+//! `get`, in order:
+//! 1. Hot answers a hit at once: no lock of ours, no allocation beyond the clone of the value.
+//! 2. Else, under the key's stripe: hot once more, the other levels in RAM, the way down. What is found moves to
+//!    the top (a level in RAM is exclusive) and is the answer.
+//! 3. Still under the stripe, levels that know without I/O say whether they hold a copy. If none may, it is a miss.
+//! 4. The read registers a flight and leaves the stripe. If another read of the key is under way, and no mutation
+//!    began since it did, it waits for that one's answer instead.
+//! 5. The lower levels are asked top down, the way down again after each, all within one deadline. The first
+//!    copy that is alive and not below the flight's floor is the answer; it is read once.
+//! 6. Under the stripe again: it is published to hot if no mutation of the key and no flush of the level it came
+//!    from began meanwhile. The copy below stays (a level outside RAM is inclusive), so that sinking unchanged
+//!    writes nothing.
+//!
+//! Dropping the future at any point leaves nothing but, at worst, a promotion that did not happen; those who
+//! waited for it start over, one of them in its place.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::counters::Count;
+use super::slot::Slot;
+use super::{CacheManager, InFlight, Shared};
+use crate::tier::{Cause, Left, Look, Put, Spill, TryGet};
+use crate::{AsKey, Entry, Generation, Key, KeyRef, Level, Result, Tags, Timestamp};
+
+/// What a read found, and where.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) entry: Entry,
+    pub(super) level: Level,
+}
+
+/// An entry with everything known about it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct EntryInfo {
+    /// The value.
+    pub value: Bytes,
+    /// The level that answered.
+    pub level: Level,
+    /// Which mutation made it; higher is newer.
+    pub generation: Generation,
+    /// How long ago it was set.
+    pub age: Duration,
+    /// How long it has to live; `None` when it has no deadline.
+    pub time_left: Option<Duration>,
+    /// Its tags.
+    pub tags: Tags,
+    /// Its media type, if one was given.
+    pub content_type: Option<String>,
+    /// The caller's own fields.
+    pub user: std::collections::BTreeMap<String, String>,
+    /// Hits since it was set, this one included, as far as tracking remembers them.
+    pub hits: u64,
+}
+
+impl CacheManager {
+    /// The value of `key`, or `None`.
+    ///
+    /// It is that of the latest completed `set` (or of one that overlaps this call), never an older one. A level
+    /// that is down, slow, full or damaged is as if it held nothing.
+    ///
+    /// # Errors
+    /// [`Error::InvalidKey`](crate::Error::InvalidKey) for an empty or overlong key,
+    /// [`Error::Closed`](crate::Error::Closed) after `close`.
+    pub async fn get(&self, key: impl AsKey) -> Result<Option<Bytes>> {
+        let key = self.key(&key)?;
+        if let Some(value) = self.shared.hit(key) {
+            return Ok(Some(value));
+        }
+        Ok(Box::pin(self.shared.find(key)).await?.map(|found| found.entry.value))
+    }
+
+    /// The entry of `key` with its level, age, time left, tags and hits. A use like `get`.
+    ///
+    /// # Errors
+    /// As for [`CacheManager::get`].
+    pub async fn entry(&self, key: impl AsKey) -> Result<Option<EntryInfo>> {
+        let key = self.key(&key)?;
+        let shared = &self.shared;
+        let Some(found) = Box::pin(shared.find(key)).await? else { return Ok(None) };
+        let recorder = &shared.flow.recorder;
+        let mut hits = 0;
+        if recorder.is_enabled() {
+            // Tracking may lag and may fail; then the hits it has not been told of yet are all there is.
+            let _ = recorder.flush(shared.flow.now(), &shared.flow.counters).await;
+            if let Ok(Some(record)) = recorder.tracking().lookup(&key.to_key()).await
+                && record.generation == found.entry.generation
+            {
+                hits = record.hits;
+            }
+        }
+        for slot in shared.slots() {
+            if let Some(resting) = slot.resident().and_then(|resident| resident.peek(key))
+                && resting.entry.generation == found.entry.generation
+            {
+                hits += u64::from(resting.uses);
+            }
+        }
+        let now = shared.flow.now();
+        let Found { entry, level } = found;
+        let extras = entry.extras.as_deref();
+        Ok(Some(EntryInfo {
+            level,
+            generation: entry.generation,
+            age: now.since(entry.created),
+            time_left: (!entry.deadline.is_never()).then(|| entry.deadline.since(now)),
+            tags: extras.map(|extras| extras.tags.clone()).unwrap_or_default(),
+            content_type: extras.and_then(|extras| extras.content_type.clone()),
+            user: extras.map(|extras| extras.user.clone()).unwrap_or_default(),
+            hits,
+            value: entry.value,
+        }))
+    }
+
+    /// Whether `get` would find the key. Not a use: nothing is counted, promoted or renewed.
+    ///
+    /// # Errors
+    /// As for [`CacheManager::get`].
+    pub async fn contains(&self, key: impl AsKey) -> Result<bool> {
+        let key = self.key(&key)?;
+        self.shared.check_open()?;
+        Ok(self.shared.look(key).await.is_some())
+    }
+
+    /// The values of many keys, in the order of the keys.
+    ///
+    /// # Errors
+    /// As for [`CacheManager::get`]; one invalid key fails the call before anything is read.
+    pub async fn get_many<K: AsKey>(&self, keys: &[K]) -> Result<Vec<Option<Bytes>>> {
+        let keys = keys.iter().map(|key| self.key(key)).collect::<Result<Vec<_>>>()?;
+        let mut values: Vec<Option<Bytes>> = keys.iter().map(|key| self.shared.hit(*key)).collect();
+        let missing: Vec<usize> = (0..keys.len()).filter(|&at| values[at].is_none()).collect();
+        // A bounded number of slow reads at a time, each owned by a task of its own.
+        for chunk in missing.chunks(16) {
+            if let [at] = chunk {
+                values[*at] = Box::pin(self.shared.find(keys[*at])).await?.map(|found| found.entry.value);
+                continue;
+            }
+            let mut reads = tokio::task::JoinSet::new();
+            for &at in chunk {
+                let (shared, key) = (self.shared.clone(), keys[at].to_key());
+                reads.spawn(async move { (at, shared.find(key.as_ref()).await) });
+            }
+            while let Some(read) = reads.join_next().await {
+                let (at, found) = read.map_err(|_| crate::Error::Panicked { what: "a tier" })?;
+                values[at] = found?.map(|found| found.entry.value);
+            }
+        }
+        Ok(values)
+    }
+}
+
+impl Shared {
+    /// Step 1 of a read: what hot answers without a lock.
+    #[inline]
+    pub(super) fn hit(&self, key: KeyRef<'_>) -> Option<Bytes> {
+        let slot = self.slots[0].as_ref()?;
+        let value = slot.resident()?.hit(key, self.coarse_look())?;
+        self.flow.counters.count(Count::Hit(Level::Hot));
+        Some(value)
+    }
+
+    /// How the fast path judges an entry.
+    #[inline]
+    pub(super) fn coarse_look(&self) -> Look {
+        Look {
+            now: Timestamp::from_millis(self.flow.coarse.load(Ordering::Relaxed)),
+            slack: crate::COARSE_SLACK_MILLIS,
+            valid_from: if cfg!(tiercache_bug = "hit-ignores-fences") {
+                Generation::ZERO
+            } else {
+                self.flow.fences.newest()
+            },
+        }
+    }
+
+    /// Steps 2 to 6: finds, promotes and counts.
+    pub(super) async fn find(&self, key: KeyRef<'_>) -> Result<Option<Found>> {
+        self.check_open()?;
+        let found = loop {
+            match self.find_at_once(key) {
+                AtOnce::Found(found) => break Some(found),
+                AtOnce::Nowhere => break None,
+                AtOnce::Join(mut reading) => {
+                    self.flow.counters.count(Count::Joined);
+                    // An error means that the reader was dropped half-way: somebody else must read.
+                    if let Ok(answer) = reading.wait_for(Option::is_some).await {
+                        break answer.as_ref().and_then(|found| Option::clone(found));
+                    }
+                }
+                AtOnce::Read { floor, answer } => {
+                    let reading = Announced { shared: self, hash: key.hash64(), answer };
+                    let found = self.read_below(key, floor).await;
+                    let found = found.map(|(found, flushed)| self.publish(key, found, flushed));
+                    reading.answer.send_replace(Some(Arc::new(found.clone())));
+                    break found;
+                }
+            }
+        };
+        match &found {
+            Some(found) => self.flow.counters.count(Count::Hit(found.level)),
+            None => self.flow.counters.count(Count::Miss),
+        }
+        Ok(found)
+    }
+
+    /// Steps 2 to 4, under the stripe.
+    fn find_at_once(&self, key: KeyRef<'_>) -> AtOnce {
+        let flow = &self.flow;
+        let now = flow.now();
+        let hash = key.hash64();
+        let mut stripe = self.stripes.lock(hash);
+        for slot in self.slots() {
+            let Some(resident) = slot.resident() else { continue };
+            let Some(resting) = resident.peek(key) else { continue };
+            let entry = &resting.entry;
+            if flow.is_dead(key, entry, now) {
+                resident.take(key, entry.generation);
+                continue;
+            }
+            if flow.fences.hides(key, entry) {
+                continue;
+            }
+            if resting.until <= now {
+                // Its stay is over, as the sweep would have found: it goes down, and comes up from there.
+                if let Some(resting) = resident.take(key, entry.generation) {
+                    let left = Left { cause: Cause::StayOver, uses: resting.uses };
+                    self.chute(slot.level).spill(key.to_key(), resting.entry, left);
+                }
+                continue;
+            }
+            if self.top(entry.levels).is_some_and(|top| top.level == slot.level) {
+                resident.revalidate(key, entry.generation, flow.fences.newest());
+                // The engine's own hit marks the use and renews the stay.
+                let look = Look { now, slack: 0, valid_from: Generation::ZERO };
+                resident.hit(key, look);
+                return AtOnce::Found(Found { entry: resting.entry, level: slot.level });
+            }
+            // Exclusive: out of here, in at the top.
+            if let Some(resting) = resident.take(key, entry.generation) {
+                flow.recorder.used(now, || key.to_key(), resting.uses + 1);
+                let found = Found { entry: resting.entry, level: slot.level };
+                if !self.promote(key.to_key(), &found.entry, now) {
+                    let hold = flow.hold(
+                        slot.level,
+                        &found.entry,
+                        self.is_last(slot.level, found.entry.levels),
+                        now,
+                    );
+                    resident.insert(key.to_key(), found.entry.clone(), hold);
+                }
+                return AtOnce::Found(found);
+            }
+        }
+        if let Some(item) = flow.pending.get(key) {
+            if flow.is_alive(key, &item.entry, now) {
+                flow.recorder.used(now, || key.to_key(), 1);
+                // A write that has begun may end; one that has not is not needed any more.
+                if item.ticket.is_none() && self.promote(key.to_key(), &item.entry, now) {
+                    flow.pending.take(key, item.entry.generation);
+                } else {
+                    self.promote(key.to_key(), &item.entry, now);
+                }
+                return AtOnce::Found(Found { level: item.to, entry: item.entry });
+            }
+            if flow.is_dead(key, &item.entry, now) {
+                flow.pending.discard(key, Generation::new(item.entry.generation.get() + 1));
+            }
+        }
+        if !self.lower_slots().any(|slot| slot.index().is_none_or(|index| index.holds(key).is_some())) {
+            return AtOnce::Nowhere;
+        }
+        if let Some(reading) = stripe.reading(hash) {
+            return AtOnce::Join(reading);
+        }
+        let floor = stripe.enter(hash, flow.generation());
+        let (answer, reading) = watch::channel(None);
+        stripe.announce(hash, reading);
+        AtOnce::Read { floor, answer }
+    }
+
+    /// Step 5. Also tells the flushes the level had seen when it was asked.
+    async fn read_below(&self, key: KeyRef<'_>, floor: Generation) -> Option<(Found, u64)> {
+        let mut budget = Budget::default();
+        let mut owned: Option<Key> = None;
+        for slot in self.lower_slots() {
+            let flushed = slot.flushed.load(Ordering::Acquire);
+            let entry = match slot.index().map(|index| index.try_get(key)) {
+                Some(TryGet::Done(entry)) => entry,
+                Some(TryGet::WouldBlock) | None => {
+                    let key = owned.get_or_insert_with(|| key.to_key());
+                    self.read_slot(slot, key, &mut budget).await
+                }
+            };
+            if let Some(entry) = entry
+                && (entry.generation >= floor || cfg!(tiercache_bug = "read-below-floor"))
+                && self.flow.is_alive(key, &entry, self.flow.now())
+            {
+                return Some((Found { entry, level: slot.level }, flushed));
+            }
+            // What this level gave up meanwhile is on its way past us.
+            if let Some(item) = self.flow.pending.get(key)
+                && self.flow.is_alive(key, &item.entry, self.flow.now())
+            {
+                let flushed = self.slot(item.to).map_or(0, |slot| slot.flushed.load(Ordering::Acquire));
+                return Some((Found { entry: item.entry, level: item.to }, flushed));
+            }
+        }
+        None
+    }
+
+    /// Asks one level within what is left of the request's time. Trouble is a miss.
+    async fn read_slot(&self, slot: &Slot, key: &Key, budget: &mut Budget) -> Option<Entry> {
+        let limit = budget.left(slot.limits.read_timeout);
+        if limit.is_zero() {
+            return None;
+        }
+        let started = tokio::time::Instant::now();
+        let answer = slot.call("get", limit, slot.tier.get(key)).await;
+        budget.spend(started.elapsed());
+        answer.unwrap_or_else(|error| {
+            tracing::debug!(level = %slot.level, ?key, %error, "read failed, taken as a miss");
+            None
+        })
+    }
+
+    /// Step 6: puts what was read below into hot, unless it became old meanwhile.
+    fn publish(&self, key: KeyRef<'_>, found: Found, flushed: u64) -> Found {
+        let flow = &self.flow;
+        let now = flow.now();
+        flow.recorder.used(now, || key.to_key(), 1);
+        let stripe = self.stripes.lock(key.hash64());
+        let entry = &found.entry;
+        let current = (entry.generation >= stripe.floor(key.hash64())
+            || cfg!(tiercache_bug = "publish-unchecked"))
+            && flow.is_alive(key, entry, now)
+            && self.slot(found.level).is_some_and(|slot| slot.flushed.load(Ordering::Acquire) == flushed);
+        if current {
+            self.promote(key.to_key(), entry, now);
+        } else {
+            flow.counters.count(Count::Refused);
+        }
+        found
+    }
+
+    /// Inserts at the top level that may have the entry, under the key's stripe. Whether it is there now.
+    pub(super) fn promote(&self, key: Key, entry: &Entry, now: Timestamp) -> bool {
+        let Some(top) = self.top(entry.levels) else { return false };
+        let Some(resident) = top.resident() else { return false };
+        let hold = self.flow.hold(top.level, entry, self.is_last(top.level, entry.levels), now);
+        let put = resident.insert(key.clone(), entry.clone(), hold);
+        if put == Put::Stored {
+            self.flow.counters.count(Count::Promoted);
+            self.flow.recorder.moved(now, &key, entry.generation, Some(top.level));
+        }
+        matches!(put, Put::Stored | Put::Unchanged)
+    }
+
+    /// The top level that may have such an entry.
+    pub(super) fn top(&self, levels: crate::Levels) -> Option<&Slot> {
+        self.slots().find(|slot| levels.contains(slot.level))
+    }
+
+    /// The entry of `key` wherever it is, without a use, a promotion or a count.
+    pub(super) async fn look(&self, key: KeyRef<'_>) -> Option<Found> {
+        let flow = &self.flow;
+        let floor = {
+            let now = flow.now();
+            let mut stripe = self.stripes.lock(key.hash64());
+            for slot in self.slots() {
+                if let Some(resting) = slot.resident().and_then(|resident| resident.peek(key))
+                    && flow.is_alive(key, &resting.entry, now)
+                {
+                    return Some(Found { entry: resting.entry, level: slot.level });
+                }
+            }
+            if let Some(item) = flow.pending.get(key)
+                && flow.is_alive(key, &item.entry, now)
+            {
+                return Some(Found { entry: item.entry, level: item.to });
+            }
+            stripe.enter(key.hash64(), flow.generation())
+        };
+        let _flight = InFlight { shared: self, hash: key.hash64() };
+        Some(self.read_below(key, floor).await?.0)
+    }
+}
+
+/// What could be decided without waiting.
+enum AtOnce {
+    Found(Found),
+    Nowhere,
+    Join(super::stripes::Reading),
+    Read { floor: Generation, answer: watch::Sender<Option<Arc<Option<Found>>>> },
+}
+
+/// A read that others may join, until it is dropped: with its answer sent, or without one.
+struct Announced<'a> {
+    shared: &'a Shared,
+    hash: u64,
+    answer: watch::Sender<Option<Arc<Option<Found>>>>,
+}
+
+impl Drop for Announced<'_> {
+    fn drop(&mut self) {
+        let mut stripe = self.shared.stripes.lock(self.hash);
+        stripe.conclude(self.hash, &self.answer.subscribe());
+        stripe.leave(self.hash);
+    }
+}
+
+/// The time one request may wait for tiers in total: the longest of the deadlines of those it asked.
+#[derive(Default)]
+struct Budget {
+    granted: Duration,
+    spent: Duration,
+}
+
+impl Budget {
+    fn left(&mut self, timeout: Duration) -> Duration {
+        self.granted = self.granted.max(timeout);
+        self.granted.saturating_sub(self.spent).min(timeout)
+    }
+
+    fn spend(&mut self, time: Duration) {
+        self.spent += time;
+    }
+}

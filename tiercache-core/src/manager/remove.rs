@@ -1,0 +1,360 @@
+//! Removing.
+//!
+//! `delete`, in order, under the key's stripe:
+//! 1. It takes a generation, and raises the floor of the operations in flight on the key: from here on nothing
+//!    older is answered to new callers or published.
+//! 2. What is on its way down is withdrawn; copies below are removed, without waiting where the level can, else
+//!    outside the stripe in a task the manager owns, coldest first.
+//! 3. What RAM holds goes, and the way down once more.
+//!
+//! `invalidate_tag` and `clear` raise one fence for everything in their scope, make it durable where copies outlive
+//! the process, and return; bytes go later. A level that could not be reached is told of in the result, fenced in
+//! this process, and tried again until it is clean.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::counters::Count;
+use super::slot::Slot;
+use super::write::Lower;
+use super::{CacheManager, InFlight, Shared};
+use crate::tier::Scope;
+use crate::{AsKey, Error, Generation, Key, Level, Result};
+
+/// The pause after the first retry of a removal; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
+/// What a removal did.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Removed {
+    /// Whether something was there to remove, as far as it is known without asking a remote level.
+    pub found: bool,
+    /// Levels that could not be reached, and why. What they hold is fenced in this process and removed in the
+    /// background.
+    pub degraded: Vec<(Level, Error)>,
+}
+
+impl CacheManager {
+    /// Removes `key` from every level. When it returns, later gets see only what is set after it began. Removing
+    /// what is not there succeeds.
+    ///
+    /// # Errors
+    /// [`Error::InvalidKey`], [`Error::Closed`]. A level that cannot be reached is no error: see
+    /// [`Removed::degraded`]. Dropping the future after it was first polled does not stop the removal.
+    pub async fn delete(&self, key: impl AsKey) -> Result<Removed> {
+        let key = self.key(&key)?.to_key();
+        self.shared.check_open()?;
+        self.shared.clone().remove_and_wait(key).await
+    }
+
+    /// [`CacheManager::delete`] for many keys; the results are in the order of the keys.
+    ///
+    /// # Errors
+    /// An invalid key fails the call before anything is removed.
+    pub async fn delete_many<K: AsKey>(&self, keys: &[K]) -> Result<Vec<Removed>> {
+        let keys = keys.iter().map(|key| Ok(self.key(key)?.to_key())).collect::<Result<Vec<_>>>()?;
+        self.shared.check_open()?;
+        let mut removed = Vec::with_capacity(keys.len());
+        for key in keys {
+            removed.push(self.shared.clone().remove_and_wait(key).await?);
+        }
+        Ok(removed)
+    }
+
+    /// Removes `key` and returns the value it had, as one step: of two calls at once one gets it.
+    ///
+    /// # Errors
+    /// As for [`CacheManager::delete`].
+    pub async fn pop(&self, key: impl AsKey) -> Result<Option<bytes::Bytes>> {
+        let key = self.key(&key)?.to_key();
+        let shared = self.shared.clone();
+        self.shared.owned(async move { shared.pop(&key).await }, "pop").await?
+    }
+
+    /// Removes everything that carries the tag in this handle's namespace. The work is the same for one entry or
+    /// a million: bytes go in the background.
+    ///
+    /// # Errors
+    /// As for [`CacheManager::delete`].
+    pub async fn invalidate_tag(&self, name: impl Into<String>, value: impl Into<String>) -> Result<Removed> {
+        let scope = self.tag_scope(name.into(), value.into());
+        self.shared.clone().invalidate_and_wait(scope).await
+    }
+
+    /// Makes everything that carries the tag expired: a miss to `get`, and kept for reads that accept a stale
+    /// value, until its stay or deadline is over. Lasts as long as the process.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub async fn expire_tag(&self, name: impl Into<String>, value: impl Into<String>) -> Result<()> {
+        self.shared.check_open()?;
+        let scope = self.tag_scope(name.into(), value.into());
+        let generation = self.shared.flow.next_generation();
+        self.shared.flow.fences.expire(&scope, generation);
+        Ok(())
+    }
+
+    /// Removes everything in this handle's namespace; from the default namespace's handle, everything.
+    ///
+    /// # Errors
+    /// As for [`CacheManager::delete`].
+    pub async fn clear(&self) -> Result<Removed> {
+        let scope =
+            if self.namespace.is_empty() { Scope::All } else { Scope::Namespace(self.namespace.to_string()) };
+        self.shared.clone().invalidate_and_wait(scope).await
+    }
+
+    /// Drops what one level holds of this handle's namespace (of the default one's handle: of all), and what is on
+    /// its way out of it or into it. Copies at other levels stay; older ones do not come back.
+    ///
+    /// # Errors
+    /// [`Error::Closed`]; [`Error::InvalidOption`] when there is no such level; what the level said.
+    pub async fn flush(&self, level: Level) -> Result<()> {
+        self.shared.check_open()?;
+        if self.shared.slot(level).is_none() {
+            let reason = format!("there is no {level} level in this cache");
+            return Err(Error::InvalidOption { option: "level", reason });
+        }
+        let namespace = (!self.namespace.is_empty()).then(|| self.namespace.to_string());
+        let shared = self.shared.clone();
+        self.shared.owned(async move { shared.flush_level(level, namespace).await }, "flush").await?
+    }
+
+    fn tag_scope(&self, name: String, value: String) -> Scope {
+        Scope::Tag { namespace: self.namespace.to_string(), name, value }
+    }
+}
+
+impl Shared {
+    async fn remove_and_wait(self: Arc<Self>, key: Key) -> Result<Removed> {
+        match self.remove_at_once(&key) {
+            Ok(removed) => Ok(removed),
+            Err(flight) => {
+                let (shared, generation) = (self.clone(), flight.1);
+                let work = async move {
+                    let degraded = shared.remove_lower(&key, generation).await;
+                    drop(flight);
+                    Removed { found: true, degraded }
+                };
+                self.owned(work, "a tier").await
+            }
+        }
+    }
+
+    /// Removes `key` here and now, whatever is being written below.
+    pub(super) async fn remove_now(self: &Arc<Self>, key: &Key) {
+        if let Err(flight) = self.remove_at_once(key) {
+            self.remove_lower(key, flight.1).await;
+        }
+    }
+
+    /// The whole removal if nothing has to be waited for, else the flight to hold while it is.
+    fn remove_at_once(self: &Arc<Self>, key: &Key) -> Result<Removed, (InFlight<Arc<Self>>, Generation)> {
+        let hash = key.hash64();
+        let mut stripe = self.stripes.lock(hash);
+        let generation = self.flow.next_generation();
+        stripe.mutate(hash, generation);
+        let lower = self.fence_lower(key, generation);
+        let found = self.forget_in_ram(key, generation);
+        self.flow.counters.count(Count::Delete);
+        self.flow.recorder.removed(self.flow.now(), key.clone(), generation);
+        match lower {
+            Lower::Fenced { held } => Ok(Removed { found: found | held, degraded: Vec::new() }),
+            Lower::Wait => {
+                stripe.enter(hash, generation);
+                stripe.mutate(hash, generation);
+                Err((InFlight { shared: self.clone(), hash }, generation))
+            }
+        }
+    }
+
+    async fn pop(self: &Arc<Self>, key: &Key) -> Result<Option<bytes::Bytes>> {
+        let hash = key.hash64();
+        loop {
+            self.check_open()?;
+            let before = self.stripes.lock(hash).enter(hash, self.flow.generation());
+            let flight = InFlight { shared: &**self, hash };
+            let Some(found) = self.look(key.as_ref()).await else { return Ok(None) };
+            let removal = {
+                let mut stripe = self.stripes.lock(hash);
+                if stripe.floor(hash) != before {
+                    continue;
+                }
+                // Claimed: whoever looks at the floor from here on knows that the value is taken.
+                let generation = self.flow.next_generation();
+                stripe.mutate(hash, generation);
+                let lower = self.fence_lower(key, generation);
+                self.forget_in_ram(key, generation);
+                self.flow.recorder.removed(self.flow.now(), key.clone(), generation);
+                matches!(lower, Lower::Wait).then_some(generation)
+            };
+            self.flow.counters.count(Count::Delete);
+            if let Some(generation) = removal {
+                self.remove_lower(key, generation).await;
+            }
+            drop(flight);
+            return Ok(Some(found.entry.value));
+        }
+    }
+
+    /// Removes copies below the mutation from every level that must be waited for, coldest first. The caller
+    /// holds a flight. Levels that failed are cleaned in the background and returned.
+    pub(super) async fn remove_lower(self: &Arc<Self>, key: &Key, below: Generation) -> Vec<(Level, Error)> {
+        let mut degraded = Vec::new();
+        for slot in self.lower_slots().rev() {
+            if slot.index().is_some_and(|index| index.holds(key.as_ref()).is_none()) {
+                continue;
+            }
+            let limit = slot.limits.write_timeout.min(slot.limits.read_timeout.max(Duration::from_secs(1)));
+            if let Err(error) = slot.call("remove", limit, slot.tier.remove(key, below)).await {
+                self.flow.counters.count(Count::Degraded);
+                tracing::warn!(level = %slot.level, ?key, %error, "could not remove, fenced until it can");
+                self.clean_later(slot.level, key.clone(), below);
+                degraded.push((slot.level, error));
+            }
+        }
+        degraded
+    }
+
+    /// Tries a removal again until it works; the flight it holds keeps the older copy fenced for as long.
+    fn clean_later(self: &Arc<Self>, level: Level, key: Key, below: Generation) {
+        let hash = key.hash64();
+        let mut stripe = self.stripes.lock(hash);
+        stripe.enter(hash, below);
+        stripe.mutate(hash, below);
+        let flight = InFlight { shared: self.clone(), hash };
+        self.runtime.spawn(async move {
+            let shared = flight.shared.clone();
+            let again = || async {
+                let Some(slot) = shared.slot(level) else { return Ok(()) };
+                slot.call("remove", slot.limits.write_timeout, slot.tier.remove(&key, below)).await
+            };
+            shared.until_it_works(again).await;
+            drop(flight);
+        });
+    }
+
+    /// Repeats `attempt`, with growing pauses, until it succeeds or the cache is closed.
+    async fn until_it_works<F: Future<Output = Result<()>>>(&self, attempt: impl Fn() -> F) {
+        let mut pause = FIRST_PAUSE;
+        while !self.closed.load(Ordering::Acquire) {
+            tokio::time::sleep(pause).await;
+            if attempt().await.is_ok() {
+                return;
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn invalidate_and_wait(self: Arc<Self>, scope: Scope) -> Result<Removed> {
+        self.check_open()?;
+        let shared = self.clone();
+        self.owned(async move { shared.invalidate(scope).await }, "invalidate").await
+    }
+
+    /// Raises the fence in this process, then durably, then returns; what it killed is swept out later.
+    async fn invalidate(self: Arc<Self>, scope: Scope) -> Removed {
+        let flow = &self.flow;
+        let generation = flow.next_generation();
+        flow.fences.remove(&scope, generation);
+        let mut degraded = Vec::new();
+        for slot in self.lower_slots().rev() {
+            if let Err(error) = self.invalidate_slot(slot, &scope, generation).await {
+                flow.counters.count(Count::Degraded);
+                tracing::warn!(level = %slot.level, ?scope, %error, "could not invalidate, fenced until it can");
+                degraded.push((slot.level, error));
+                let (shared, scope, level) = (self.clone(), scope.clone(), slot.level);
+                self.runtime.spawn(async move {
+                    let again = || async {
+                        match shared.slot(level) {
+                            Some(slot) => shared.invalidate_slot(slot, &scope, generation).await,
+                            None => Ok(()),
+                        }
+                    };
+                    shared.until_it_works(again).await;
+                });
+            }
+        }
+        flow.recorder.invalidated(flow.now(), scope.clone(), generation);
+        let covered =
+            |key: &Key, entry: &crate::Entry| crate::tier::Dead::is_dead(&*flow.fences, key.as_ref(), entry);
+        flow.pending.discard_where(generation, |key, item| covered(key, &item.entry));
+        // Whole namespaces go at once, where that costs no scan of what stays.
+        let namespace = match &scope {
+            Scope::All => Some(None),
+            Scope::Namespace(name) => Some(Some(name.as_str())),
+            Scope::Tag { .. } => None,
+        };
+        if let Some(namespace) = namespace {
+            for slot in self.slots().filter(|slot| slot.resident().is_some()) {
+                if let Err(error) = slot.tier.clear(namespace, generation).await {
+                    tracing::warn!(level = %slot.level, %error, "could not clear, fenced");
+                }
+            }
+        }
+        Removed { found: true, degraded }
+    }
+
+    /// Makes the invalidation outlive this process at one level.
+    async fn invalidate_slot(&self, slot: &Slot, scope: &Scope, generation: Generation) -> Result<()> {
+        let limit = slot.limits.write_timeout;
+        match (scope, slot.tier.fences()) {
+            (_, Some(fences)) => {
+                slot.call("fence", limit, fences.fence(scope, generation)).await?;
+                match scope {
+                    Scope::All => slot.call("clear", limit, slot.tier.clear(None, generation)).await,
+                    Scope::Namespace(name) => {
+                        slot.call("clear", limit, slot.tier.clear(Some(name), generation)).await
+                    }
+                    Scope::Tag { .. } => Ok(()),
+                }
+            }
+            (Scope::All, None) => slot.call("clear", limit, slot.tier.clear(None, generation)).await,
+            (Scope::Namespace(name), None) => {
+                slot.call("clear", limit, slot.tier.clear(Some(name), generation)).await
+            }
+            (Scope::Tag { namespace, name, value }, None) => {
+                let Some(listing) = slot.tier.listing() else {
+                    return Err(Error::Unsupported { backend: slot.tier.name(), op: "find entries by tag" });
+                };
+                let mut after = None;
+                loop {
+                    let page =
+                        slot.call("list", limit, listing.list(Some(namespace), after.take(), 1_000)).await?;
+                    for listed in page.entries {
+                        let tagged = listed.entry.tags().and_then(|tags| tags.get(name)) == Some(value);
+                        if tagged && listed.entry.generation < generation {
+                            slot.call("remove", limit, slot.tier.remove(&listed.key, generation)).await?;
+                        }
+                    }
+                    match page.next {
+                        Some(next) => after = Some(next),
+                        None => return Ok(()),
+                    }
+                }
+            }
+        }
+    }
+
+    async fn flush_level(self: Arc<Self>, level: Level, namespace: Option<String>) -> Result<()> {
+        let flow = &self.flow;
+        let Some(slot) = self.slot(level) else { return Ok(()) };
+        let generation = flow.next_generation();
+        slot.flushed.fetch_max(generation.get(), Ordering::AcqRel);
+        let within = |key: &Key| namespace.as_deref().is_none_or(|namespace| namespace == key.namespace());
+        let result = slot
+            .call("clear", slot.limits.write_timeout, slot.tier.clear(namespace.as_deref(), generation))
+            .await;
+        // Last, like everywhere: what the level gave up before it was cleared is on its way by now.
+        flow.pending.discard_where(generation, |key, item| {
+            within(key)
+                && (item.from == level || item.to == level)
+                && !cfg!(tiercache_bug = "flush-keeps-pending")
+        });
+        flow.recorder.flushed(flow.now(), level, namespace.clone(), generation);
+        result
+    }
+}

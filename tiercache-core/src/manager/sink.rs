@@ -1,0 +1,325 @@
+//! The way down, and the sweeps: background work, owned by the manager.
+//!
+//! An entry that a level gives up is handed to the way down before the level stops answering for it. Then, for one
+//! entry at a time per worker:
+//! 1. Under the stripe: it is still the newest on its way, alive, and nobody writes it. A level in RAM takes it
+//!    here and now; it leaves the way down in the same breath.
+//! 2. For any other level a flight is registered and the entry marked as being written, with a permit that a
+//!    mutation of the key withdraws.
+//! 3. The level commits the write while the permit holds. If a mutation came meanwhile, the write is undone.
+//! 4. Under the stripe: it leaves the way down. A level that refuses it is passed over; one that fails is tried
+//!    again while the entry waits where every read finds it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::counters::Count;
+use super::flow::Chute;
+use super::pending::{Item, Ticket};
+use super::slot::Slot;
+use super::{InFlight, Shared};
+use crate::tier::{Hold, Put, Swept};
+use crate::{Generation, Key, Level, Result};
+
+/// Writers per level outside RAM.
+const WRITERS: usize = 4;
+/// How often tracking is told.
+const TRACKING_EVERY: Duration = Duration::from_millis(200);
+
+/// What an attempt to sink came to.
+enum Attempt {
+    /// It is off the way, or not ours.
+    Over,
+    /// The level failed; it waits for another attempt.
+    Failed,
+}
+
+impl Shared {
+    /// Starts everything that runs on its own until `stop` says so.
+    pub(super) fn start(self: &Arc<Self>, stop: &watch::Receiver<bool>, sweep_every: Duration) {
+        for slot in self.slots() {
+            let workers = if slot.resident().is_some() { 1 } else { WRITERS };
+            for _ in 0..workers {
+                let (shared, level) = (self.clone(), slot.level);
+                self.run(stop, async move { shared.sink_for_ever(level).await });
+            }
+        }
+        let shared = self.clone();
+        self.run(stop, async move {
+            let mut every = tokio::time::interval(sweep_every);
+            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                every.tick().await;
+                shared.sweep().await;
+            }
+        });
+        if self.flow.recorder.is_enabled() {
+            let shared = self.clone();
+            self.run(stop, async move {
+                let recorder = &shared.flow.recorder;
+                loop {
+                    let _ = tokio::time::timeout(TRACKING_EVERY, recorder.hurry.notified()).await;
+                    // A store that fails has said so in the log; what it did not take is kept.
+                    if recorder.flush(shared.flow.now(), &shared.flow.counters).await.is_err() {
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                }
+            });
+        }
+    }
+
+    fn run(&self, stop: &watch::Receiver<bool>, work: impl Future<Output = ()> + Send + 'static) {
+        let mut stop = stop.clone();
+        self.runtime.spawn(async move {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => {}
+                () = work => {}
+            }
+        });
+    }
+
+    /// The way down from `level`, which its tier spills into.
+    pub(super) fn chute(&self, level: Level) -> Chute {
+        let below = self.slots().filter(|slot| slot.level > level);
+        Chute {
+            flow: self.flow.clone(),
+            from: level,
+            below: below.map(|slot| (slot.level, slot.tier.clone())).collect(),
+        }
+    }
+
+    async fn sink_for_ever(self: Arc<Self>, to: Level) {
+        let mut failures = 0u32;
+        loop {
+            let Some((key, generation)) = self.flow.pending.next(to) else {
+                self.flow.pending.work(to).await;
+                continue;
+            };
+            self.flow.pending.hand_on(to);
+            match self.sink(&key, generation, to).await {
+                Attempt::Over => failures = 0,
+                Attempt::Failed => {
+                    self.flow.pending.requeue(key, generation, to);
+                    failures = (failures + 1).min(6);
+                    tokio::time::sleep(Duration::from_millis(25 << failures)).await;
+                }
+            }
+            // Levels that answer at once would keep this task running for ever otherwise.
+            tokio::task::consume_budget().await;
+        }
+    }
+
+    /// Sinks one entry that waits to go to `to`.
+    async fn sink(self: &Arc<Self>, key: &Key, generation: Generation, to: Level) -> Attempt {
+        let Some(slot) = self.slot(to) else { return Attempt::Over };
+        let hash = key.hash64();
+        let (item, ticket) = {
+            let mut stripe = self.stripes.lock(hash);
+            let Some(item) = self.flow.pending.get(key.as_ref()) else { return Attempt::Over };
+            if item.entry.generation != generation || item.ticket.is_some() || item.to != to {
+                return Attempt::Over;
+            }
+            let now = self.flow.now();
+            if self.flow.is_dead(key.as_ref(), &item.entry, now) {
+                self.leave(key, &item, None);
+                return Attempt::Over;
+            }
+            if let Some(resident) = slot.resident() {
+                match resident.insert(key.clone(), item.entry.clone(), self.hold_below(slot, &item)) {
+                    Put::Stored | Put::Unchanged => self.leave(key, &item, Some(to)),
+                    Put::Superseded => self.leave(key, &item, None),
+                    Put::TooLarge | Put::Full => self.pass_over(key, &item, to),
+                }
+                return Attempt::Over;
+            }
+            let held = slot.index().and_then(|index| index.holds(key.as_ref()));
+            if held == Some(generation) {
+                self.leave(key, &item, Some(to));
+                return Attempt::Over;
+            }
+            let ticket = Ticket::new(key.clone(), item.entry.clone(), self.flow.fences.clone());
+            self.flow.pending.mark(key.as_ref(), generation, to, Some(ticket.clone()));
+            stripe.enter(hash, self.flow.generation());
+            (item, ticket)
+        };
+        let flight = Writing { flight: InFlight { shared: self.clone(), hash }, key, generation, to };
+        let result = self.write_below(slot, key, &item.entry, &ticket, self.flow.now()).await;
+        let stripe = self.stripes.lock(hash);
+        self.flow.pending.mark(key.as_ref(), generation, to, None);
+        let attempt = match result {
+            Ok(Put::Stored | Put::Unchanged) => {
+                self.leave(key, &item, Some(to));
+                Attempt::Over
+            }
+            Ok(Put::Superseded) => {
+                self.leave(key, &item, None);
+                Attempt::Over
+            }
+            Ok(Put::TooLarge | Put::Full) => {
+                self.pass_over(key, &item, to);
+                Attempt::Over
+            }
+            Err(_) => Attempt::Failed,
+        };
+        drop(stripe);
+        drop(flight);
+        attempt
+    }
+
+    fn hold_below(&self, slot: &Slot, item: &Item) -> Hold {
+        let last = self.is_last(slot.level, item.entry.levels);
+        self.flow.hold(slot.level, &item.entry, last, self.flow.now())
+    }
+
+    /// Takes an entry off the way: it has arrived at `at`, or is nowhere.
+    fn leave(&self, key: &Key, item: &Item, at: Option<Level>) {
+        if self.flow.pending.take(key.as_ref(), item.entry.generation).is_none() {
+            return;
+        }
+        self.flow.counters.count(if at.is_some() { Count::Sunk } else { Count::Faded });
+        // A copy that went down while the entry stays above does not move it.
+        let stays_above = self.slot(item.from).and_then(Slot::resident).is_some_and(|resident| {
+            resident.peek(key.as_ref()).is_some_and(|there| there.entry.generation == item.entry.generation)
+        });
+        if !stays_above {
+            self.flow.recorder.moved(self.flow.now(), key, item.entry.generation, at);
+        }
+    }
+
+    /// Sends an entry on to the level below one that does not take it.
+    fn pass_over(&self, key: &Key, item: &Item, refused: Level) {
+        let next = self
+            .slots()
+            .find(|slot| slot.level > refused && item.entry.levels.contains(slot.level))
+            .map(|slot| slot.level);
+        match next {
+            Some(next) => {
+                self.flow.pending.mark(key.as_ref(), item.entry.generation, next, None);
+                self.flow.pending.requeue(key.clone(), item.entry.generation, next);
+            }
+            None => self.leave(key, item, None),
+        }
+    }
+
+    /// One round of sweeping at every level, and of forgetting fences that nothing can be hit by any more.
+    pub(super) async fn sweep(&self) -> [Swept; 3] {
+        let flow = &self.flow;
+        let began = flow.generation();
+        let mut swept = [Swept::default(); 3];
+        for slot in self.slots() {
+            let now = flow.now();
+            let sweep = slot.tier.sweep(now, &*flow.fences);
+            match slot.call("sweep", slot.limits.write_timeout.max(Duration::from_secs(60)), sweep).await {
+                Ok(done) => swept[slot.level.index()] = done,
+                Err(error) => tracing::warn!(level = %slot.level, %error, "sweep failed"),
+            }
+        }
+        let complete =
+            self.slots().all(|slot| slot.resident().is_none() || swept[slot.level.index()].complete);
+        if complete && flow.fences.len() > 0 {
+            self.forget_fences(began);
+        }
+        swept
+    }
+
+    /// Forgets fences from before `began`, when RAM was swept since, as far as no operation in flight, nothing on
+    /// the way and no durable level may still hold what they killed.
+    fn forget_fences(&self, began: Generation) {
+        let mut below = began;
+        self.flow.pending.each(|_, item| below = below.min(item.entry.generation));
+        if let Some(oldest) = self.stripes.oldest_flight() {
+            below = below.min(oldest);
+        }
+        let mut remembered = Vec::new();
+        for slot in self.lower_slots() {
+            match slot.tier.fences() {
+                Some(fences) => remembered.extend(fences.remembered().into_iter().map(|(scope, _)| scope)),
+                // It cannot tell, so whatever it may hold stays fenced.
+                None => return,
+            }
+        }
+        self.flow.fences.forget(below, &|scope| remembered.contains(scope));
+    }
+
+    /// Sinks what waits, here and now, until nothing does or what is left cannot be sunk.
+    pub(super) async fn settle(self: &Arc<Self>) {
+        loop {
+            let mut progress = false;
+            for level in Level::ALL {
+                let mut attempts = self.flow.pending.len() + 1;
+                while attempts > 0
+                    && let Some((key, generation)) = self.flow.pending.next(level)
+                {
+                    attempts -= 1;
+                    match self.sink(&key, generation, level).await {
+                        Attempt::Over => progress = true,
+                        Attempt::Failed => self.flow.pending.requeue(key, generation, level),
+                    }
+                }
+            }
+            if !progress {
+                return;
+            }
+        }
+    }
+}
+
+/// Takes the mark off an entry whose writing was dropped half-way, and puts it back in the queue.
+struct Writing<'a> {
+    flight: InFlight<Arc<Shared>>,
+    key: &'a Key,
+    generation: Generation,
+    to: Level,
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        let pending = &self.flight.shared.flow.pending;
+        let stripe = self.flight.shared.stripes.lock(self.key.hash64());
+        let abandoned = pending
+            .get(self.key.as_ref())
+            .is_some_and(|item| item.entry.generation == self.generation && item.ticket.is_some());
+        if abandoned {
+            pending.mark(self.key.as_ref(), self.generation, self.to, None);
+            pending.requeue(self.key.clone(), self.generation, self.to);
+        }
+        drop(stripe);
+    }
+}
+
+impl super::CacheManager {
+    /// Sweeps every level now instead of when it is due: what is dead goes, what has stayed its time sinks.
+    /// Returns how many entries were dropped and how many began to sink.
+    ///
+    /// # Errors
+    /// [`Error::Closed`](crate::Error::Closed).
+    pub async fn prune(&self) -> Result<(u64, u64)> {
+        self.shared.check_open()?;
+        let swept = self.shared.sweep().await;
+        let dropped = swept.iter().map(|swept| swept.dropped).sum();
+        let spilled = swept.iter().map(|swept| swept.spilled).sum();
+        Ok((dropped, spilled))
+    }
+
+    /// Waits until everything on its way down has arrived, as far as it can, and tracking was told of all that
+    /// happened before the call.
+    ///
+    /// # Errors
+    /// [`Error::Closed`](crate::Error::Closed), or what the tracking store said.
+    pub async fn settle(&self) -> Result<()> {
+        self.shared.check_open()?;
+        self.shared.settle().await;
+        while !self.shared.flow.pending.is_empty() {
+            // Workers hold the rest. One that fails again and again is not waited for.
+            let left = self.shared.flow.pending.room.notified();
+            if self.shared.flow.pending.is_empty() || self.shared.lower_slots().any(Slot::is_open) {
+                break;
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(50), left).await;
+            self.shared.settle().await;
+        }
+        self.shared.flow.recorder.flush(self.shared.flow.now(), &self.shared.flow.counters).await
+    }
+}

@@ -1,0 +1,194 @@
+//! A tier at its level, behind a deadline per operation and a breaker.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::tier::{Index, Profile, Resident};
+use crate::{Clock, Error, Level, Result, Tier, Timestamp};
+
+/// How a level answers to trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The longest a read may wait for the level. Default: 100 ms for a shared tier, 1 s for one of this machine.
+    pub read_timeout: Duration,
+    /// The longest a write or removal may take. Default: 10 s.
+    pub write_timeout: Duration,
+}
+
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) level: Level,
+    pub(super) tier: Arc<dyn Tier>,
+    pub(super) profile: Profile,
+    pub(super) limits: Limits,
+    /// Raised by a flush: what was read from the level before is not published after.
+    pub(super) flushed: AtomicU64,
+    breaker: Breaker,
+    clock: Arc<dyn Clock>,
+}
+
+impl Slot {
+    pub(super) fn new(
+        level: Level,
+        tier: Arc<dyn Tier>,
+        limits: Option<Limits>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let profile = tier.profile();
+        let limits = limits.unwrap_or(Limits {
+            read_timeout: Duration::from_millis(if profile.shared { 100 } else { 1_000 }),
+            write_timeout: Duration::from_secs(10),
+        });
+        Self { level, profile, limits, flushed: AtomicU64::new(0), breaker: Breaker::default(), clock, tier }
+    }
+
+    pub(super) fn resident(&self) -> Option<&dyn Resident> {
+        self.tier.resident()
+    }
+
+    pub(super) fn index(&self) -> Option<&dyn Index> {
+        self.tier.index()
+    }
+
+    /// Whether the breaker keeps calls away now.
+    pub(super) fn is_open(&self) -> bool {
+        self.breaker.is_open(self.clock.now())
+    }
+
+    /// How often the breaker opened.
+    pub(super) fn opened(&self) -> u64 {
+        u64::from(self.breaker.opened.load(Ordering::Relaxed))
+    }
+
+    /// Runs an operation of the tier within `limit`, unless the breaker is open. A tier that panics has failed.
+    pub(super) async fn call<T>(
+        &self,
+        op: &'static str,
+        limit: Duration,
+        operation: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let backend = self.tier.name();
+        if !self.breaker.admit(self.clock.now()) {
+            return Err(Error::unavailable(backend, op, "the breaker is open"));
+        }
+        // A caller that is dropped here has learnt nothing: the probe, if this was one, goes to the next.
+        let probe = Probe(&self.breaker);
+        let result = match tokio::time::timeout(limit, operation).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::TimedOut { backend, op, after: limit }),
+        };
+        drop(probe);
+        match &result {
+            Err(error) if error.is_retryable() => {
+                if self.breaker.failed(self.clock.now()) {
+                    tracing::warn!(backend, level = %self.level, op, %error, "breaker opened");
+                } else {
+                    tracing::debug!(backend, level = %self.level, op, %error, "tier failed");
+                }
+            }
+            _ => {
+                if self.breaker.succeeded() {
+                    tracing::info!(backend, level = %self.level, "breaker closed");
+                }
+            }
+        }
+        result
+    }
+}
+
+/// Opens after three failures in a row, lets one call through when its time is over, and closes when that works.
+#[derive(Debug, Default)]
+struct Breaker {
+    failures: AtomicU32,
+    opened: AtomicU32,
+    /// When the next probe may go; 0 when closed.
+    open_until: AtomicU64,
+    probing: AtomicU32,
+}
+
+const FAILURES_TO_OPEN: u32 = 3;
+const FIRST_PAUSE_MILLIS: u64 = 100;
+/// A tier that is back is used again within 5 s.
+const LONGEST_PAUSE_MILLIS: u64 = 4_000;
+
+impl Breaker {
+    fn is_open(&self, now: Timestamp) -> bool {
+        now.as_millis() < self.open_until.load(Ordering::Relaxed)
+    }
+
+    fn admit(&self, now: Timestamp) -> bool {
+        if self.open_until.load(Ordering::Relaxed) == 0 {
+            return true;
+        }
+        !self.is_open(now) && self.probing.swap(1, Ordering::AcqRel) == 0
+    }
+
+    /// Returns whether this opened it.
+    fn failed(&self, now: Timestamp) -> bool {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        if failures < FAILURES_TO_OPEN {
+            return false;
+        }
+        let doublings = (failures - FAILURES_TO_OPEN).min(8);
+        let pause = (FIRST_PAUSE_MILLIS << doublings).min(LONGEST_PAUSE_MILLIS);
+        // Jitter from the time itself: enough to keep processes apart, and no source of randomness to inject.
+        let jitter = now.as_millis().wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56;
+        let until = now.after_millis(pause - pause * jitter / 1024).as_millis();
+        self.open_until.store(until, Ordering::Relaxed);
+        let opened = failures == FAILURES_TO_OPEN;
+        if opened {
+            self.opened.fetch_add(1, Ordering::Relaxed);
+        }
+        opened
+    }
+
+    /// Returns whether this closed it.
+    fn succeeded(&self) -> bool {
+        self.failures.store(0, Ordering::Relaxed);
+        self.open_until.swap(0, Ordering::Relaxed) != 0
+    }
+}
+
+struct Probe<'a>(&'a Breaker);
+
+impl Drop for Probe<'_> {
+    fn drop(&mut self) {
+        self.0.probing.store(0, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn breaker_opens_after_three_failures_and_lets_one_probe_through() {
+        let breaker = Breaker::default();
+        let start = Timestamp::from_millis(1_000_000);
+        assert!(!breaker.failed(start) && !breaker.failed(start));
+        assert!(breaker.admit(start), "two failures leave it closed");
+        assert!(breaker.failed(start));
+        assert!(breaker.is_open(start) && !breaker.admit(start));
+        let later = start.after_millis(FIRST_PAUSE_MILLIS);
+        assert!(breaker.admit(later), "the first probe goes through");
+        assert!(!breaker.admit(later), "the second waits for the first");
+        drop(Probe(&breaker));
+        assert!(breaker.admit(later), "a dropped probe frees the place");
+        assert!(breaker.succeeded(), "success closes it");
+        assert!(breaker.admit(later) && breaker.admit(later));
+    }
+
+    #[test]
+    fn breaker_is_asked_again_within_five_seconds_however_long_the_tier_was_away() {
+        let breaker = Breaker::default();
+        let mut now = Timestamp::from_millis(5);
+        for _ in 0..100 {
+            breaker.failed(now);
+            now = now.after_millis(LONGEST_PAUSE_MILLIS);
+            assert!(breaker.admit(now));
+            drop(Probe(&breaker));
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! A view of the cache that holds values of one type: MessagePack below, the value itself above.
+
+use std::any::Any;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::counters::Count;
+use super::{CacheManager, Set};
+use crate::{AsKey, Error, Level, Result};
+
+/// Nested deeper than this, stored bytes are not decoded: a task's stack is small.
+const MAX_DEPTH: usize = 64;
+
+/// A cache of values of type `T`. Cheap to clone.
+///
+/// Values are stored as MessagePack with field names, so that a field added with a default still decodes what was
+/// stored before. Hot keeps the decoded value beside the bytes: a hot hit decodes nothing.
+#[derive(Debug)]
+pub struct TypedCache<T> {
+    manager: CacheManager,
+    of: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for TypedCache<T> {
+    fn clone(&self) -> Self {
+        Self { manager: self.manager.clone(), of: PhantomData }
+    }
+}
+
+impl CacheManager {
+    /// A view of this cache that holds values of type `T`.
+    pub fn typed<T: Serialize + DeserializeOwned + Send + Sync + 'static>(&self) -> TypedCache<T> {
+        TypedCache { manager: self.clone(), of: PhantomData }
+    }
+}
+
+impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> TypedCache<T> {
+    /// The value of `key`, shared. Bytes that do not decode as a `T` are a miss, and counted.
+    ///
+    /// # Errors
+    /// As for [`CacheManager::get`].
+    pub async fn get(&self, key: impl AsKey) -> Result<Option<Arc<T>>> {
+        let manager = &self.manager;
+        let key = manager.key(&key)?;
+        let shared = &manager.shared;
+        if let Some(resident) = shared.slots[0].as_ref().and_then(|slot| slot.resident())
+            && let Some(decoded) = resident.hit_decoded(key, shared.coarse_look())
+            && let Ok(value) = decoded.downcast::<T>()
+        {
+            shared.flow.counters.count(Count::Hit(Level::Hot));
+            return Ok(Some(value));
+        }
+        let Some(found) = Box::pin(shared.find(key)).await? else { return Ok(None) };
+        let entry = found.entry;
+        let decoded = entry.extras.as_ref().and_then(|extras| extras.decoded.get()).cloned();
+        if let Some(value) = decoded.and_then(|decoded| decoded.downcast::<T>().ok()) {
+            return Ok(Some(value));
+        }
+        let Ok(value) = decode::<T>(&entry.value) else {
+            shared.flow.counters.count(Count::Undecodable);
+            tracing::warn!(?key, wanted = std::any::type_name::<T>(), "stored bytes do not decode");
+            return Ok(None);
+        };
+        let value = Arc::new(value);
+        // Under the stripe, like everything that changes what RAM holds of a key.
+        let _stripe = shared.stripes.lock(key.hash64());
+        if let Some(resident) = shared.top(entry.levels).and_then(|top| top.resident()) {
+            resident.attach_decoded(key, entry.generation, value.clone() as Arc<dyn Any + Send + Sync>);
+        }
+        Ok(Some(value))
+    }
+
+    /// Keeps `value` under `key`, with options like [`CacheManager::set`]. The value is encoded here and now.
+    ///
+    /// # Errors
+    /// [`Error::Codec`] when it does not encode.
+    pub fn set(&self, key: impl AsKey, value: impl Into<Arc<T>>) -> Result<Set<'_>> {
+        let value: Arc<T> = value.into();
+        let bytes = encode(&*value)?;
+        Ok(self.manager.set(key, bytes).decoded(value as Arc<dyn Any + Send + Sync>))
+    }
+
+    /// The cache this is a view of.
+    pub fn bytes(&self) -> &CacheManager {
+        &self.manager
+    }
+}
+
+fn encode<T: Serialize>(value: &T) -> Result<Bytes> {
+    let mut bytes = Vec::new();
+    let mut encoder = rmp_serde::Serializer::new(&mut bytes).with_struct_map();
+    value
+        .serialize(&mut encoder)
+        .map_err(|error| Error::Codec { what: "encodable", reason: error.to_string() })?;
+    Ok(bytes.into())
+}
+
+fn decode<T: DeserializeOwned>(bytes: &Bytes) -> std::result::Result<T, rmp_serde::decode::Error> {
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(&bytes[..]);
+    decoder.set_max_depth(MAX_DEPTH);
+    T::deserialize(&mut decoder)
+}

@@ -1,0 +1,643 @@
+//! Writing.
+//!
+//! `set`, in order, under the key's stripe:
+//! 1. It takes a generation, and raises the floor of the operations in flight on the key.
+//! 2. What is on its way down is withdrawn, so that no write below can commit after this.
+//! 3. Copies below are fenced: levels that know without I/O that they hold none cost nothing, a local log gets a
+//!    short record, anything else is waited for outside the stripe, in a task the manager owns.
+//! 4. The value is published at the top level that takes it: the commit point for readers.
+//! 5. Older copies in RAM go, and the way down once more: an eviction may have put the older value there
+//!    meanwhile.
+//!
+//! `touch`, `set(..).only_if_absent()` and the like read first; they register a flight before they look, and begin
+//! anew when its floor shows a mutation by the time they hold the stripe again.
+
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::builder::Write;
+use super::counters::Count;
+use super::flow::Flow;
+use super::pending::{Item, Ticket};
+use super::slot::Slot;
+use super::stripes::Stripe;
+use super::{CacheManager, InFlight, Shared};
+use crate::tier::{Permit, Put};
+use crate::{AsKey, Entry, Error, Extras, Generation, Key, Level, Levels, Result, Stay, Timestamp};
+
+/// The longest a writer waits for the way down to clear before it goes on and the oldest there is dropped.
+const CROWDED_WAIT: Duration = Duration::from_secs(1);
+
+/// What a write did.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Written {
+    /// Whether the value was kept; `false` only for conditional writes whose condition did not hold.
+    pub stored: bool,
+    /// The write's generation.
+    pub generation: Generation,
+    /// Levels whose older copy could not be removed yet, and why. They are fenced in this process and cleaned in
+    /// the background; until then a crash could bring the older value back.
+    pub degraded: Vec<(Level, Error)>,
+}
+
+impl CacheManager {
+    /// Keeps `value` under `key`. Awaited as it is, with the levels' defaults; options go in between:
+    ///
+    /// ```ignore
+    /// cache.set("k", bytes).ttl(Duration::from_secs(60)).tag("type", "thumbnail").await?;
+    /// ```
+    ///
+    /// What `Ok` means is the manager's [`Write`] mode. In every mode no older value of the key can be read once
+    /// this has returned, not even after the process was killed; see [`Written::degraded`].
+    ///
+    /// # Errors
+    /// - [`Error::TooLarge`] when no level takes it. What was there before is removed.
+    /// - [`Error::Unavailable`] or [`Error::TimedOut`] when the level it must reach does not take it; the key is
+    ///   then removed, since the level may or may not have it.
+    /// - [`Error::InvalidKey`], [`Error::InvalidOption`], [`Error::Closed`]: nothing happened.
+    ///
+    /// Dropping the future after it was first polled does not stop the write.
+    pub fn set(&self, key: impl AsKey, value: impl Into<Bytes>) -> Set<'_> {
+        Set {
+            manager: self,
+            key: self.key(&key).map(|key| key.to_key()),
+            draft: Ok(Draft::new(value.into())),
+        }
+    }
+
+    /// Keeps many values with the levels' defaults, each on its own: the results are in the order of the pairs.
+    pub async fn set_many<K: AsKey, V: Into<Bytes>>(
+        &self,
+        pairs: impl IntoIterator<Item = (K, V)>,
+    ) -> Vec<Result<Written>> {
+        let mut results = Vec::new();
+        for (key, value) in pairs {
+            results.push(self.set(key, value).await);
+        }
+        results
+    }
+
+    /// Gives the entry of `key` a new time to live from now; `None` for one without a deadline. Returns whether
+    /// there was such an entry.
+    ///
+    /// # Errors
+    /// As for [`CacheManager::set`].
+    pub async fn touch(&self, key: impl AsKey, ttl: impl Into<Option<Duration>>) -> Result<bool> {
+        let key = self.key(&key)?.to_key();
+        let ttl = match ttl.into() {
+            Some(ttl) => Ttl::For(checked(ttl, "ttl")?),
+            None => Ttl::Never,
+        };
+        let shared = self.shared.clone();
+        let touched = async move {
+            let touched = shared.replace(&key, |found, now| {
+                let mut entry = found?;
+                ttl.apply(&mut entry, now);
+                Some(entry)
+            });
+            Ok(touched.await?.is_some())
+        };
+        self.shared.owned(touched, "touch").await?
+    }
+}
+
+/// A write on its way: options, then `.await`.
+#[must_use = "nothing is written until it is awaited"]
+#[derive(Debug)]
+pub struct Set<'a> {
+    manager: &'a CacheManager,
+    key: Result<Key>,
+    draft: Result<Draft>,
+}
+
+/// A value that has no generation yet.
+#[derive(Debug)]
+struct Draft {
+    value: Bytes,
+    ttl: Ttl,
+    levels: Levels,
+    only_if_absent: bool,
+    extras: Option<Arc<Extras>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Ttl {
+    Unset,
+    For(Duration),
+    Never,
+}
+
+impl Set<'_> {
+    /// The time the value lives, from now: afterwards it is dead at every level, and until then no stay of the
+    /// last level cuts it short. Less than a millisecond counts as one; zero is refused.
+    pub fn ttl(self, ttl: Duration) -> Self {
+        self.try_with(|draft| {
+            draft.ttl = Ttl::For(checked(ttl, "ttl")?);
+            Ok(())
+        })
+    }
+
+    /// The value lives until it is removed or no level has room for it, whatever the levels' stays.
+    pub fn never(self) -> Self {
+        self.with(|draft| draft.ttl = Ttl::Never)
+    }
+
+    /// Adds a tag. Rules choose stays by tags, and `invalidate_tag` removes by them.
+    pub fn tag(self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.try_with(|draft| {
+            let (name, value) = (name.into(), value.into());
+            if name.is_empty() || name.len() > 255 || value.len() > 1024 {
+                let reason = "a tag's name has 1 to 255 bytes, its value at most 1024".into();
+                return Err(Error::InvalidOption { option: "tag", reason });
+            }
+            let tags = &mut draft.extras().tags;
+            tags.insert(name, value);
+            if tags.len() > 64 {
+                let reason = "an entry has at most 64 tags".into();
+                return Err(Error::InvalidOption { option: "tag", reason });
+            }
+            Ok(())
+        })
+    }
+
+    /// How long the entry stays at `level` without a use, instead of what rules and defaults say.
+    pub fn stay(self, level: Level, stay: Stay) -> Self {
+        self.try_with(|draft| {
+            if let Stay::For(stay) = stay {
+                checked(stay, "stay")?;
+            }
+            draft.extras().stays[level.index()] = Some(stay);
+            Ok(())
+        })
+    }
+
+    /// Only if the key has no live entry; [`Written::stored`] tells.
+    pub fn only_if_absent(self) -> Self {
+        self.with(|draft| draft.only_if_absent = true)
+    }
+
+    /// At this level and no other: it does not sink from there, nor rise.
+    pub fn pin(self, level: Level) -> Self {
+        self.with(|draft| draft.levels = Levels::only(level))
+    }
+
+    /// Not at this level.
+    pub fn skip(self, level: Level) -> Self {
+        self.with(|draft| draft.levels = draft.levels.without(level))
+    }
+
+    /// The media type, kept with the value.
+    pub fn content_type(self, media_type: impl Into<String>) -> Self {
+        self.with(|draft| draft.extras().content_type = Some(media_type.into()))
+    }
+
+    /// A field of your own, kept with the value.
+    pub fn user(self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.with(|draft| {
+            draft.extras().user.insert(name.into(), value.into());
+        })
+    }
+
+    pub(super) fn decoded(self, decoded: crate::Decoded) -> Self {
+        self.with(|draft| {
+            // Fresh extras: nobody set the cell before.
+            let _ = draft.extras().decoded.set(decoded);
+        })
+    }
+
+    fn with(self, change: impl FnOnce(&mut Draft)) -> Self {
+        self.try_with(|draft| {
+            change(draft);
+            Ok(())
+        })
+    }
+
+    fn try_with(mut self, change: impl FnOnce(&mut Draft) -> Result<()>) -> Self {
+        if let Ok(draft) = &mut self.draft
+            && let Err(error) = change(draft)
+        {
+            self.draft = Err(error);
+        }
+        self
+    }
+}
+
+impl<'a> IntoFuture for Set<'a> {
+    type Output = Result<Written>;
+    type IntoFuture = SetFuture<'a>;
+
+    fn into_future(self) -> SetFuture<'a> {
+        SetFuture(State::Begin(self))
+    }
+}
+
+/// The future of a [`Set`]. Boxes nothing when nothing has to be waited for.
+#[must_use = "futures do nothing unless polled"]
+pub struct SetFuture<'a>(State<'a>);
+
+enum State<'a> {
+    Begin(Set<'a>),
+    Waiting(Pin<Box<dyn Future<Output = Result<Written>> + Send + 'a>>),
+    Over,
+}
+
+impl Future for SetFuture<'_> {
+    type Output = Result<Written>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let State::Begin(set) = std::mem::replace(&mut self.0, State::Over) {
+            let (key, draft) = match (set.key, set.draft) {
+                (Ok(key), Ok(draft)) => (key, draft),
+                (Err(error), _) | (_, Err(error)) => return Poll::Ready(Err(error)),
+            };
+            let shared = &set.manager.shared;
+            if let Err(error) = shared.check_open() {
+                return Poll::Ready(Err(error));
+            }
+            let begun = if draft.only_if_absent || shared.write != Write::Back {
+                Begun::Slow(shared.clone().write_slowly(key, draft))
+            } else {
+                shared.write_at_once(key, draft)
+            };
+            match begun {
+                Begun::Done(result) if !shared.flow.pending.is_crowded() => return Poll::Ready(result),
+                Begun::Done(result) => {
+                    self.0 = State::Waiting(Box::pin(async move {
+                        shared.wait_for_room().await;
+                        result
+                    }));
+                }
+                // Owned: it goes on when the caller does not wait any longer.
+                Begun::Slow(work) => {
+                    let task = shared.runtime.spawn(work);
+                    self.0 = State::Waiting(Box::pin(async move {
+                        match task.await {
+                            Ok(result) => result,
+                            Err(error) if error.is_panic() => Err(Error::Panicked { what: "a tier" }),
+                            Err(_) => Err(Error::Closed),
+                        }
+                    }));
+                }
+            }
+        }
+        match &mut self.0 {
+            State::Waiting(work) => {
+                let result = std::task::ready!(work.as_mut().poll(context));
+                self.0 = State::Over;
+                Poll::Ready(result)
+            }
+            State::Begin(_) | State::Over => Poll::Ready(Err(Error::Closed)),
+        }
+    }
+}
+
+type Work = Pin<Box<dyn Future<Output = Result<Written>> + Send>>;
+
+enum Begun {
+    Done(Result<Written>),
+    Slow(Work),
+}
+
+/// What step 3 came to.
+pub(super) enum Lower {
+    /// No level below has an older copy any more; whether one had.
+    Fenced { held: bool },
+    /// Some level must be waited for.
+    Wait,
+}
+
+impl Draft {
+    fn new(value: Bytes) -> Self {
+        Self { value, ttl: Ttl::Unset, levels: Levels::ALL, only_if_absent: false, extras: None }
+    }
+
+    fn extras(&mut self) -> &mut Extras {
+        Arc::make_mut(self.extras.get_or_insert_with(Default::default))
+    }
+
+    fn entry(self, now: Timestamp) -> Entry {
+        let mut entry = Entry::new(self.value, Generation::ZERO, now);
+        entry.levels = self.levels;
+        entry.extras = self.extras;
+        self.ttl.apply(&mut entry, now);
+        entry
+    }
+}
+
+impl Ttl {
+    fn apply(self, entry: &mut Entry, now: Timestamp) {
+        (entry.deadline, entry.explicit_ttl) = match self {
+            Self::Unset => (Timestamp::NEVER, false),
+            Self::For(ttl) => (now.after(ttl), true),
+            Self::Never => (Timestamp::NEVER, true),
+        };
+    }
+}
+
+impl Shared {
+    /// The whole write if nothing has to be waited for, else what is left of it.
+    fn write_at_once(self: &Arc<Self>, key: Key, draft: Draft) -> Begun {
+        let now = self.flow.now();
+        let mut entry = draft.entry(now);
+        if self.top(entry.levels).is_none() {
+            let reason = "no configured level is left for it".into();
+            return Begun::Done(Err(Error::InvalidOption { option: "levels", reason }));
+        }
+        let hash = key.hash64();
+        let mut stripe = self.stripes.lock(hash);
+        entry.generation = self.flow.next_generation();
+        self.write_locked(&mut stripe, key, entry, now)
+    }
+
+    /// Steps 1 to 5 for an entry that has its generation.
+    fn write_locked(self: &Arc<Self>, stripe: &mut Stripe, key: Key, entry: Entry, now: Timestamp) -> Begun {
+        let (hash, generation) = (key.hash64(), entry.generation);
+        stripe.mutate(hash, generation);
+        let fenced = matches!(self.fence_lower(&key, generation), Lower::Fenced { .. });
+        if fenced
+            && self.write == Write::Back
+            && let Some(level) = self.publish_in_ram(&key, &entry, now)
+        {
+            self.flow.counters.count(Count::Set);
+            self.flow.recorder.stored(now, || Flow::record(&key, &entry, level));
+            return Begun::Done(Ok(Written { stored: true, generation, degraded: Vec::new() }));
+        }
+        stripe.enter(hash, generation);
+        // The floor must hold for this flight too, which the mutation above may have come before.
+        stripe.mutate(hash, generation);
+        let flight = InFlight { shared: self.clone(), hash };
+        Begun::Slow(Box::pin(async move {
+            let shared = flight.shared.clone();
+            let result = shared.finish_write(key, entry, fenced).await;
+            drop(flight);
+            result
+        }))
+    }
+
+    /// Step 3, as far as it goes without waiting.
+    pub(super) fn fence_lower(&self, key: &Key, below: Generation) -> Lower {
+        // Withdrawn first: a write below that has not committed by now will not, so what the index does not
+        // hold after this it will not come to hold.
+        self.flow.pending.discard(key.as_ref(), below);
+        if cfg!(tiercache_bug = "set-leaves-lower") {
+            return Lower::Fenced { held: false };
+        }
+        let mut held = false;
+        for slot in self.lower_slots().rev() {
+            let Some(index) = slot.index() else { return Lower::Wait };
+            if index.holds(key.as_ref()).is_none() {
+                continue;
+            }
+            held = true;
+            match index.try_remove(key.as_ref(), below) {
+                Some(Ok(())) => {}
+                Some(Err(_)) | None => return Lower::Wait,
+            }
+        }
+        Lower::Fenced { held }
+    }
+
+    /// Steps 4 and 5. The level that took it, if one in RAM did.
+    fn publish_in_ram(&self, key: &Key, entry: &Entry, now: Timestamp) -> Option<Level> {
+        let mut taken = None;
+        for slot in self.slots().filter(|slot| entry.levels.contains(slot.level)) {
+            let resident = slot.resident()?;
+            let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
+            match resident.insert(key.clone(), entry.clone(), hold) {
+                Put::Stored | Put::Unchanged | Put::Superseded => {
+                    taken = Some(slot.level);
+                    break;
+                }
+                Put::TooLarge | Put::Full => {}
+            }
+        }
+        self.forget_in_ram(key, entry.generation);
+        taken
+    }
+
+    /// Removes what RAM and the way down hold of `key` from before the mutation; returns whether they did.
+    pub(super) fn forget_in_ram(&self, key: &Key, below: Generation) -> bool {
+        let mut held = false;
+        // Coldest first: what leaves a level meanwhile goes down, ahead of us, and the way down comes last.
+        for slot in self.slots().rev() {
+            if let Some(resident) = slot.resident() {
+                held |= resident.discard(key.as_ref(), below).is_some();
+            }
+        }
+        held | self.flow.pending.discard(key.as_ref(), below).is_some()
+    }
+
+    /// What is left of a write that has to wait for a level. The caller holds the flight.
+    async fn finish_write(self: Arc<Self>, key: Key, entry: Entry, fenced: bool) -> Result<Written> {
+        let (hash, generation) = (key.hash64(), entry.generation);
+        let mut degraded = Vec::new();
+        if !fenced {
+            degraded = self.remove_lower(&key, generation).await;
+        }
+        let now = self.flow.now();
+        if self.write != Write::Through {
+            let stripe = self.stripes.lock(hash);
+            if stripe.floor(hash) > generation {
+                // A later mutation has begun: it is as if this had come just before it.
+                return Ok(Written { stored: true, generation, degraded });
+            }
+            if let Some(level) = self.publish_in_ram(&key, &entry, now) {
+                self.flow.counters.count(Count::Set);
+                self.flow.recorder.stored(now, || Flow::record(&key, &entry, level));
+                if self.write == Write::Behind
+                    && let Some(slot) = self.durable(entry.levels)
+                {
+                    let item = Item { entry, from: level, to: slot.level, ticket: None };
+                    for (key, item) in self.flow.pending.push(key, item, true) {
+                        self.flow.counters.count(Count::Overflowed);
+                        tracing::debug!(
+                            ?key,
+                            generation = item.entry.generation.get(),
+                            "copy dropped, no room"
+                        );
+                    }
+                }
+                return Ok(Written { stored: true, generation, degraded });
+            }
+        }
+        let target = match self.write {
+            Write::Through => self.durable(entry.levels),
+            Write::Back | Write::Behind => None,
+        };
+        let candidates: Vec<&Slot> = match target {
+            Some(slot) => vec![slot],
+            None => self.lower_slots().filter(|slot| entry.levels.contains(slot.level)).collect(),
+        };
+        let mut refused = None;
+        let mut limit = 0;
+        for slot in candidates {
+            match self.put_below(slot, &key, &entry, now).await {
+                Ok(Put::Stored | Put::Unchanged | Put::Superseded) => {
+                    self.flow.counters.count(Count::Set);
+                    let stripe = self.stripes.lock(hash);
+                    if stripe.floor(hash) <= generation {
+                        self.flow.recorder.stored(now, || Flow::record(&key, &entry, slot.level));
+                        if self.write == Write::Through && self.publish_in_ram(&key, &entry, now).is_some() {
+                            if let Some(top) = self.top(entry.levels) {
+                                self.flow.recorder.moved(now, &key, generation, Some(top.level));
+                            }
+                        } else {
+                            self.forget_in_ram(&key, generation);
+                        }
+                    }
+                    return Ok(Written { stored: true, generation, degraded });
+                }
+                Ok(Put::TooLarge | Put::Full) => {
+                    limit = limit.max(slot.profile.max_entry_bytes.unwrap_or_default());
+                }
+                Err(error) => refused = Some(error),
+            }
+        }
+        // Nobody keeps it. What was there before is not what the caller means any more, and a level that did not
+        // answer may have it after all: the key goes.
+        self.remove_now(&key).await;
+        Err(refused.unwrap_or(Error::TooLarge { size: entry.value.len() as u64, limit }))
+    }
+
+    /// Writes to a level outside RAM, visible to reads and to later mutations while it lasts.
+    pub(super) async fn put_below(
+        &self,
+        slot: &Slot,
+        key: &Key,
+        entry: &Entry,
+        now: Timestamp,
+    ) -> Result<Put> {
+        let ticket = Ticket::new(key.clone(), entry.clone(), self.flow.fences.clone());
+        {
+            let stripe = self.stripes.lock(key.hash64());
+            if stripe.floor(key.hash64()) > entry.generation {
+                return Ok(Put::Superseded);
+            }
+            let item =
+                Item { entry: entry.clone(), from: slot.level, to: slot.level, ticket: Some(ticket.clone()) };
+            self.flow.pending.push(key.clone(), item, false);
+        }
+        let result = self.write_below(slot, key, entry, &ticket, now).await;
+        let _stripe = self.stripes.lock(key.hash64());
+        self.flow.pending.take(key.as_ref(), entry.generation);
+        result
+    }
+
+    /// The write itself, and its undoing if a mutation came before its end. The caller holds a flight.
+    pub(super) async fn write_below(
+        &self,
+        slot: &Slot,
+        key: &Key,
+        entry: &Entry,
+        ticket: &Ticket,
+        now: Timestamp,
+    ) -> Result<Put> {
+        let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
+        let limit = slot.limits.write_timeout;
+        let result = slot.call("put", limit, slot.tier.put(key, entry, hold, ticket)).await;
+        if !ticket.holds() && !cfg!(tiercache_bug = "no-undo") {
+            // The tier may have committed before it was told, or may not know permits: out with it.
+            self.flow.counters.count(Count::Refused);
+            let below = ticket.superseded_by().unwrap_or(Generation::new(entry.generation.get() + 1));
+            slot.call("remove", limit, slot.tier.remove(key, below)).await?;
+            return Ok(Put::Superseded);
+        }
+        result
+    }
+
+    /// A write in a task of its own from the start: one with a condition, or one that must reach a lower level.
+    fn write_slowly(self: Arc<Self>, key: Key, draft: Draft) -> Work {
+        Box::pin(async move {
+            if self.top(draft.levels).is_none() {
+                let reason = "no configured level is left for it".into();
+                return Err(Error::InvalidOption { option: "levels", reason });
+            }
+            if draft.only_if_absent {
+                let entry = draft.entry(self.flow.now());
+                let mut fresh = Some(entry);
+                let written =
+                    self.replace(&key, |found, _| if found.is_some() { None } else { fresh.take() });
+                return Ok(written.await?.unwrap_or(Written {
+                    stored: false,
+                    generation: self.flow.generation(),
+                    degraded: Vec::new(),
+                }));
+            }
+            match self.write_at_once(key, draft) {
+                Begun::Done(result) => result,
+                Begun::Slow(work) => work.await,
+            }
+        })
+    }
+
+    /// Reads the entry of `key` and writes what `change` makes of it, as one step: begins anew when a mutation
+    /// came between. `None` from `change` leaves everything as it is.
+    pub(super) async fn replace(
+        self: &Arc<Self>,
+        key: &Key,
+        mut change: impl FnMut(Option<Entry>, Timestamp) -> Option<Entry>,
+    ) -> Result<Option<Written>> {
+        let hash = key.hash64();
+        loop {
+            self.check_open()?;
+            let before = self.stripes.lock(hash).enter(hash, self.flow.generation());
+            let flight = InFlight { shared: &**self, hash };
+            let found = self.look(key.as_ref()).await;
+            let begun = {
+                let mut stripe = self.stripes.lock(hash);
+                if stripe.floor(hash) != before {
+                    continue;
+                }
+                let now = self.flow.now();
+                // Alive when it was looked at, and perhaps not any more.
+                let found = found.map(|found| found.entry);
+                let found = found.filter(|entry| self.flow.is_alive(key.as_ref(), entry, now));
+                let Some(mut entry) = change(found, now) else { return Ok(None) };
+                entry.generation = self.flow.next_generation();
+                self.write_locked(&mut stripe, key.clone(), entry, now)
+            };
+            drop(flight);
+            return match begun {
+                Begun::Done(result) => result.map(Some),
+                Begun::Slow(work) => work.await.map(Some),
+            };
+        }
+    }
+
+    /// The lowest level that outlives the process and may have such an entry.
+    pub(super) fn durable(&self, levels: Levels) -> Option<&Slot> {
+        self.slots().rev().find(|slot| slot.profile.persistent && levels.contains(slot.level))
+    }
+
+    /// Holds a writer back while the way down is crowded, for a bounded time.
+    pub(super) async fn wait_for_room(&self) {
+        let room = async {
+            loop {
+                let left = self.flow.pending.room.notified();
+                if !self.flow.pending.is_crowded() {
+                    return;
+                }
+                left.await;
+            }
+        };
+        // A way down that is stuck is no reason to wait: then the oldest on it is dropped instead.
+        if !self.lower_slots().any(Slot::is_open) {
+            let _ = tokio::time::timeout(CROWDED_WAIT, room).await;
+        }
+    }
+}
+
+/// A duration that can be meant: not zero, and at least the clock's millisecond.
+fn checked(duration: Duration, option: &'static str) -> Result<Duration> {
+    if duration.is_zero() {
+        let reason = "zero is not a time to keep something; leave it out, or use `never`".into();
+        return Err(Error::InvalidOption { option, reason });
+    }
+    Ok(duration.max(Duration::from_millis(1)))
+}
