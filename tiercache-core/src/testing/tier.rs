@@ -1,7 +1,8 @@
 //! The contract of [`Tier`], one case a line. Each case takes a fresh tier; [`suite`] runs them all.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -472,7 +473,7 @@ pub async fn what_makes_room_is_spilled_before_it_is_gone(tier: Arc<dyn Tier>) {
     for number in 1..=count {
         let entry = Entry::new(value(number), Generation::new(number), T0);
         if put(&tier, &number.to_string(), &entry).await == Put::Full {
-            spilled.0.lock().expect("no panic").insert(number.to_string(), entry);
+            spilled.entries().insert(number.to_string(), entry);
         }
         let behind = 1 + number / 2;
         assert!(is_somewhere(&tier, &spilled, behind, &value(behind)).await, "{behind} is nowhere");
@@ -490,7 +491,7 @@ pub async fn what_makes_room_is_spilled_before_it_is_gone(tier: Arc<dyn Tier>) {
 async fn is_somewhere(tier: &Arc<dyn Tier>, spilled: &Spilled, number: u64, value: &Bytes) -> bool {
     // In this order: what leaves the tier is in the spill before.
     let found = get(tier, &number.to_string()).await;
-    let found = found.or_else(|| spilled.0.lock().expect("no panic").get(&number.to_string()).cloned());
+    let found = found.or_else(|| spilled.entries().get(&number.to_string()).cloned());
     found.is_some_and(|found| found.generation == Generation::new(number) && found.value == value)
 }
 
@@ -552,7 +553,7 @@ pub async fn a_sweep_takes_only_what_is_due(tier: Arc<dyn Tier>) {
     assert_eq!(get(&tier, "fresh").await, Some(entry(3, "fresh")));
     assert!(get(&tier, "dying").await.is_none() || swept.dropped == 0, "dropped, so gone");
     assert!(get(&tier, "idle").await.is_none() || swept.spilled == 0, "handed over, so gone");
-    let handed: Vec<String> = spilled.0.lock().expect("no panic").keys().cloned().collect();
+    let handed: Vec<String> = spilled.entries().keys().cloned().collect();
     assert_eq!(
         handed,
         if swept.spilled == 0 { vec![] } else { vec!["idle"] },
@@ -690,6 +691,8 @@ pub async fn an_index_knows_without_waiting(tier: Arc<dyn Tier>) {
 /// What a resident tier answers at once is what the tier answers, as long as it is alive, fresh and valid.
 pub async fn a_resident_answers_like_the_tier(tier: Arc<dyn Tier>) {
     let Some(resident) = tier.resident() else { return };
+    let spilled = Arc::new(Spilled::default());
+    tier.attach(spilled.clone());
     let k = key("k");
     let k = k.as_ref();
     let mut dying = entry(5, "value");
@@ -701,11 +704,12 @@ pub async fn a_resident_answers_like_the_tier(tier: Arc<dyn Tier>) {
     assert_eq!(get(&tier, "k").await, Some(dying.clone()));
 
     let look = |millis| Look { now: T0.after_millis(millis), slack: 0, valid_from: Generation::ZERO };
-    let first = resident.hit(k, look(3_999)).expect("within its stay");
-    assert!(first.first_use && first.value == "value");
-    assert!(!resident.hit(k, look(7_998)).expect("the hit renewed its stay").first_use);
-    assert_eq!(resident.take_uses(k), 2);
-    assert!(resident.hit(k, look(7_998)).expect("a hit").first_use, "the count begins anew");
+    assert_eq!(resident.hit(k, look(3_999)).expect("within its stay"), "value");
+    assert_eq!(resident.hit(k, look(7_998)).expect("the hit renewed its stay"), "value");
+    assert_eq!(resident.peek(k).expect("it is there").uses, 2, "a peek is not a use");
+    tier.sweep(T0.after_millis(7_998), &Nothing).await.expect("sweep");
+    assert_eq!(resident.peek(k).expect("it is there").uses, 0, "a sweep collects uses");
+    assert_eq!(spilled.uses(), 2, "and tells of them");
     assert!(resident.hit(k, Look { slack: 2_002, ..look(7_998) }).is_none(), "due within the slack");
     assert!(resident.hit(k, look(10_000)).is_none(), "no hit makes a deadline later");
     assert_eq!(resident.peek(k).expect("dead, and there").until, dying.deadline);
@@ -722,7 +726,7 @@ pub async fn a_resident_answers_like_the_tier(tier: Arc<dyn Tier>) {
     resident.attach_decoded(k, Generation::new(4), Arc::new("another"));
     assert!(resident.hit_decoded(k, look(8_000)).is_none(), "another entry was decoded");
     resident.attach_decoded(k, Generation::new(5), Arc::new("decoded"));
-    let decoded = resident.hit_decoded(k, look(8_000)).expect("decoded").value;
+    let decoded = resident.hit_decoded(k, look(8_000)).expect("decoded");
     assert_eq!(decoded.downcast_ref(), Some(&"decoded"));
     assert!(resident.hit_decoded(k, look(12_000)).is_none(), "the same rules");
 
@@ -877,17 +881,35 @@ async fn poll_and_drop<T>(call: impl Future<Output = T>, polls: usize) {
     }
 }
 
-/// Keeps what it is handed, the newest generation of each key.
+/// Keeps what it is handed, the newest generation of each key, and counts uses.
 #[derive(Debug, Default)]
-struct Spilled(Mutex<BTreeMap<String, Entry>>);
+struct Spilled {
+    entries: Mutex<BTreeMap<String, Entry>>,
+    uses: AtomicU32,
+}
+
+impl Spilled {
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.entries.lock().expect("no panic")
+    }
+
+    fn uses(&self) -> u32 {
+        self.uses.load(Relaxed)
+    }
+}
 
 impl Spill for Spilled {
-    fn spill(&self, key: Key, entry: Entry, _: Left) {
-        let mut spilled = self.0.lock().expect("no panic");
+    fn spill(&self, key: Key, entry: Entry, left: Left) {
+        self.used(key.as_ref(), left.uses);
+        let mut spilled = self.entries();
         let kept = spilled.entry(key.display().into_owned()).or_insert_with(|| entry.clone());
         if kept.generation < entry.generation {
             *kept = entry;
         }
+    }
+
+    fn used(&self, _: KeyRef<'_>, uses: u32) {
+        self.uses.fetch_add(uses, Relaxed);
     }
 }
 
