@@ -148,6 +148,23 @@ impl Header {
     }
 }
 
+/// Bytes of the envelope that begins here, by the lengths it declares: enough to step over it. Needs at most
+/// [`HEADER_BYTES`] + 9 bytes, and nothing is verified but the form.
+///
+/// # Errors
+/// Says why these bytes are not the beginning of an envelope.
+pub fn declared_len(bytes: &[u8]) -> Result<usize, Damage> {
+    let header = Header::parse(bytes)?;
+    let extras = if header.flags & HAS_EXTRAS == 0 {
+        0
+    } else {
+        let at = HEADER_BYTES + usize::from(header.flags & HAS_LEVELS != 0);
+        let field = bytes.get(at..at + 4).and_then(|field| field.try_into().ok()).ok_or(Damage::Length)?;
+        u32::from_le_bytes(field) as usize
+    };
+    Ok(header.key_range().end + extras + header.stored_len)
+}
+
 /// Appends the envelope of `entry` to `out` and returns its length.
 ///
 /// # Errors

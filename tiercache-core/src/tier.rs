@@ -266,7 +266,8 @@ pub struct Resting {
 #[async_trait]
 pub trait Index: Tier {
     /// The generation held for `key`. `Some` may be another key's with the same hash; `None` is certain: a later
-    /// `Some` needs a `put` that was permitted after this call.
+    /// `Some` needs a `put` that was permitted after this call. [`Generation::ZERO`] says that nothing is answered
+    /// for the key, but that a restart would find something unless it is removed.
     fn holds(&self, key: KeyRef<'_>) -> Option<Generation>;
 
     /// [`Tier::get`] as far as it goes without blocking.

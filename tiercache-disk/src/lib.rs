@@ -1,1 +1,20 @@
-//! Placeholder until the crate's first module lands.
+#![doc = include_str!("../README.md")]
+
+mod check;
+mod config;
+mod dir;
+mod fences;
+mod footer;
+mod index;
+mod log;
+mod open;
+mod reclaim;
+mod segment;
+mod store;
+#[cfg(test)]
+mod tests;
+mod tier;
+
+pub use check::Report;
+pub use config::{DiskConfig, Flush, Packing};
+pub use tier::DiskTier;

@@ -1,0 +1,374 @@
+//! Upkeep, on a thread of its own: a spare segment is always made ready ahead, and written bytes are synced every
+//! second when so configured.
+//!
+//! When the level is full a spare is made of the oldest segment:
+//! 1. What is dead or replaced is known from the index and not read.
+//! 2. Of what was used since it was written, the most used moves to the end of the log, up to a third of a segment, so
+//!    that at most half as many bytes are written again as are put. The rest is handed to the spill.
+//! 3. What was moved is written.
+//! 4. The file is renamed: from here on no restart finds the segment. *(commit)*
+//! 5. The index forgets what still points into it, removals and fences included.
+//!
+//! Step 5 loses no removal that matters. A removal guards records that stand before it. Segments are reclaimed in
+//! order, so those are in segments that are gone or in this one; and step 2 moves only the record the index points
+//! to, which is never one that a removal stands above. The same holds for fences, see [`crate::fences`].
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tiercache_core::Timestamp;
+use tiercache_core::envelope::{self, Damage};
+use tiercache_core::tier::{Cause, Left};
+
+use crate::config::Flush;
+use crate::dir::{segment_name, spare_name};
+use crate::index::{Place, Slot, State, lock};
+use crate::log::{Appended, For, NoPlace, Segment, Spare};
+use crate::segment::{Item, Kind, Row, SAVED, SEGMENT_HEADER, decode_any, footer_sum};
+use crate::store::Store;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Bytes read at a time.
+const WINDOW: usize = 1 << 20;
+
+impl Store {
+    /// Runs until the end, as the upkeep thread.
+    pub(crate) fn upkeep(&self) {
+        let mut synced = Instant::now();
+        while self.wait_for_upkeep(synced) {
+            if self.flush == Flush::EverySecond && synced.elapsed() >= SECOND {
+                if let Err(error) = self.sync_segments() {
+                    tracing::warn!(%error, "writes could not be forced to the disk");
+                }
+                synced = Instant::now();
+            }
+            if !self.log.lock().spares.is_empty() {
+                continue;
+            }
+            match self.make_spare() {
+                Ok(Some(spare)) => {
+                    self.log.lock().spares.push(spare);
+                    self.log.tell();
+                }
+                Ok(None) => {}
+                Err(error) => self.no_spare(&error),
+            }
+        }
+    }
+
+    /// Waits until there is something to do; `false` at the end.
+    fn wait_for_upkeep(&self, synced: Instant) -> bool {
+        let mut state = self.log.lock();
+        loop {
+            if state.stopping {
+                return false;
+            }
+            if state.spares.is_empty() {
+                return true;
+            }
+            let left = SECOND.saturating_sub(synced.elapsed());
+            state = if self.flush != Flush::EverySecond {
+                self.log.upkeep.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner)
+            } else if left.is_zero() {
+                return true;
+            } else {
+                let wait = self.log.upkeep.wait_timeout(state, left);
+                wait.unwrap_or_else(std::sync::PoisonError::into_inner).0
+            };
+        }
+    }
+
+    /// Refuses puts for a while and tells who waits.
+    fn no_spare(&self, error: &io::Error) {
+        tracing::warn!(%error, path = %self.dir.path.display(), "no segment can be made ready");
+        self.log.lock().full_until = Some(Instant::now() + SECOND);
+        self.log.tell();
+        let state = self.log.lock();
+        if !state.stopping {
+            drop(self.log.upkeep.wait_timeout(state, SECOND));
+        }
+    }
+
+    /// A new file as long as there is room, else that of the oldest segment. `None` at the end.
+    fn make_spare(&self) -> io::Result<Option<Spare>> {
+        let size = u64::from(self.log.segment_size);
+        loop {
+            let oldest = self.log.segments.all().into_iter().next();
+            let oldest = oldest.filter(|oldest| oldest.seq != self.log.active());
+            if self.allotted.load(Ordering::Relaxed) + size <= self.max_size {
+                match self.create_spare() {
+                    Ok(spare) => {
+                        self.allotted.fetch_add(size, Ordering::Relaxed);
+                        return Ok(Some(spare));
+                    }
+                    Err(error) if oldest.is_none() => return Err(error),
+                    Err(error) => tracing::warn!(%error, "no new segment, the oldest is used again"),
+                }
+            }
+            let Some(oldest) = oldest else {
+                return Err(io::ErrorKind::StorageFull.into());
+            };
+            if !self.reclaim(&oldest)? {
+                return Ok(None);
+            }
+            if u64::from(oldest.capacity) == size {
+                let name = spare_name(oldest.seq);
+                return Ok(Some(Spare { name, file: Arc::clone(&oldest.file) }));
+            }
+            self.dir.remove(&spare_name(oldest.seq))?;
+            self.allotted.fetch_sub(oldest.capacity.into(), Ordering::Relaxed);
+        }
+    }
+
+    /// Removes the files nobody will use, at the end.
+    pub(crate) fn drop_spares(&self) {
+        for spare in std::mem::take(&mut self.log.lock().spares) {
+            if let Err(error) = self.dir.remove(&spare.name) {
+                tracing::warn!(%error, name = spare.name, "a spare file stays behind");
+            }
+        }
+    }
+
+    fn create_spare(&self) -> io::Result<Spare> {
+        let mut number = self.log.active();
+        loop {
+            number = number.wrapping_add(1);
+            let name = spare_name(number);
+            match self.dir.create(&name) {
+                Ok(file) => return Ok(Spare { name, file: Arc::new(file) }),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Empties a segment and gives its file up as a spare; `false` at the end.
+    fn reclaim(&self, segment: &Segment) -> io::Result<bool> {
+        let budget = self.log.segment_size / 3;
+        self.log.hurry();
+        {
+            self.log.lock().reserve = budget;
+        }
+        self.log.wait_until(|state| state.stopping || segment.sealed.load(Ordering::Acquire));
+        let rows = self.rows_of(segment);
+        let done = self.empty(segment, &rows, budget);
+        self.log.lock().reserve = 0;
+        if !done {
+            return Ok(false);
+        }
+        if let Some(ticket) = self.log.last_ticket()
+            && !self.log.wait_blocking(&ticket)
+        {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.dir.rename(&segment_name(segment.seq), &spare_name(segment.seq))?;
+        if self.flush != Flush::Never {
+            self.dir.sync()?;
+        }
+        let orphans = std::mem::take(&mut *lock(&segment.orphans));
+        for hash in rows.iter().map(|row| row.hash).chain(orphans) {
+            let mut shard = self.index.shard(hash);
+            if shard.get(hash).is_some_and(|slot| slot.place.segment == segment.seq) {
+                shard.remove(hash);
+            }
+        }
+        self.fences.write().unwrap_or_else(std::sync::PoisonError::into_inner).forget(segment.seq);
+        self.log.segments.remove(segment.seq);
+        Ok(true)
+    }
+
+    /// What a segment has, from its footer or, when that is not to be had, from its records.
+    fn rows_of(&self, segment: &Segment) -> Vec<Row> {
+        let footer = || {
+            let mut header = [0; SEGMENT_HEADER];
+            segment.file.read_exact_at(&mut header, 0).ok()?;
+            let (at, len, sum) = crate::segment::Header::decode(&header)?.footer?;
+            let mut footer = vec![0; len as usize];
+            segment.file.read_exact_at(&mut footer, at.into()).ok()?;
+            (footer_sum(&footer) == sum).then_some(())?;
+            crate::footer::rows(&footer, &self.codec.names)
+        };
+        footer().unwrap_or_else(|| {
+            let mut bytes = vec![0; segment.written.load(Ordering::Acquire) as usize];
+            if let Err(error) = segment.file.read_exact_at(&mut bytes, 0) {
+                tracing::warn!(%error, segment = segment.seq, "a segment cannot be read, its entries are dropped");
+            }
+            self.codec.scan(segment.seq, &bytes).rows
+        })
+    }
+
+    /// Moves or hands over every live entry; `false` at the end.
+    fn empty(&self, segment: &Segment, rows: &[Row], budget: u32) -> bool {
+        let now = self.clock.now();
+        let mut live = Vec::new();
+        for row in rows.iter().filter(|row| row.kind == Kind::Entry) {
+            let place = place(segment, row);
+            let mut shard = self.index.shard(row.hash);
+            match shard.get(row.hash) {
+                Some(slot) if slot.state == State::Live && slot.place == place => {
+                    if slot.deadline <= now {
+                        shard.give_up(row.hash, place);
+                    } else {
+                        live.push((row.hash, slot));
+                    }
+                }
+                _ => {}
+            }
+        }
+        // The fewest uses that still fit the budget.
+        let mut bytes = [0u64; 64];
+        for (_, slot) in &live {
+            bytes[usize::from(slot.uses).min(63)] += u64::from(slot.place.len);
+        }
+        let mut total = 0;
+        let fits = |uses: &usize| {
+            total += bytes[*uses];
+            total <= budget.into()
+        };
+        let least = (1..64).rev().take_while(fits).last().unwrap_or(64);
+        let mut left = u64::from(budget);
+        let mut window = Window::default();
+        for (hash, slot) in live {
+            if self.log.lock().stopping {
+                return false;
+            }
+            let uses = usize::from(slot.uses);
+            let len = u64::from(slot.place.len);
+            // Those of the class that does not fit as a whole move first come, first served.
+            let moves = uses > 0 && (uses >= least || uses + 1 == least) && len <= left;
+            let envelope = match window.record(segment, slot.place) {
+                Ok(mut bytes) => {
+                    self.codec.unseal(segment.salt, &mut bytes);
+                    bytes
+                }
+                Err(error) => {
+                    self.damaged(hash, slot.place, &error.to_string());
+                    continue;
+                }
+            };
+            match self.leave(segment, hash, &slot, envelope, moves, now) {
+                Ok(true) => {
+                    left -= len;
+                    self.moved.fetch_add(len, Ordering::Relaxed);
+                }
+                Ok(false) => {}
+                Err(damage) => {
+                    self.damaged(hash, slot.place, &damage.to_string());
+                }
+            }
+        }
+        true
+    }
+
+    /// Moves an entry to the end of the log if it may and can be, else hands it over. Whether it moved.
+    fn leave(
+        &self,
+        segment: &Segment,
+        hash: u64,
+        slot: &Slot,
+        mut envelope: Vec<u8>,
+        moves: bool,
+        now: Timestamp,
+    ) -> Result<bool, Damage> {
+        // What the clock cut short is not moved: its record says otherwise.
+        if moves && envelope::verify(&envelope)?.created <= self.opened.max(now) {
+            match self.relocate(hash, slot, &mut envelope) {
+                Moved::Yes => return Ok(true),
+                Moved::Dead => return Ok(false),
+                Moved::NoRoom => {}
+            }
+        }
+        let (key, entry) = decode_any(envelope)?;
+        let entry = self.rewound(entry, segment, slot.place);
+        if !entry.is_live(now) || self.read_fences().kill(key.namespace(), &entry) {
+            self.index.shard(hash).give_up(hash, slot.place);
+            return Ok(false);
+        }
+        // The manager counted the uses itself.
+        let left = Left { cause: Cause::Evicted, uses: 0 };
+        if self.hand_over(hash, slot, key, entry, left) {
+            self.count_evicted();
+        }
+        Ok(false)
+    }
+
+    fn relocate(&self, hash: u64, slot: &Slot, envelope: &mut Vec<u8>) -> Moved {
+        while self.log.is_crowded() {
+            let Some(ticket) = self.log.last_ticket() else { break };
+            self.log.wait_blocking(&ticket);
+        }
+        let room = self.log.take_room(envelope.len() - SAVED);
+        let mut shard = self.index.shard(hash);
+        let Some(current) = shard.get(hash).filter(|now| now.state == State::Live && now.place == slot.place)
+        else {
+            return Moved::Dead;
+        };
+        let fences = self.read_fences();
+        if !fences.is_empty()
+            && decode_any(envelope.clone()).is_ok_and(|(key, entry)| fences.kill(key.namespace(), &entry))
+        {
+            shard.give_up(hash, slot.place);
+            return Moved::Dead;
+        }
+        let row = Row {
+            kind: Kind::Entry,
+            hash,
+            offset: 0,
+            len: 0,
+            generation: slot.generation,
+            deadline: slot.deadline,
+            namespace: slot.namespace,
+        };
+        match self.log.append(&self.codec, Item::Entry(envelope), row, For::Upkeep, self.clock.now()) {
+            Ok(Appended { place, .. }) => {
+                room.keep();
+                shard.set(hash, &Slot { place, uses: 0, ..current });
+                Moved::Yes
+            }
+            // Puts took the rest of the last segment.
+            Err(NoPlace::Segment | NoPlace::Disk | NoPlace::Busy) => Moved::NoRoom,
+        }
+    }
+}
+
+/// What became of an entry that was to be moved.
+enum Moved {
+    Yes,
+    /// It is no longer there, or nobody may have it.
+    Dead,
+    NoRoom,
+}
+
+fn place(segment: &Segment, row: &Row) -> Place {
+    Place { segment: segment.seq, offset: row.offset, len: row.len }
+}
+
+/// A part of a segment, read at once.
+#[derive(Default)]
+struct Window {
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    fn record(&mut self, segment: &Segment, place: Place) -> io::Result<Vec<u8>> {
+        let (offset, len) = (u64::from(place.offset), place.len as usize);
+        let end = self.at + self.bytes.len() as u64;
+        if offset < self.at || offset + len as u64 > end {
+            let written = u64::from(segment.written.load(Ordering::Acquire));
+            let size = (WINDOW.max(len) as u64).min(written.saturating_sub(offset)) as usize;
+            self.bytes.resize(size, 0);
+            self.at = offset;
+            segment.file.read_exact_at(&mut self.bytes, offset).inspect_err(|_| self.bytes.clear())?;
+        }
+        let from = (offset - self.at) as usize;
+        let found = self.bytes.get(from..from + len).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut record = Vec::with_capacity(SAVED + len);
+        record.extend_from_slice(&[0; SAVED]);
+        record.extend_from_slice(found);
+        Ok(record)
+    }
+}
