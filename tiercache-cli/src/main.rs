@@ -1,2 +1,42 @@
-//! Placeholder until the first command lands.
-fn main() {}
+//! The command `tiercache`: look into a cache, manage it, serve it over HTTP.
+
+mod args;
+mod client;
+mod commands;
+mod keyname;
+mod outcome;
+mod report;
+mod serve;
+mod target;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::Args;
+use crate::outcome::{Failure, Outcome};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    start_logging();
+    let json = args.json;
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::backend(format!("no runtime: {error}")).told(json),
+    };
+    let outcome = runtime.block_on(commands::run(args));
+    // A blocking read of standard input cannot be ended: it must not keep the process.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::FallsShort) => ExitCode::from(1),
+        Err(failure) => failure.told(json),
+    }
+}
+
+fn start_logging() {
+    use tracing_subscriber::EnvFilter;
+
+    let filter = EnvFilter::try_from_env("TIERCACHE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

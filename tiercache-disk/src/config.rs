@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tiercache_core::envelope::Compression;
 use tiercache_core::{Error, Result};
 
@@ -10,7 +10,7 @@ const MIN_SEGMENT: u64 = 4 << 10;
 const DEFAULT_SEGMENT: u64 = 64 << 20;
 
 /// How a [`DiskTier`](crate::DiskTier) is set up.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DiskConfig {
     /// The directory, made when it is not there; it belongs to one process at a time. Default: `tiercache` in the
@@ -61,7 +61,7 @@ impl Default for DiskConfig {
 
 /// When writes are forced to the disk. Whatever is chosen, a removal survives the end of the process, `kill -9`
 /// too, once it has been answered; this is about power cuts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum Flush {
     /// Left to the system. After a power cut the level may hold what was removed shortly before it.
     #[default]
@@ -76,7 +76,7 @@ pub enum Flush {
 }
 
 /// How values are made smaller before they are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Packing {
     /// Not at all.

@@ -1,11 +1,11 @@
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The configuration of a [`RamTier`](crate::RamTier).
 ///
 /// ```yaml
 /// hot_cache: { backend: ram, max_size: 2GB, policy: adaptive }
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RamConfig {
     /// The most bytes its entries may have together: keys, values, tags and [`Policy::overhead`] for each.
@@ -16,7 +16,7 @@ pub struct RamConfig {
 }
 
 /// Which entries go when room is needed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
     /// Clock-PRO: weighs recency against frequency by what was evicted too early. The fastest, and the right one

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tiercache_core::tier::Scope;
 use tiercache_core::tracking::{Event, Query, Record, Totals, What};
 use tiercache_core::{Generation, Key, Level, Result, Tags, Timestamp, Tracking};
@@ -20,7 +20,7 @@ const STRIDE: usize = 1_024;
 /// ```yaml
 /// tracking: { backend: memory, max_records: 200000 }
 /// ```
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryConfig {
     /// The most keys it remembers; beyond, it forgets the one least recently used. Default: 1000000.

@@ -1,1 +1,26 @@
-//! Placeholder until the crate's first module lands.
+//! An async cache of three levels, hot, cold and dry, wired by one YAML file.
+
+pub mod config;
+mod from_config;
+mod registry;
+pub mod units;
+
+/// What an implementation of [`Tier`] or [`Tracking`] is marked with.
+pub use async_trait::async_trait;
+pub use config::{Config, ConfigError};
+pub use from_config::{FromConfig, from_config, from_yaml};
+pub use registry::{Place, Registry};
+pub use tiercache_core as core;
+pub use tiercache_core::*;
+#[cfg(feature = "disk")]
+pub use tiercache_disk as disk;
+#[cfg(feature = "ram")]
+pub use tiercache_ram as ram;
+pub use tiercache_tracking as tracking_stores;
+
+/// What most programs use.
+pub mod prelude {
+    pub use tiercache_core::{AsKey, BlockingCache, CacheManager, Error, Key, Level, Stay};
+
+    pub use crate::{FromConfig, Registry};
+}

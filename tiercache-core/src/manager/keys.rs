@@ -15,6 +15,8 @@ pub struct Keys {
     query: Query,
     source: Source,
     waiting: VecDeque<Record>,
+    /// Nothing is told before this key was met.
+    after: Option<Key>,
 }
 
 #[derive(Debug)]
@@ -42,7 +44,7 @@ impl CacheManager {
         } else {
             Source::Tiers(self.shared.slots().map(|slot| slot.level).collect(), None)
         };
-        Keys { manager: self.clone(), query, source, waiting: VecDeque::new() }
+        Keys { manager: self.clone(), query, source, waiting: VecDeque::new(), after: None }
     }
 
     /// Removes every key that matches the glob (`*`, `?`, `[a-z]`, `\` to quote) and returns how many there were.
@@ -69,6 +71,16 @@ impl CacheManager {
 }
 
 impl Keys {
+    /// Goes on behind `key`, with which an earlier listing of the same query ended. Without a tracking store the
+    /// key must still be there for that.
+    pub fn after(mut self, key: Key) -> Self {
+        match &mut self.source {
+            Source::Tracking(after) => *after = Some(key),
+            _ => self.after = Some(key),
+        }
+        self
+    }
+
     /// The next key, `None` after the last.
     ///
     /// # Errors
@@ -77,7 +89,12 @@ impl Keys {
     pub async fn next(&mut self) -> Result<Option<Record>> {
         loop {
             if let Some(record) = self.waiting.pop_front() {
-                return Ok(Some(record));
+                match &self.after {
+                    Some(key) if record.key == *key => self.after = None,
+                    Some(_) => {}
+                    None => return Ok(Some(record)),
+                }
+                continue;
             }
             if matches!(self.source, Source::Over) {
                 return Ok(None);

@@ -17,6 +17,16 @@ pub struct Limits {
     pub write_timeout: Duration,
 }
 
+impl Limits {
+    /// The defaults for a tier of that profile.
+    pub const fn of(profile: &Profile) -> Self {
+        Self {
+            read_timeout: Duration::from_millis(if profile.shared { 100 } else { 1_000 }),
+            write_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) level: Level,
@@ -37,10 +47,7 @@ impl Slot {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let profile = tier.profile();
-        let limits = limits.unwrap_or(Limits {
-            read_timeout: Duration::from_millis(if profile.shared { 100 } else { 1_000 }),
-            write_timeout: Duration::from_secs(10),
-        });
+        let limits = limits.unwrap_or_else(|| Limits::of(&profile));
         Self { level, profile, limits, flushed: AtomicU64::new(0), breaker: Breaker::default(), clock, tier }
     }
 

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use rusqlite::Connection;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tiercache_core::tracking::{Event, Query, Record, Totals};
 use tiercache_core::{Error, Key, Result, Tracking};
 use tokio::sync::Mutex;
@@ -27,7 +27,7 @@ const NAME: &str = "sqlite";
 /// ```yaml
 /// tracking: { backend: sqlite, path: ./cache/index.db }
 /// ```
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SqliteConfig {
     /// The database's file, made with its folder when it is not there. No default: caches that do not share

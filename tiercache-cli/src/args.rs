@@ -1,0 +1,290 @@
+//! What may be written on the command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgGroup, Args as Options, Parser, Subcommand, ValueEnum};
+use tiercache::Level;
+use tiercache::units::{format_duration, parse_duration, parse_size};
+
+/// A cache of three levels, hot, cold and dry: look into it, manage it, serve it.
+///
+/// Exit codes: 0 done, 1 not found or not well, 2 wrong use, 3 a backend failed.
+#[derive(Debug, Parser)]
+#[command(name = "tiercache", version)]
+pub(crate) struct Args {
+    /// The configuration [default: $TIERCACHE_CONFIG, else tier.yaml]
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "url")]
+    pub(crate) config: Option<PathBuf>,
+    /// Ask the service that runs there instead of opening the cache, such as http://127.0.0.1:8989
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// The service's token
+    #[arg(long, global = true, env = "TIERCACHE_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub(crate) token: Option<String>,
+    /// Answer in JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write a commented configuration
+    Init(InitArgs),
+    /// Check the configuration or show what is in force
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a value
+    Get(GetArgs),
+    /// Keep a value
+    Set(SetArgs),
+    /// Remove keys
+    Delete {
+        /// The keys
+        #[arg(required = true)]
+        keys: Vec<String>,
+    },
+    /// Give a key a new time to live
+    Touch(TouchArgs),
+    /// Tell whether a key is there
+    Contains {
+        /// The key
+        key: String,
+    },
+    /// List keys
+    Keys(KeysArgs),
+    /// Hits, misses and what each level holds
+    Stats,
+    /// Drop what is dead and let sink what has stayed its time
+    Prune,
+    /// Remove everything, or what a level, a tag or a prefix picks
+    Clear(ClearArgs),
+    /// Verify every record on disk; no other process may have it open to repair
+    Check {
+        /// Put right what can be
+        #[arg(long)]
+        repair: bool,
+    },
+    /// Serve the cache over HTTP
+    Serve(ServeArgs),
+}
+
+#[derive(Debug, Options)]
+pub(crate) struct InitArgs {
+    /// Where to write it
+    #[arg(default_value = "tier.yaml")]
+    pub(crate) file: PathBuf,
+    /// Replace what is there
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Say everything that is wrong with it
+    Check,
+    /// Show what is in force, with defaults marked and secrets hidden
+    Show,
+}
+
+#[derive(Debug, Options)]
+pub(crate) struct GetArgs {
+    /// The key
+    pub(crate) key: String,
+    /// Write the value there instead of to standard output
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Options)]
+#[command(group(ArgGroup::new("source").args(["value", "file"])))]
+pub(crate) struct SetArgs {
+    /// The key
+    pub(crate) key: String,
+    /// The value; without one and without --file it is read from standard input
+    pub(crate) value: Option<String>,
+    /// Read the value from there
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// How long it lives, such as 90s or 2h [default: as the levels have it]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) ttl: Option<Duration>,
+    /// A tag, such as type=thumbnail; may be given several times
+    #[arg(long = "tag", value_parser = pair, value_name = "NAME=VALUE")]
+    pub(crate) tags: Vec<(String, String)>,
+    /// The value's media type [default: guessed from the key]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) content_type: Option<String>,
+}
+
+#[derive(Debug, Options)]
+#[command(group(ArgGroup::new("time").required(true).args(["ttl", "never"])))]
+pub(crate) struct TouchArgs {
+    /// The key
+    pub(crate) key: String,
+    /// How long it lives from now
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) ttl: Option<Duration>,
+    /// It lives until it is removed or there is no room
+    #[arg(long)]
+    pub(crate) never: bool,
+}
+
+#[derive(Debug, Default, Options)]
+pub(crate) struct KeysArgs {
+    /// At that level
+    #[arg(long)]
+    pub(crate) level: Option<LevelName>,
+    /// With that tag; may be given several times
+    #[arg(long = "tag", value_parser = pair, value_name = "NAME=VALUE")]
+    pub(crate) tags: Vec<(String, String)>,
+    /// That begin so
+    #[arg(long)]
+    pub(crate) prefix: Option<String>,
+    /// That match: * any run, ? one byte, [a-z] one of
+    #[arg(long)]
+    pub(crate) glob: Option<String>,
+    /// Set longer ago than that
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) older_than: Option<Duration>,
+    /// Set since then
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) newer_than: Option<Duration>,
+    /// With at least so many bytes, such as 1MB
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    pub(crate) min_size: Option<u64>,
+    /// With at most so many bytes
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    pub(crate) max_size: Option<u64>,
+    /// With at least so many hits
+    #[arg(long, value_name = "HITS")]
+    pub(crate) min_hits: Option<u64>,
+    /// With at most so many hits
+    #[arg(long, value_name = "HITS")]
+    pub(crate) max_hits: Option<u64>,
+    /// At most so many keys
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(crate) limit: u64,
+    /// Go on behind that key, with which the page before ended
+    #[arg(long, value_name = "KEY")]
+    pub(crate) after: Option<String>,
+}
+
+#[derive(Debug, Options)]
+#[command(group(ArgGroup::new("what").args(["level", "tag", "prefix"])))]
+pub(crate) struct ClearArgs {
+    /// Only what that level holds; copies at other levels stay
+    #[arg(long)]
+    pub(crate) level: Option<LevelName>,
+    /// Only what has that tag
+    #[arg(long, value_parser = pair, value_name = "NAME=VALUE")]
+    pub(crate) tag: Option<(String, String)>,
+    /// Only keys that begin so
+    #[arg(long)]
+    pub(crate) prefix: Option<String>,
+}
+
+#[derive(Debug, Options)]
+pub(crate) struct ServeArgs {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:8989", value_name = "ADDRESS")]
+    pub(crate) listen: SocketAddr,
+    /// How long RAM may take to sink to disk at the end
+    #[arg(long, default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) drain: Duration,
+    /// The largest value that is accepted
+    #[arg(long, default_value = "64MiB", value_parser = parse_size, value_name = "SIZE")]
+    pub(crate) max_body: u64,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LevelName {
+    Hot,
+    Cold,
+    Dry,
+}
+
+impl From<LevelName> for Level {
+    fn from(name: LevelName) -> Self {
+        match name {
+            LevelName::Hot => Self::Hot,
+            LevelName::Cold => Self::Cold,
+            LevelName::Dry => Self::Dry,
+        }
+    }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` is not of the form name=value")),
+    }
+}
+
+impl KeysArgs {
+    /// The same as the query of an address.
+    pub(crate) fn to_pairs(&self) -> Vec<(String, String)> {
+        let mut pairs = vec![("limit".to_owned(), self.limit.to_string())];
+        let mut add =
+            |name: &str, value: Option<String>| pairs.extend(value.map(|value| (name.to_owned(), value)));
+        add("level", self.level.map(|level| Level::from(level).name().to_owned()));
+        add("prefix", self.prefix.clone());
+        add("glob", self.glob.clone());
+        add("older_than", self.older_than.map(format_duration));
+        add("newer_than", self.newer_than.map(format_duration));
+        add("min_size", self.min_size.map(|size| size.to_string()));
+        add("max_size", self.max_size.map(|size| size.to_string()));
+        add("min_hits", self.min_hits.map(|hits| hits.to_string()));
+        add("max_hits", self.max_hits.map(|hits| hits.to_string()));
+        add("after", self.after.clone());
+        pairs.extend(self.tags.iter().map(|(name, value)| (format!("tag.{name}"), value.clone())));
+        pairs
+    }
+
+    /// Reads what [`KeysArgs::to_pairs`] wrote, or somebody who knows it.
+    pub(crate) fn from_pairs(pairs: Vec<(String, String)>) -> Result<Self, String> {
+        let mut args = Self { limit: 100, ..Self::default() };
+        for (name, value) in pairs {
+            let number =
+                || value.parse::<u64>().map_err(|_| format!("{name}: `{value}` is not a whole number"));
+            match name.as_str() {
+                "level" => {
+                    args.level = Some(LevelName::from_str(&value, false).map_err(|_| level_message(&value))?)
+                }
+                "prefix" => args.prefix = Some(value),
+                "glob" => args.glob = Some(value),
+                "older_than" => args.older_than = Some(parse_duration(&value)?),
+                "newer_than" => args.newer_than = Some(parse_duration(&value)?),
+                "min_size" => args.min_size = Some(parse_size(&value)?),
+                "max_size" => args.max_size = Some(parse_size(&value)?),
+                "min_hits" => args.min_hits = Some(number()?),
+                "max_hits" => args.max_hits = Some(number()?),
+                "limit" => args.limit = number()?.clamp(1, 10_000),
+                "after" => args.after = Some(value),
+                _ => match tag_name(&name) {
+                    Some(tag) => args.tags.push((tag.to_owned(), value)),
+                    None => {
+                        return Err(format!(
+                            "unknown parameter `{name}`; allowed: level, tag.NAME, prefix, glob, older_than, \
+                             newer_than, min_size, max_size, min_hits, max_hits, limit, after"
+                        ));
+                    }
+                },
+            }
+        }
+        Ok(args)
+    }
+}
+
+/// What is wrong with a level's word.
+pub(crate) fn level_message(word: &str) -> String {
+    format!("unknown level `{word}`; allowed: hot, cold, dry")
+}
+
+/// The tag a parameter such as `tag.type`, or in the first system's way `tag_type`, is about.
+pub(crate) fn tag_name(parameter: &str) -> Option<&str> {
+    parameter.strip_prefix("tag.").or_else(|| parameter.strip_prefix("tag_")).filter(|name| !name.is_empty())
+}

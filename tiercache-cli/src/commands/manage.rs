@@ -1,0 +1,121 @@
+//! `keys`, `stats`, `prune`, `clear`, `check`.
+
+use std::io::IsTerminal;
+
+use comfy_table::{Table, TableStyle};
+
+use serde_json::{Value, json};
+use tiercache::units::rounded_size;
+
+use super::busy;
+use crate::args::{Args, ClearArgs, KeysArgs};
+use crate::outcome::{Failure, Outcome, Result};
+use crate::target::{self, Target};
+
+pub(super) async fn keys(target: &Target, args: &KeysArgs, json: bool) -> Result {
+    let page = busy("listing keys", target.keys(args)).await?;
+    if json {
+        println!("{page}");
+        return Ok(Outcome::Done);
+    }
+    let none = Vec::new();
+    let keys = page["keys"].as_array().unwrap_or(&none);
+    if std::io::stdout().is_terminal() {
+        println!("{}", table(keys));
+    } else {
+        // One key per line, so that other programs can go on with them.
+        keys.iter().for_each(|key| println!("{}", key["key"].as_str().unwrap_or_default()));
+    }
+    if let Some(next) = page["next"].as_str() {
+        eprintln!("there may be more: --after '{next}'");
+    }
+    Ok(Outcome::Done)
+}
+
+fn table(keys: &[Value]) -> Table {
+    let mut table = Table::new();
+    table.load_style(TableStyle::new()).set_header([
+        "key",
+        "level",
+        "size",
+        "hits",
+        "age",
+        "time left",
+        "tags",
+    ]);
+    for key in keys {
+        let text = |name: &str| key[name].as_str().unwrap_or("-").to_owned();
+        let tags = key["tags"].as_object().into_iter().flatten();
+        let tags: Vec<String> =
+            tags.map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())).collect();
+        table.add_row([
+            // A key may hold what a terminal would obey.
+            text("key").escape_debug().to_string(),
+            text("level"),
+            rounded_size(key["size_bytes"].as_u64().unwrap_or_default()),
+            key["hits"].to_string(),
+            text("age"),
+            text("time_left"),
+            tags.join(" ").escape_debug().to_string(),
+        ]);
+    }
+    table
+}
+
+pub(super) async fn stats(target: &Target, json: bool) -> Result {
+    let stats = target.stats().await?;
+    if json {
+        println!("{stats}");
+        return Ok(Outcome::Done);
+    }
+    let mut table = Table::new();
+    table.load_style(TableStyle::new()).set_header(["level", "backend", "hits", "entries", "size", "of"]);
+    for level in stats["levels"].as_array().into_iter().flatten() {
+        let name = level["level"].as_str().unwrap_or_default();
+        let size = |field: &str| level[field].as_u64().map_or("-".to_owned(), rounded_size);
+        let count = |value: &Value| value.as_u64().map_or("-".to_owned(), |count| count.to_string());
+        table.add_row([
+            name.to_owned(),
+            level["backend"].as_str().unwrap_or_default().to_owned(),
+            count(&stats[format!("{name}_hits")]),
+            count(&level["entries"]),
+            size("bytes"),
+            size("capacity_bytes"),
+        ]);
+    }
+    println!("{table}");
+    println!("misses {}, sets {}, deletes {}", stats["misses"], stats["sets"], stats["deletes"]);
+    Ok(Outcome::Done)
+}
+
+pub(super) async fn prune(target: &Target, json: bool) -> Result {
+    let pruned = busy("pruning", target.prune()).await?;
+    if json {
+        println!("{pruned}");
+    } else {
+        println!("{} dropped, {} sinking", pruned["dropped"], pruned["sinking"]);
+    }
+    Ok(Outcome::Done)
+}
+
+pub(super) async fn clear(target: &Target, what: &ClearArgs, json: bool) -> Result {
+    let removed = busy("clearing", target.clear(what)).await?;
+    match (json, removed) {
+        (true, removed) => println!("{}", json!({ "cleared": true, "removed": removed })),
+        (false, Some(removed)) => println!("{removed} removed"),
+        (false, None) => println!("cleared"),
+    }
+    Ok(Outcome::Done)
+}
+
+/// Verifies the levels on disk without opening the cache.
+pub(super) async fn check(args: &Args, repair: bool) -> Result {
+    if args.url.is_some() {
+        return Err(Failure::usage(
+            "check looks at the disk itself: run it where the files are, without --url",
+        ));
+    }
+    let config = target::config(args)?;
+    let _ = (config, repair);
+    Err(Failure::backend("check"))
+}

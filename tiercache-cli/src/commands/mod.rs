@@ -1,0 +1,69 @@
+mod config;
+mod manage;
+mod values;
+
+use std::future::Future;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::args::{Args, Command};
+use crate::outcome::{Outcome, Result};
+use crate::target::Target;
+
+/// Does what was asked.
+pub(crate) async fn run(args: Args) -> Result {
+    match &args.command {
+        Command::Init(init) => return config::init(init, args.json),
+        Command::Config(what) => return config::config(*what, &args),
+        Command::Check { repair } => return manage::check(&args, *repair).await,
+        Command::Serve(serve) => return crate::serve::serve(&args, serve).await,
+        _ => {}
+    }
+    let target = Target::open(&args).await?;
+    let outcome = on(&target, &args).await;
+    // What the command left in RAM must not be lost because it failed afterwards.
+    let closed = target.close().await;
+    let outcome = outcome?;
+    closed.map(|()| outcome)
+}
+
+async fn on(target: &Target, args: &Args) -> Result {
+    let json = args.json;
+    match &args.command {
+        Command::Get(get) => values::get(target, get, json).await,
+        Command::Set(set) => values::set(target, set, json).await,
+        Command::Delete { keys } => values::delete(target, keys, json).await,
+        Command::Touch(touch) => values::touch(target, touch, json).await,
+        Command::Contains { key } => values::contains(target, key, json).await,
+        Command::Keys(keys) => manage::keys(target, keys, json).await,
+        Command::Stats => manage::stats(target, json).await,
+        Command::Prune => manage::prune(target, json).await,
+        Command::Clear(what) => manage::clear(target, what, json).await,
+        Command::Init(_) | Command::Config(_) | Command::Check { .. } | Command::Serve(_) => {
+            Ok(Outcome::Done)
+        }
+    }
+}
+
+/// Waits for work that may take long, with a sign of life where somebody looks on.
+pub(crate) async fn busy<T>(what: &'static str, work: impl Future<Output = T>) -> T {
+    if !std::io::stderr().is_terminal() {
+        return work.await;
+    }
+    let mut work = std::pin::pin!(work);
+    // Most work is done before anybody would read it.
+    if let Ok(done) = tokio::time::timeout(Duration::from_millis(300), &mut work).await {
+        return done;
+    }
+    let bar = ProgressBar::new_spinner().with_message(what);
+    bar.set_style(
+        ProgressStyle::with_template("{spinner} {msg} {elapsed}")
+            .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+    );
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let done = work.await;
+    bar.finish_and_clear();
+    done
+}

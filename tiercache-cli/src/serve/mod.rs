@@ -1,0 +1,147 @@
+//! `serve`: the cache over HTTP until SIGTERM or SIGINT, then RAM sinks to disk.
+
+mod answer;
+mod guard;
+mod media;
+mod metrics;
+mod routes;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::serve::ListenerExt;
+use serde_json::json;
+use tiercache::CacheManager;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+
+pub(crate) use self::answer::{FOUND, REMOVED};
+pub(crate) use self::media::media_type_of;
+use crate::args::{Args, ServeArgs};
+use crate::commands::busy;
+use crate::outcome::{Failure, Outcome, Result};
+use crate::target;
+
+/// What every request is answered from.
+#[derive(Debug)]
+pub(crate) struct Service {
+    cache: CacheManager,
+    guard: guard::Guard,
+    max_body: u64,
+}
+
+/// Serves until it is told to stop.
+pub(crate) async fn serve(args: &Args, serve: &ServeArgs) -> Result {
+    if args.url.is_some() {
+        return Err(Failure::usage("serve opens the cache itself: --url has no meaning here"));
+    }
+    let guard = guard::Guard::new(serve.listen, args.token.clone())?;
+    let config = target::config(args)?;
+    let mut signals = Signals::new()?;
+    // Bound before the cache is opened: a taken port must not cost a recovery.
+    let listener = TcpListener::bind(serve.listen)
+        .await
+        .map_err(|error| Failure::backend(format!("cannot listen on {}: {error}", serve.listen)))?;
+    let address = listener.local_addr()?;
+    let cache = busy("opening", config.open()).await?;
+    announce(address, args.json);
+
+    let service = Arc::new(Service { cache: cache.clone(), guard, max_body: serve.max_body });
+    let (stop, stopped) = oneshot::channel::<()>();
+    // Answers are written at once and whole: waiting to fill a packet would only delay them.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+    });
+    let server = axum::serve(listener, routes::router(service)).with_graceful_shutdown(async {
+        // Either way it is time to stop: the sender goes with the command.
+        let _ = stopped.await;
+    });
+    let mut server = tokio::spawn(server.into_future());
+    let early = tokio::select! {
+        () = signals.next() => None,
+        ended = &mut server => Some(ended),
+    };
+    let began = Instant::now();
+    drop(stop);
+    if let Some(ended) = early {
+        let why = ended
+            .map_err(|error| error.to_string())
+            .and_then(|ended| ended.map_err(|error| error.to_string()));
+        tracing::error!(?why, "the server ended by itself");
+    } else if timeout(serve.drain / 4, &mut server).await.is_err() {
+        // Requests that still run would keep the cache from closing.
+        server.abort();
+    }
+    let left = serve.drain.saturating_sub(began.elapsed());
+    tokio::select! {
+        outcome = close(&cache, left, args.json) => outcome,
+        () = signals.next() => Err(Failure::backend("stopped before RAM had sunk to disk: what only RAM held is lost")),
+    }
+}
+
+async fn close(cache: &CacheManager, deadline: Duration, as_json: bool) -> Result {
+    let report = busy("sinking to disk", cache.close(deadline)).await?;
+    let bytes: u64 = report.levels.iter().map(|level| level.bytes).sum();
+    if as_json {
+        let levels: Vec<_> = report
+            .levels
+            .iter()
+            .map(|level| json!({ "level": level.level.name(), "entries": level.entries, "bytes": level.bytes }))
+            .collect();
+        println!(
+            "{}",
+            json!({
+                "stopped": true,
+                "levels": levels,
+                "written": report.written,
+                "settled": report.settled,
+                "dropped": report.dropped(),
+                "failures": report.failures.iter().map(|(part, error)| format!("{part}: {error}")).collect::<Vec<_>>(),
+            })
+        );
+    } else {
+        for level in &report.levels {
+            println!(
+                "{} held {} entries, {}",
+                level.level,
+                level.entries,
+                tiercache::units::rounded_size(level.bytes)
+            );
+        }
+        println!("stopped: {report}");
+    }
+    tracing::info!(bytes, written = report.written, dropped = report.dropped(), "closed");
+    Ok(if report.is_clean() { Outcome::Done } else { Outcome::FallsShort })
+}
+
+fn announce(address: SocketAddr, as_json: bool) {
+    if as_json {
+        println!("{}", json!({ "listening": format!("http://{address}") }));
+    } else {
+        println!("listening on http://{address}");
+    }
+}
+
+/// What tells the service to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

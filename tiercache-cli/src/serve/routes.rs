@@ -1,0 +1,305 @@
+//! The routes.
+//!
+//! Keys are what stands behind `/cache/`, percent-decoded, slashes and all.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{
+    AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderValue,
+    IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, Request, Response, StatusCode, Uri};
+use axum::middleware::from_fn_with_state;
+use axum::routing::{any, delete, get, post};
+use bytes::{Bytes, BytesMut};
+use futures_core::Stream as _;
+use serde_json::json;
+use tiercache::EntryInfo;
+use tiercache::units::{duration_of_hours, parse_duration};
+
+use super::Service;
+use super::answer::{Answer, FOUND, REMOVED, Refusal, done, json_response};
+use super::guard::guard;
+use super::media::media_type_of;
+use super::metrics;
+use crate::args::{ClearArgs, KeysArgs, LevelName, level_message, tag_name};
+use crate::{keyname, report, target};
+
+/// How long a sender may pause within a body.
+const BODY_PAUSE: Duration = Duration::from_secs(30);
+const OCTETS: &str = "application/octet-stream";
+
+pub(crate) fn router(service: Arc<Service>) -> Router {
+    Router::new()
+        .route("/cache/{*key}", get(read).put(write).delete(remove).patch(touch))
+        .route("/cache", delete(clear))
+        .route("/stats", get(stats))
+        .route("/keys", get(keys))
+        .route("/prune", post(prune))
+        .route("/health", get(async || json_response(StatusCode::OK, &json!({ "status": "ok" }))))
+        .route("/metrics", get(metrics))
+        .fallback(any(async || {
+            Refusal::new(StatusCode::NOT_FOUND, "there is nothing here; keys are below /cache/")
+        }))
+        .method_not_allowed_fallback(async || {
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "not a method of this path")
+        })
+        .layer(from_fn_with_state(service.clone(), guard))
+        .with_state(service)
+}
+
+type Shared = State<Arc<Service>>;
+
+/// `GET` and `HEAD`; the body of an answer to `HEAD` is left out by the server.
+async fn read(State(service): Shared, uri: Uri, headers: HeaderMap) -> Answer {
+    let key = key(&uri)?;
+    no_parameters(&uri)?;
+    let Some(entry) = service.cache.entry(&key).await? else {
+        let mut response = json_response(StatusCode::NOT_FOUND, &json!({ "error": "the key is not there" }));
+        response.headers_mut().insert("cache-status", HeaderValue::from_static("tiercache; fwd=miss"));
+        return Ok(response);
+    };
+    let etag = etag(&entry);
+    let unchanged = headers.get_all(IF_NONE_MATCH).iter().any(|given| names(given, &etag));
+    let mut response = Response::new(Body::empty());
+    let fields = response.headers_mut();
+    fields.insert(ETAG, ascii(&etag));
+    fields.insert("cache-status", ascii(&format!("tiercache; hit; detail={}", entry.level)));
+    fields.insert(AGE, entry.age.as_secs().into());
+    // Whoever keeps the answer asks again before using it: the cache may have changed.
+    fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    if unchanged {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return Ok(response);
+    }
+    let content_type = entry.content_type.as_deref().and_then(|media| HeaderValue::from_str(media).ok());
+    fields.insert(CONTENT_TYPE, content_type.unwrap_or(HeaderValue::from_static(OCTETS)));
+    // What was stored may be a page: it must not run as one of this service's own.
+    fields.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    fields.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
+    fields.insert(CONTENT_LENGTH, entry.value.len().into());
+    *response.body_mut() = Body::from(entry.value);
+    Ok(response)
+}
+
+async fn write(State(service): Shared, request: Request<Body>) -> Answer {
+    let (head, body) = request.into_parts();
+    let key = key(&head.uri)?;
+    let options = WriteOptions::of(&head.uri)?;
+    let given = head.headers.get(CONTENT_TYPE).and_then(|given| given.to_str().ok());
+    let given = given.filter(|given| !given.trim().eq_ignore_ascii_case(OCTETS) && !given.trim().is_empty());
+    let content_type = given.or_else(|| media_type_of(&key)).map(str::to_owned);
+    let announced = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let value = whole(body, announced, service.max_body).await?;
+    if value.is_empty() {
+        return Err(Refusal::bad("the body is empty"));
+    }
+    let mut set = service.cache.set(&key, value);
+    set = match options.ttl {
+        Some(Some(ttl)) => set.ttl(ttl),
+        Some(None) => set.never(),
+        None => set,
+    };
+    for (name, value) in options.tags {
+        set = set.tag(name, value);
+    }
+    if let Some(content_type) = content_type {
+        set = set.content_type(content_type);
+    }
+    Ok(done(&set.await?.degraded))
+}
+
+async fn remove(State(service): Shared, uri: Uri) -> Answer {
+    no_parameters(&uri)?;
+    let removed = service.cache.delete(&key(&uri)?).await?;
+    let mut response = done(&removed.degraded);
+    let found = if removed.found { "true" } else { "false" };
+    response.headers_mut().insert(FOUND, HeaderValue::from_static(found));
+    Ok(response)
+}
+
+/// A new time to live: `PATCH /cache/{key}?ttl=2h`, or `ttl=never`.
+async fn touch(State(service): Shared, uri: Uri) -> Answer {
+    let options = WriteOptions::of(&uri)?;
+    let ttl = options.ttl.ok_or_else(|| Refusal::bad("the parameter `ttl` is missing"))?;
+    if !options.tags.is_empty() {
+        return Err(Refusal::bad("tags are given when a value is set"));
+    }
+    if service.cache.touch(&key(&uri)?, ttl).await? {
+        Ok(done(&[]))
+    } else {
+        Err(Refusal::new(StatusCode::NOT_FOUND, "the key is not there"))
+    }
+}
+
+/// `DELETE /cache?level=hot|cold|dry|all`, `?tag.type=thumbnail`, `?prefix=a/`.
+async fn clear(State(service): Shared, uri: Uri) -> Answer {
+    let mut what = ClearArgs { level: None, tag: None, prefix: None };
+    let mut all = false;
+    let pairs = parameters(&uri)?;
+    if pairs.len() != 1 {
+        return Err(Refusal::bad(
+            "say what to clear: one of level=hot|cold|dry|all, tag.NAME=VALUE, prefix=TEXT",
+        ));
+    }
+    for (name, value) in pairs {
+        match (name.as_str(), tag_name(&name)) {
+            ("level" | "tier", _) if value == "all" => all = true,
+            ("level" | "tier", _) => {
+                let level = <LevelName as clap::ValueEnum>::from_str(&value, false);
+                what.level =
+                    Some(level.map_err(|_| Refusal::bad(format!("{}, all", level_message(&value))))?);
+            }
+            ("prefix", _) => what.prefix = Some(value),
+            (_, Some(tag)) => what.tag = Some((tag.to_owned(), value)),
+            _ => return Err(unknown(&name, "level, tag.NAME, prefix")),
+        }
+    }
+    debug_assert!(all != (what.level.is_some() || what.tag.is_some() || what.prefix.is_some()));
+    let removed = target::clear(&service.cache, &what)
+        .await
+        .map_err(|failure| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, failure.message()))?;
+    let mut response = done(&[]);
+    if let Some(removed) = removed {
+        response.headers_mut().insert(REMOVED, removed.into());
+    }
+    Ok(response)
+}
+
+async fn stats(State(service): Shared) -> Answer {
+    Ok(json_response(StatusCode::OK, &report::stats(&service.cache.stats().await?)))
+}
+
+async fn keys(State(service): Shared, uri: Uri) -> Answer {
+    let wanted = KeysArgs::from_pairs(parameters(&uri)?).map_err(Refusal::bad)?;
+    Ok(json_response(StatusCode::OK, &report::keys(&service.cache, &wanted).await?))
+}
+
+async fn prune(State(service): Shared) -> Answer {
+    let (dropped, sinking) = service.cache.prune().await?;
+    Ok(json_response(StatusCode::OK, &json!({ "dropped": dropped, "sinking": sinking })))
+}
+
+async fn metrics(State(service): Shared) -> Answer {
+    let mut response = Response::new(Body::from(metrics::text(&service.cache.stats().await?)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"));
+    Ok(response)
+}
+
+/// What the query of a write may say.
+struct WriteOptions {
+    /// `Some(None)` stands for never.
+    ttl: Option<Option<Duration>>,
+    tags: Vec<(String, String)>,
+}
+
+impl WriteOptions {
+    fn of(uri: &Uri) -> Result<Self, Refusal> {
+        let mut options = Self { ttl: None, tags: Vec::new() };
+        for (name, value) in parameters(uri)? {
+            let ttl = match (name.as_str(), tag_name(&name)) {
+                ("ttl", _) if value == "never" => None,
+                ("ttl", _) => {
+                    Some(parse_duration(&value).map_err(|why| Refusal::bad(format!("ttl: {why}")))?)
+                }
+                ("ttl_hours", _) => {
+                    let hours = value.parse().map_err(|_| format!("`{value}` is not a number"));
+                    Some(
+                        hours
+                            .and_then(duration_of_hours)
+                            .map_err(|why| Refusal::bad(format!("ttl_hours: {why}")))?,
+                    )
+                }
+                (_, Some(tag)) => {
+                    options.tags.push((tag.to_owned(), value));
+                    continue;
+                }
+                _ => return Err(unknown(&name, "ttl, ttl_hours, tag.NAME")),
+            };
+            if options.ttl.replace(ttl).is_some() {
+                return Err(Refusal::bad("the time to live is given twice"));
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn unknown(name: &str, allowed: &str) -> Refusal {
+    Refusal::bad(format!("unknown parameter `{}`; allowed: {allowed}", name.escape_debug()))
+}
+
+fn no_parameters(uri: &Uri) -> Result<(), Refusal> {
+    match parameters(uri)?.first() {
+        Some((name, _)) => Err(unknown(name, "none")),
+        None => Ok(()),
+    }
+}
+
+fn parameters(uri: &Uri) -> Result<Vec<(String, String)>, Refusal> {
+    let pairs = keyname::query(uri.query().unwrap_or_default());
+    let text = |(name, value)| Some((name, String::from_utf8(value).ok()?));
+    pairs
+        .and_then(|pairs| pairs.into_iter().map(text).collect())
+        .ok_or_else(|| Refusal::bad("the query is not percent-encoded text"))
+}
+
+fn key(uri: &Uri) -> Result<Vec<u8>, Refusal> {
+    let encoded = uri.path().strip_prefix("/cache/").unwrap_or_default();
+    keyname::decode(encoded).ok_or_else(|| Refusal::bad("a % without two digits in the key"))
+}
+
+/// Reads a body as it comes, and no further than the limit.
+async fn whole(body: Body, announced: Option<u64>, limit: u64) -> Result<Bytes, Refusal> {
+    let too_large =
+        || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a value has at most {limit} bytes here"));
+    if announced.is_some_and(|length| length > limit) {
+        return Err(too_large());
+    }
+    let mut stream = body.into_data_stream();
+    let mut next = async || {
+        let chunk = std::future::poll_fn(|context| Pin::new(&mut stream).poll_next(context));
+        match tokio::time::timeout(BODY_PAUSE, chunk).await {
+            Ok(chunk) => {
+                chunk.transpose().map_err(|error| Refusal::bad(format!("the body broke off: {error}")))
+            }
+            Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body does not come")),
+        }
+    };
+    // Most bodies come in one piece, which then is the value.
+    let Some(first) = next().await? else { return Ok(Bytes::new()) };
+    let mut value = BytesMut::from(first);
+    loop {
+        if value.len() as u64 > limit {
+            return Err(too_large());
+        }
+        match next().await? {
+            Some(chunk) => value.extend_from_slice(&chunk),
+            None => return Ok(value.freeze()),
+        }
+    }
+}
+
+/// Names the bytes. Generations alone may come again after a crash, with other bytes, so a hash stands by.
+fn etag(entry: &EntryInfo) -> String {
+    let hash = xxhash_rust::xxh3::xxh3_64(&entry.value);
+    format!("\"{:x}-{hash:016x}\"", entry.generation.get())
+}
+
+/// Whether a field of `If-None-Match` names the tag; weak and strong ones count alike.
+fn names(field: &HeaderValue, etag: &str) -> bool {
+    let Ok(field) = field.to_str() else { return false };
+    field
+        .split(',')
+        .map(str::trim)
+        .any(|given| given == "*" || given.strip_prefix("W/").unwrap_or(given) == etag)
+}
+
+fn ascii(text: &str) -> HeaderValue {
+    // Made of digits, letters and punctuation here.
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
+}

@@ -1,0 +1,273 @@
+//! The cache a command works on: opened here, or behind a service.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::Method;
+use hyper::StatusCode;
+use hyper::header::{AGE, CONTENT_TYPE, HeaderMap};
+use serde_json::{Value, json};
+use tiercache::units::format_duration;
+use tiercache::{CacheManager, Config, Level, Registry};
+
+use crate::args::{Args, ClearArgs, KeysArgs};
+use crate::client::Client;
+use crate::commands::busy;
+use crate::keyname;
+use crate::outcome::{Failure, Result};
+use crate::report;
+
+/// How long RAM may take to sink when a command that wrote is done.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) enum Target {
+    Local(CacheManager),
+    Remote(Client),
+}
+
+/// A value and what is known of it.
+pub(crate) struct Found {
+    pub(crate) value: Bytes,
+    pub(crate) about: Value,
+}
+
+/// The file that configures the cache.
+pub(crate) fn config_file(args: &Args) -> PathBuf {
+    let named = args.config.clone().or_else(|| std::env::var_os("TIERCACHE_CONFIG").map(PathBuf::from));
+    named.unwrap_or_else(|| "tier.yaml".into())
+}
+
+/// Reads the configuration.
+pub(crate) fn config(args: &Args) -> Result<Config> {
+    let file = config_file(args);
+    if args.config.is_none() && std::env::var_os("TIERCACHE_CONFIG").is_none() && !file.exists() {
+        return Err(Failure::usage(
+            "there is no configuration: write one with `tiercache init`, or name it with --config or TIERCACHE_CONFIG",
+        ));
+    }
+    Ok(Config::load(file, &Registry::builtin())?)
+}
+
+impl Target {
+    pub(crate) async fn open(args: &Args) -> Result<Self> {
+        match &args.url {
+            Some(url) => Ok(Self::Remote(Client::new(url, args.token.clone())?)),
+            None => Ok(Self::Local(config(args)?.open().await?)),
+        }
+    }
+
+    /// Sinks what the command left in RAM. Loses nothing in silence.
+    pub(crate) async fn close(self) -> Result<()> {
+        let Self::Local(cache) = self else { return Ok(()) };
+        let report = busy("sinking to disk", cache.close(CLOSE_PATIENCE)).await?;
+        if report.is_clean() || report.nowhere_to_go == report.dropped() && report.failures.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::backend(format!("the cache did not close well: {report}")))
+    }
+
+    pub(crate) async fn get(&self, key: &str) -> Result<Option<Found>> {
+        match self {
+            Self::Local(cache) => Ok(cache.entry(key).await?.map(|entry| Found {
+                about: json!({
+                    "level": entry.level.name(),
+                    "age": report::rounded(entry.age),
+                    "time_left": entry.time_left.map(report::rounded),
+                    "tags": entry.tags,
+                    "hits": entry.hits,
+                    "content_type": entry.content_type,
+                }),
+                value: entry.value,
+            })),
+            Self::Remote(client) => {
+                let answer = client.send(Method::GET, &path(key, &[]), None, Bytes::new()).await?;
+                if answer.status == StatusCode::NOT_FOUND {
+                    return Ok(None);
+                }
+                let level =
+                    header(&answer.headers, "cache-status").and_then(|status| status.split("detail=").nth(1));
+                let age = header(&answer.headers, AGE.as_str()).and_then(|age| age.parse().ok());
+                let about = json!({
+                    "level": level,
+                    "age": age.map(|age| report::rounded(Duration::from_secs(age))),
+                    "content_type": header(&answer.headers, CONTENT_TYPE.as_str()),
+                });
+                Ok(Some(Found { value: answer.body, about }))
+            }
+        }
+    }
+
+    pub(crate) async fn set(
+        &self,
+        key: &str,
+        value: Bytes,
+        ttl: Option<Duration>,
+        tags: &[(String, String)],
+        content_type: Option<&str>,
+    ) -> Result<()> {
+        match self {
+            Self::Local(cache) => {
+                let mut set = cache.set(key, value);
+                if let Some(ttl) = ttl {
+                    set = set.ttl(ttl);
+                }
+                for (name, value) in tags {
+                    set = set.tag(name, value);
+                }
+                if let Some(content_type) = content_type {
+                    set = set.content_type(content_type);
+                }
+                for (level, error) in set.await?.degraded {
+                    tracing::warn!(%level, %error, "an older copy could not be removed yet");
+                }
+            }
+            Self::Remote(client) => {
+                let mut query: Vec<(String, String)> =
+                    tags.iter().map(|(name, value)| (format!("tag.{name}"), value.clone())).collect();
+                query.extend(ttl.map(|ttl| ("ttl".to_owned(), format_duration(ttl))));
+                client.send(Method::PUT, &path(key, &query), content_type, value).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it was there.
+    pub(crate) async fn delete(&self, key: &str) -> Result<bool> {
+        match self {
+            Self::Local(cache) => {
+                let removed = cache.delete(key).await?;
+                match removed.degraded.into_iter().next() {
+                    Some((level, error)) => {
+                        Err(Failure::backend(format!("{key}: {level} still holds it: {error}")))
+                    }
+                    None => Ok(removed.found),
+                }
+            }
+            Self::Remote(client) => {
+                let answer = client.send(Method::DELETE, &path(key, &[]), None, Bytes::new()).await?;
+                Ok(header(&answer.headers, crate::serve::FOUND) == Some("true"))
+            }
+        }
+    }
+
+    /// Whether it is there.
+    pub(crate) async fn touch(&self, key: &str, ttl: Option<Duration>) -> Result<bool> {
+        match self {
+            Self::Local(cache) => Ok(cache.touch(key, ttl).await?),
+            Self::Remote(client) => {
+                let ttl = ttl.map_or("never".to_owned(), format_duration);
+                let path = path(key, &[("ttl".to_owned(), ttl)]);
+                Ok(client.send(Method::PATCH, &path, None, Bytes::new()).await?.status
+                    != StatusCode::NOT_FOUND)
+            }
+        }
+    }
+
+    pub(crate) async fn contains(&self, key: &str) -> Result<bool> {
+        match self {
+            Self::Local(cache) => Ok(cache.contains(key).await?),
+            Self::Remote(client) => {
+                let answer = client.send(Method::HEAD, &path(key, &[]), None, Bytes::new()).await?;
+                Ok(answer.status != StatusCode::NOT_FOUND)
+            }
+        }
+    }
+
+    pub(crate) async fn keys(&self, wanted: &KeysArgs) -> Result<Value> {
+        match self {
+            Self::Local(cache) => Ok(report::keys(cache, wanted).await?),
+            Self::Remote(client) => {
+                let path = with_query("/keys", &wanted.to_pairs());
+                json_of(&client.send(Method::GET, &path, None, Bytes::new()).await?.body)
+            }
+        }
+    }
+
+    pub(crate) async fn stats(&self) -> Result<Value> {
+        match self {
+            Self::Local(cache) => Ok(report::stats(&cache.stats().await?)),
+            Self::Remote(client) => {
+                json_of(&client.send(Method::GET, "/stats", None, Bytes::new()).await?.body)
+            }
+        }
+    }
+
+    pub(crate) async fn prune(&self) -> Result<Value> {
+        match self {
+            Self::Local(cache) => {
+                let (dropped, sinking) = cache.prune().await?;
+                cache.settle().await?;
+                Ok(json!({ "dropped": dropped, "sinking": sinking }))
+            }
+            Self::Remote(client) => {
+                json_of(&client.send(Method::POST, "/prune", None, Bytes::new()).await?.body)
+            }
+        }
+    }
+
+    /// How many keys went, where that is known.
+    pub(crate) async fn clear(&self, what: &ClearArgs) -> Result<Option<u64>> {
+        match self {
+            Self::Local(cache) => clear(cache, what).await,
+            Self::Remote(client) => {
+                let mut query = Vec::new();
+                query.extend(
+                    what.level.map(|level| ("level".to_owned(), Level::from(level).name().to_owned())),
+                );
+                query.extend(what.tag.as_ref().map(|(name, value)| (format!("tag.{name}"), value.clone())));
+                query.extend(what.prefix.as_ref().map(|prefix| ("prefix".to_owned(), prefix.clone())));
+                if query.is_empty() {
+                    query.push(("level".to_owned(), "all".to_owned()));
+                }
+                let answer =
+                    client.send(Method::DELETE, &with_query("/cache", &query), None, Bytes::new()).await?;
+                Ok(header(&answer.headers, crate::serve::REMOVED).and_then(|count| count.parse().ok()))
+            }
+        }
+    }
+}
+
+/// Removes what `what` picks.
+pub(crate) async fn clear(cache: &CacheManager, what: &ClearArgs) -> Result<Option<u64>> {
+    let removed = if let Some(level) = what.level {
+        cache.flush(level.into()).await?;
+        return Ok(None);
+    } else if let Some((name, value)) = &what.tag {
+        cache.invalidate_tag(name, value).await?
+    } else if let Some(prefix) = &what.prefix {
+        let query = tiercache::tracking::Query {
+            namespace: Some(String::new()),
+            prefix: prefix.as_bytes().to_vec(),
+            ..Default::default()
+        };
+        return Ok(Some(cache.purge_where(query).await?));
+    } else {
+        cache.clear().await?
+    };
+    match removed.degraded.into_iter().next() {
+        Some((level, error)) => {
+            Err(Failure::backend(format!("{level} still holds what was removed: {error}")))
+        }
+        None => Ok(None),
+    }
+}
+
+fn path(key: &str, query: &[(String, String)]) -> String {
+    with_query(&format!("/cache/{}", keyname::encode(key.as_bytes())), query)
+}
+
+fn with_query(path: &str, query: &[(String, String)]) -> String {
+    let encode = |text: &str| keyname::encode(text.as_bytes());
+    let pairs: Vec<String> =
+        query.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
+    if pairs.is_empty() { path.to_owned() } else { format!("{path}?{}", pairs.join("&")) }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+fn json_of(body: &[u8]) -> Result<Value> {
+    serde_json::from_slice(body).map_err(|error| Failure::backend(format!("the answer is no JSON: {error}")))
+}

@@ -1,0 +1,230 @@
+//! The command, run as people run it.
+
+mod common;
+
+use common::{Place, Server};
+
+#[test]
+fn what_init_writes_is_well() {
+    let place = Place::new();
+    let ran = place.run(&["init", "fresh.yaml"]).expect(0);
+    assert!(ran.out().contains("fresh.yaml"));
+    place.run(&["config", "check", "--config", "fresh.yaml"]).expect(0);
+    let again = place.run(&["init", "fresh.yaml"]).expect(2);
+    assert!(again.err().contains("--force"));
+    place.run(&["init", "fresh.yaml", "--force"]).expect(0);
+}
+
+#[test]
+fn global_options_stand_before_or_after_the_command() {
+    let place = Place::new();
+    std::fs::rename(place.file("tier.yaml"), place.file("other.yaml")).expect("a move");
+    for args in [
+        &["--config", "other.yaml", "--json", "config", "show"][..],
+        &["config", "show", "--config", "other.yaml", "--json"],
+        &["config", "--json", "show", "--config", "other.yaml"],
+    ] {
+        assert_eq!(place.run(args).expect(0).json()["hot_cache"]["max_size"], "8MiB", "{args:?}");
+    }
+    let named =
+        place.command(&["config", "check"]).env("TIERCACHE_CONFIG", "other.yaml").output().expect("run");
+    assert!(named.status.success());
+    let missing = place.run(&["config", "check"]).expect(2);
+    assert!(
+        missing.err().contains("tiercache init") && missing.err().contains("TIERCACHE_CONFIG"),
+        "{}",
+        missing.err()
+    );
+}
+
+#[test]
+fn a_wrong_configuration_is_told_with_its_place() {
+    let place = Place::new();
+    place.configure("hot_cache: { backend: rom }\ndry_cache:\n  pth: x\n");
+    for command in [&["config", "check"][..], &["get", "k"], &["serve"]] {
+        let ran = place.run(command).expect(2);
+        assert!(
+            ran.err().contains("error: tier.yaml:1:23: hot_cache.backend: unknown backend `rom`"),
+            "{}",
+            ran.err()
+        );
+        assert!(ran.err().contains("error: tier.yaml:3:3: dry_cache.pth: unknown key"), "{}", ran.err());
+    }
+    let json = place.run(&["config", "check", "--json"]).expect(2).json();
+    assert!(json["error"].as_str().expect("an error").contains("did you mean `ram`?"));
+}
+
+#[test]
+fn secrets_are_hidden_where_the_configuration_is_shown() {
+    let place = Place::new();
+    place.configure("s3: { bucket: b, secret_key: '${KEY}' }\n");
+    for args in [&["config", "show"][..], &["config", "show", "--json"]] {
+        let shown = place.command(args).env("KEY", "hunter2").output().expect("run");
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(shown.contains("(hidden)") && !shown.contains("hunter2"), "{shown}");
+    }
+}
+
+#[test]
+fn values_live_on_between_commands() {
+    let place = Place::new();
+    place.run(&["set", "greeting", "hello", "--tag", "type=text", "--ttl", "2h"]).expect(0);
+    assert_eq!(place.run(&["get", "greeting"]).expect(0).out(), "hello");
+    let about = place.run(&["get", "greeting", "--json"]).expect(0).json();
+    assert_eq!(
+        (&about["value"], &about["tags"]["type"], &about["level"]),
+        (&"hello".into(), &"text".into(), &"dry".into())
+    );
+    place.run(&["contains", "greeting"]).expect(0);
+    place.run(&["touch", "greeting", "--never"]).expect(0);
+    assert!(place.run(&["get", "greeting", "--json"]).expect(0).json()["time_left"].is_null());
+    place.run(&["delete", "greeting"]).expect(0);
+    for command in [
+        &["get", "greeting"][..],
+        &["contains", "greeting"],
+        &["delete", "greeting"],
+        &["touch", "greeting", "--never"],
+    ] {
+        place.run(command).expect(1);
+    }
+}
+
+#[test]
+fn values_come_from_an_argument_a_file_or_standard_input() {
+    let place = Place::new();
+    let bytes: Vec<u8> = (0..=255).collect();
+    std::fs::write(place.file("value.bin"), &bytes).expect("a file");
+    place.run(&["set", "file", "--file", "value.bin"]).expect(0);
+    place.run_with_input(&["set", "pipe"], &bytes).expect(0);
+    assert_eq!(place.run(&["get", "file"]).expect(0).0.stdout, bytes);
+    assert_eq!(place.run(&["get", "pipe"]).expect(0).0.stdout, bytes);
+    place.run(&["get", "pipe", "--output", "out.bin"]).expect(0);
+    assert_eq!(std::fs::read(place.file("out.bin")).expect("a file"), bytes);
+    place.run(&["set", "k", "v", "--file", "value.bin"]).expect(2);
+    place.run(&["set", "k", "--file", "nowhere.bin"]).expect(2);
+    assert!(
+        place.run(&["get", "file", "--json"]).expect(0).json()["value_hex"]
+            .as_str()
+            .expect("hex")
+            .starts_with("000102")
+    );
+}
+
+#[test]
+fn keys_are_listed_and_cleared_by_what_they_are() {
+    let place = Place::new();
+    for (key, value, tag) in
+        [("a/1", "x", "type=raw"), ("a/2", "xxxxx", "type=thumb"), ("b/1", "x", "type=raw")]
+    {
+        place.run(&["set", key, value, "--tag", tag]).expect(0);
+    }
+    for (filter, listed) in [
+        (&["--prefix", "a/"][..], "a/1\na/2\n"),
+        (&["--glob", "*/1"], "a/1\nb/1\n"),
+        (&["--tag", "type=thumb"], "a/2\n"),
+        (&["--min-size", "2B"], "a/2\n"),
+        (&["--level", "hot"], ""),
+        (&["--older-than", "1h"], ""),
+        (&["--newer-than", "1h"], "a/1\na/2\nb/1\n"),
+        (&["--limit", "1", "--after", "a/1"], "a/2\n"),
+    ] {
+        assert_eq!(place.run(&[&["keys"], filter].concat()).expect(0).out(), listed, "{filter:?}");
+    }
+    place.run(&["clear", "--tag", "type=thumb"]).expect(0);
+    place.run(&["get", "a/2"]).expect(1);
+    assert_eq!(place.run(&["clear", "--prefix", "a/", "--json"]).expect(0).json()["removed"], 1);
+    place.run(&["get", "a/1"]).expect(1);
+    place.run(&["get", "b/1"]).expect(0);
+    place.run(&["clear", "--level", "dry"]).expect(0);
+    place.run(&["get", "b/1"]).expect(1);
+    place.run(&["clear", "--level", "dry", "--prefix", "a"]).expect(2);
+}
+
+#[test]
+fn the_same_commands_work_on_a_running_service() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let url = server.url();
+    let run = |args: &[&str]| place.run(&[&["--url", &url], args].concat());
+    run(&["set", "a b/ü.png", "v", "--tag", "type=raw", "--ttl", "1h"]).expect(0);
+    assert_eq!(run(&["get", "a b/ü.png"]).expect(0).out(), "v");
+    let about = run(&["get", "a b/ü.png", "--json"]).expect(0).json();
+    assert_eq!((&about["content_type"], &about["level"]), (&"image/png".into(), &"hot".into()));
+    run(&["contains", "a b/ü.png"]).expect(0);
+    run(&["touch", "a b/ü.png", "--ttl", "2h"]).expect(0);
+    assert_eq!(run(&["keys", "--tag", "type=raw", "--prefix", "a b/"]).expect(0).out(), "a b/ü.png\n");
+    assert_eq!(run(&["stats", "--json"]).expect(0).json()["hot_hits"], 2);
+    run(&["prune"]).expect(0);
+    run(&["delete", "a b/ü.png"]).expect(0);
+    for args in
+        [&["get", "a b/ü.png"][..], &["delete", "a b/ü.png"], &["contains", "x"], &["touch", "x", "--never"]]
+    {
+        run(args).expect(1);
+    }
+    run(&["set", "k", "v"]).expect(0);
+    run(&["clear"]).expect(0);
+    run(&["get", "k"]).expect(1);
+    run(&["set", "", "v"]).expect(2);
+    run(&["check"]).expect(2);
+}
+
+#[test]
+fn exit_codes_tell_wrong_use_from_a_backend_that_failed() {
+    let place = Place::new();
+    for args in [
+        &["frobnicate"][..],
+        &[],
+        &["set"],
+        &["touch", "k"],
+        &["set", "k", "v", "--ttl", "soon"],
+        &["set", "k", "v", "--ttl", "0s"],
+        &["set", "k", "v", "--tag", "novalue"],
+        &["keys", "--level", "warm"],
+        &["--url", "ftp://x", "stats"],
+        &["--url", "http://a/b", "stats"],
+        &["--url", "http://a", "--config", "b", "stats"],
+        &["set", "", "v"],
+    ] {
+        place.run(args).expect(2);
+    }
+    // Nobody listens on the discard port of this machine.
+    place.run(&["--url", "http://127.0.0.1:9", "stats"]).expect(3);
+}
+
+#[test]
+fn an_orderly_stop_keeps_everything_and_says_how_much() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    for number in 0..100 {
+        assert_eq!(
+            server.put(&format!("/cache/k{number}"), format!("value {number}").as_bytes()).status,
+            204
+        );
+    }
+    let (said, code) = server.stop();
+    assert_eq!((said["dropped"].as_u64(), code), (Some(0), 0), "{said}");
+    assert_eq!(said["written"].as_u64(), Some(100), "{said}");
+    let server = Server::start(&place, &[]);
+    for number in 0..100 {
+        let answer = server.get(&format!("/cache/k{number}"));
+        assert_eq!(answer.text(), format!("value {number}"));
+        assert_eq!(answer.header("cache-status"), "tiercache; hit; detail=dry");
+    }
+}
+
+#[test]
+fn a_second_process_is_told_who_owns_the_folder_and_what_to_do() {
+    let place = Place::new();
+    let _server = Server::start(&place, &[]);
+    let ran = place.run(&["get", "k"]).expect(3);
+    assert!(ran.err().contains("dry_cache") && ran.err().contains("--url"), "{}", ran.err());
+}
+
+#[test]
+fn check_finds_a_healthy_cache_well() {
+    let place = Place::new();
+    place.run(&["set", "k", "v"]).expect(0);
+    place.run(&["check"]).expect(0);
+    place.run(&["check", "--repair"]).expect(0);
+    assert_eq!(place.run(&["get", "k"]).expect(0).out(), "v");
+}

@@ -1,0 +1,175 @@
+//! From the text of a `tier.yaml` to a cache that is ready to be opened.
+//!
+//! Reading is done in two steps: this module reads what every backend has in common, the rest of a section is
+//! read by the backend's own configuration type (see [`Registry`]). All problems of a file come in one
+//! [`ConfigError`].
+
+mod de;
+mod env;
+mod error;
+mod node;
+mod parts;
+mod read;
+mod secret;
+mod show;
+mod yaml;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use tiercache_core::{CacheManager, Clock, Error, Level, Limits, Result, Rules, SystemClock, Tracking};
+
+pub use self::error::{ConfigError, Position, Problem};
+pub(crate) use self::node::{Key, Kind, Node};
+use self::parts::PreparedLevel;
+use self::read::Settings;
+pub use self::secret::Secret;
+use crate::Registry;
+use crate::registry::Prepared;
+
+pub(crate) use self::de::read as read_node;
+pub(crate) use self::show::{hidden as show_hidden, json as node_json};
+
+/// The largest file that is read.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// A configuration that was read and checked; nothing is opened yet.
+pub struct Config {
+    file: String,
+    levels: [Option<PreparedLevel>; 3],
+    tracking: Option<Prepared<dyn Tracking>>,
+    rules: Rules,
+    settings: Settings,
+    effective: serde_json::Map<String, serde_json::Value>,
+    given: BTreeSet<String>,
+}
+
+impl Config {
+    /// Reads a file, with the backends of `registry` and the variables of the environment.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn load(path: impl AsRef<Path>, registry: &Registry) -> Result<Self, ConfigError> {
+        let path = path.as_ref();
+        let file = path.display().to_string();
+        let whole =
+            |found: String| ConfigError::new(&file, vec![Problem::new(Position::default(), "", found)]);
+        let size = std::fs::metadata(path).map_err(|error| whole(format!("cannot be read: {error}")))?.len();
+        if size > MAX_FILE_BYTES {
+            return Err(whole(format!("has {size} bytes, more than a configuration has")));
+        }
+        let text =
+            std::fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
+        Self::read(&file, &text, registry, &|name| std::env::var(name).ok())
+    }
+
+    /// Reads a text, with the backends of `registry` and the variables of the environment.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn parse(text: &str, registry: &Registry) -> Result<Self, ConfigError> {
+        Self::read("configuration", text, registry, &|name| std::env::var(name).ok())
+    }
+
+    /// Reads `text` as if it stood in `file`, with `variable` in place of the environment.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn read(
+        file: &str,
+        text: &str,
+        registry: &Registry,
+        variable: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let mut root = yaml::parse(text).map_err(|problem| ConfigError::new(file, vec![problem]))?;
+        let mut problems = Vec::new();
+        env::expand(&mut root, variable, &mut problems);
+        let config = read::config(&root, registry, &mut problems);
+        match config {
+            Some(config) if problems.is_empty() => Ok(Self { file: file.to_owned(), ..config }),
+            _ => Err(ConfigError::new(file, problems)),
+        }
+    }
+
+    /// The stay of entries by tag and level.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// What is in force, defaults included and secrets hidden.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::Value::Object(self.effective.clone())
+    }
+
+    /// The same as YAML; what the file does not say is marked as a default.
+    pub fn to_yaml(&self) -> String {
+        show::yaml(&self.effective, &self.given)
+    }
+
+    /// A commented file to begin with.
+    pub const fn default_yaml() -> &'static str {
+        include_str!("default.yaml")
+    }
+
+    /// Opens the backends and starts the manager on the runtime this is called in.
+    ///
+    /// # Errors
+    /// Names the section whose backend does not open, and why.
+    pub async fn open(self) -> Result<CacheManager> {
+        let clock: Arc<dyn Clock> = SystemClock::start();
+        let mut builder =
+            CacheManager::builder().clock(clock.clone()).rules(self.rules).write(self.settings.write);
+        if let Some(bytes) = self.settings.pending {
+            builder = builder.pending_bytes(bytes);
+        }
+        if let Some(every) = self.settings.sweep {
+            builder = builder.sweep_every(every);
+        }
+        for (level, prepared) in Level::ALL.into_iter().zip(self.levels) {
+            let Some(PreparedLevel { tier, read_timeout, write_timeout }) = prepared else { continue };
+            let tier = (tier.open)(clock.clone())
+                .await
+                .map_err(|error| within(&self.file, read::LEVEL_SECTIONS[level.index()], error))?;
+            if read_timeout.is_some() || write_timeout.is_some() {
+                let defaults = Limits::of(&tier.profile());
+                builder = builder.limits(
+                    level,
+                    Limits {
+                        read_timeout: read_timeout.unwrap_or(defaults.read_timeout),
+                        write_timeout: write_timeout.unwrap_or(defaults.write_timeout),
+                    },
+                );
+            }
+            builder = builder.level(level, tier);
+        }
+        if let Some(tracking) = self.tracking {
+            builder = builder.tracking(
+                (tracking.open)(clock).await.map_err(|error| within(&self.file, "tracking", error))?,
+            );
+        }
+        builder.build().await
+    }
+}
+
+/// Says in which section of which file it went wrong.
+fn within(file: &str, section: &str, error: Error) -> Error {
+    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    let message = format!("{file}: {section}: {error}{cause}");
+    match error {
+        Error::Config(_) => Error::Config(message),
+        // The caller may want to try again, or to ask the owner: the kind of failure is kept.
+        Error::Refused(_) => Error::Refused(message),
+        Error::Unavailable { backend, op, .. } => Error::unavailable(backend, op, message),
+        other => other,
+    }
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config")
+            .field("file", &self.file)
+            .field("effective", &self.effective)
+            .finish_non_exhaustive()
+    }
+}
