@@ -33,8 +33,8 @@ impl Policy {
     /// Bytes counted for an entry on top of key, value and tags: what it takes in the tables.
     pub const fn overhead(self) -> u64 {
         match self {
-            Self::Adaptive => 192,
-            Self::Lru | Self::TinyLfu => 384,
+            Self::Adaptive => 224,
+            Self::Lru | Self::TinyLfu => 512,
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tiercache_core::KeyRef;
 use tiercache_core::tier::Resting;
-use tiercache_core::{Key, KeyRef};
 
 use crate::Policy;
 use crate::moka::Moka;
@@ -40,9 +40,9 @@ impl Engine {
         }
     }
 
-    /// The most bytes an entry may have.
+    /// The most bytes an entry may have. Slots note their weight in 32 bits.
     pub(crate) fn entry_limit(&self) -> u64 {
-        either!(self.entry_limit())
+        either!(self.entry_limit()).min(u64::from(u32::MAX))
     }
 
     /// A look-up that the policy counts as a use.
@@ -56,9 +56,13 @@ impl Engine {
         either!(self.peek(key, visit))
     }
 
-    /// Inserts or replaces; the slot is no heavier than the limit.
-    pub(crate) fn insert(&self, slot: Slot) {
-        either!(self.insert(slot))
+    /// Inserts a slot no heavier than the limit. `replaces` says that an older entry of the key may be there, which
+    /// is not handed over.
+    pub(crate) fn insert(&self, slot: Slot, replaces: bool) {
+        match self {
+            Self::Quick(engine) => engine.insert(slot, replaces),
+            Self::Moka(engine) => engine.insert(slot),
+        }
     }
 
     /// Removes the entry if `condition`. When it finds nothing, whatever was evicted has been handed over.
@@ -70,8 +74,8 @@ impl Engine {
         either!(self.remove_if(key, condition))
     }
 
-    /// Every entry that is there from the beginning to the end; holds no lock between two.
-    pub(crate) fn each(&self) -> Box<dyn Iterator<Item = (Key, Resting)> + Send + '_> {
+    /// A copy, without its value, of every entry that is there from the beginning to the end. Holds no lock between two.
+    pub(crate) fn each(&self) -> Box<dyn Iterator<Item = Slot> + Send + '_> {
         match self {
             Self::Quick(engine) => Box::new(engine.each()),
             Self::Moka(engine) => Box::new(engine.each()),

@@ -1,22 +1,21 @@
 //! The engine of `policy: lru` and `policy: tinylfu`.
 //!
-//! Three things are worked around, each found in moka's source:
-//! - It evicts in maintenance, some time after the insert that went over the limit. Here its capacity is a 64th
-//!   below the limit, and an insert that would go over the limit runs the maintenance before it returns.
+//! Four things are worked around, each found in moka's source:
+//! - It evicts in maintenance, some time after the insert that went over the limit. Here an insert that goes
+//!   over the limit runs the maintenance before it returns; a capacity a little below the limit makes that rare.
 //! - Maintenance makes an entry invisible *before* it calls the listener. It runs under one lock, so that a look-up
 //!   that found nothing runs it once itself: afterwards whatever was missed has been handed over.
+//! - A removal that overtakes a replacement in its queue makes it count the weight of the wrong one, for good. A
+//!   removal runs the maintenance first.
 //! - It cannot be resized. A resized engine is a second table; the first one is emptied into it.
 
-use std::hash::{Hash, Hasher};
-use std::iter;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
-use quick_cache::Equivalent;
-use tiercache_core::tier::{Cause, Resting};
+use tiercache_core::tier::Resting;
 use tiercache_core::{Key, KeyRef};
 
 use crate::Policy;
@@ -24,8 +23,10 @@ use crate::engine::{KeyHash, Stripes};
 use crate::outlet::Outlet;
 use crate::slot::Slot;
 
-/// The share of the limit that is left for what maintenance has not evicted yet.
-const LATE: u64 = 64;
+/// What maintenance aims at, below the limit by what may come in until it runs. Small tiers get their full size.
+const fn capacity(limit: u64) -> u64 {
+    if limit < 1 << 20 { limit } else { limit - limit / 64 }
+}
 
 #[derive(Debug)]
 pub(crate) struct Moka {
@@ -59,14 +60,12 @@ impl Moka {
     }
 
     pub(crate) fn entry_limit(&self) -> u64 {
-        let limit = self.table.current().limit;
-        // Weights are 32 bits wide there.
-        (limit - limit / LATE).min(u64::from(u32::MAX))
+        capacity(self.table.current().limit)
     }
 
     #[inline]
     pub(crate) fn hit<T>(&self, key: KeyRef<'_>, visit: impl FnOnce(&Slot) -> Option<T>) -> Option<T> {
-        visit(&*self.table.current().cache.get(&Lookup(key))?)
+        visit(&*self.table.current().cache.get(&key)?)
     }
 
     pub(crate) fn peek<T>(&self, key: KeyRef<'_>, visit: impl FnOnce(&Slot) -> Option<T>) -> Option<T> {
@@ -74,8 +73,10 @@ impl Moka {
     }
 
     pub(crate) fn insert(&self, slot: Slot) {
-        let _exclusive = self.writes.lock(slot.key.as_ref());
+        let exclusive = self.writes.lock(slot.key.as_ref());
         self.table.current().insert(Arc::new(slot));
+        drop(exclusive);
+        self.trim();
     }
 
     pub(crate) fn remove_if(
@@ -89,12 +90,14 @@ impl Moka {
             return None;
         }
         let resting = slot.resting();
-        self.table.current().cache.invalidate(&Lookup(key));
+        let cache = &self.table.current().cache;
+        cache.run_pending_tasks();
+        cache.invalidate(&key);
         Some(resting)
     }
 
-    pub(crate) fn each(&self) -> impl Iterator<Item = (Key, Resting)> + Send + '_ {
-        self.table.current().cache.iter().map(|(_, slot)| (slot.key.clone(), slot.resting()))
+    pub(crate) fn each(&self) -> impl Iterator<Item = Slot> + Send + '_ {
+        self.table.current().cache.iter().map(|(_, slot)| Slot::clone(&slot))
     }
 
     pub(crate) fn maintain(&self) {
@@ -110,14 +113,14 @@ impl Moka {
     }
 
     pub(crate) fn resize(&self, capacity: u64) {
-        let _exclusive = self.writes.lock_all();
+        let exclusive = self.writes.lock_all();
         let old = self.table.current();
         let new = Box::new(Table::new(self.policy, capacity, self.outlet.clone()));
         for (_, slot) in old.cache.iter() {
-            if slot.weight <= new.limit {
+            if u64::from(slot.weight) <= new.limit {
                 new.insert(slot);
             } else {
-                self.outlet.hand_over(&slot, Cause::Evicted);
+                self.outlet.evict(&slot);
             }
         }
         // Readers go over to the new table here; nothing is removed from the old one before.
@@ -126,16 +129,41 @@ impl Moka {
         }
         old.cache.invalidate_all();
         old.cache.run_pending_tasks();
+        drop(exclusive);
+        self.trim();
+    }
+
+    /// Evicts what is over the limit. One run of the maintenance may leave something when other threads keep it busy;
+    /// what several runs leave is evicted in no order, so that the limit holds whatever moka counts.
+    fn trim(&self) {
+        let table = self.table.current();
+        let over = || table.held.bytes.load(Relaxed) > table.limit;
+        for _ in 0..8 {
+            if !over() {
+                return;
+            }
+            table.cache.run_pending_tasks();
+        }
+        for (key, _) in table.cache.iter().take_while(|_| over()) {
+            self.remove_if(key.as_ref().as_ref(), |slot| {
+                self.outlet.evict(slot);
+                true
+            });
+        }
     }
 
     /// The slot of `key`. If there is none, evictions that hid it have been handed over.
     fn find(&self, key: KeyRef<'_>) -> Option<Arc<Slot>> {
-        let cache = &self.table.current().cache;
-        let found = cache.get(&Lookup(key));
-        if found.is_none() {
-            cache.run_pending_tasks();
+        loop {
+            let table = self.table.current();
+            let found = table.cache.get(&key);
+            if found.is_some() {
+                return found;
+            }
+            table.cache.run_pending_tasks();
+            // A table that is replaced meanwhile was emptied into the next one.
+            table.next.get()?;
         }
-        found
     }
 }
 
@@ -144,17 +172,17 @@ impl Table {
         let held = Arc::new(Held::default());
         let counted = held.clone();
         let cache = Cache::builder()
-            .max_capacity(limit - limit / LATE)
+            .max_capacity(capacity(limit))
             .eviction_policy(match policy {
                 Policy::TinyLfu => EvictionPolicy::tiny_lfu(),
                 Policy::Lru | Policy::Adaptive => EvictionPolicy::lru(),
             })
-            .weigher(|_: &Key, slot: &Arc<Slot>| u32::try_from(slot.weight).unwrap_or(u32::MAX))
+            .weigher(|_: &Key, slot: &Arc<Slot>| slot.weight)
             .eviction_listener(move |_, slot: Arc<Slot>, cause| {
                 counted.entries.fetch_sub(1, Relaxed);
-                counted.bytes.fetch_sub(slot.weight, Relaxed);
+                counted.bytes.fetch_sub(u64::from(slot.weight), Relaxed);
                 if cause == RemovalCause::Size {
-                    outlet.hand_over(&slot, Cause::Evicted);
+                    outlet.evict(&slot);
                 }
             })
             .build_with_hasher(KeyHash);
@@ -172,28 +200,7 @@ impl Table {
 
     fn insert(&self, slot: Arc<Slot>) {
         self.held.entries.fetch_add(1, Relaxed);
-        self.held.bytes.fetch_add(slot.weight, Relaxed);
+        self.held.bytes.fetch_add(u64::from(slot.weight), Relaxed);
         self.cache.insert(slot.key.clone(), slot);
-        // One run may leave something for the next one when other threads keep it busy.
-        for _ in iter::repeat_n((), 8).take_while(|()| self.held.bytes.load(Relaxed) > self.limit) {
-            self.cache.run_pending_tasks();
-        }
-    }
-}
-
-/// A borrowed key, for look-ups without an owned one.
-struct Lookup<'a>(KeyRef<'a>);
-
-impl Hash for Lookup<'_> {
-    #[inline]
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.hash(state);
-    }
-}
-
-impl Equivalent<Key> for Lookup<'_> {
-    #[inline]
-    fn equivalent(&self, key: &Key) -> bool {
-        self.0.is(key)
     }
 }

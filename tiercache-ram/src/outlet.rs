@@ -27,11 +27,14 @@ impl Outlet {
         self.evicted.load(Relaxed)
     }
 
-    /// Hands over what the engine is about to stop answering for.
+    /// Hands over what the engine gives up for room.
+    pub(crate) fn evict(&self, slot: &Slot) {
+        self.evicted.fetch_add(1, Relaxed);
+        self.hand_over(slot, Cause::Evicted);
+    }
+
+    /// Hands over what is about to be answered no more.
     pub(crate) fn hand_over(&self, slot: &Slot, cause: Cause) {
-        if cause == Cause::Evicted {
-            self.evicted.fetch_add(1, Relaxed);
-        }
         let Some(spill) = self.spill.get() else { return };
         let key: Key = slot.key.clone();
         let left = Left { cause, uses: slot.uses() };

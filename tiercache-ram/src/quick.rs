@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use quick_cache::sync::Cache;
 use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter};
-use tiercache_core::tier::{Cause, Resting};
+use tiercache_core::tier::Resting;
 use tiercache_core::{Generation, Key, KeyRef};
 
 use crate::engine::KeyHash;
@@ -25,7 +25,7 @@ const MAX_SHARDS: u64 = 32;
 /// The share of a shard that its hot part may take, and with it the largest entry.
 const HOT: f64 = 0.97;
 /// Divides the capacity into an estimate of how many entries it will hold.
-const TYPICAL_BYTES: u64 = 1024;
+const TYPICAL_BYTES: u64 = 4096;
 
 #[derive(Debug)]
 pub(crate) struct Quick {
@@ -38,16 +38,16 @@ impl Quick {
         let shards = (capacity / SHARD_BYTES).clamp(1, MAX_SHARDS);
         // Rounded down: the bytes of all shards together must not exceed the capacity.
         let shards = if shards.is_power_of_two() { shards } else { shards.next_power_of_two() / 2 };
+        let shard = capacity / shards;
         let options = OptionsBuilder::new()
             .shards(shards as usize)
             .estimated_items_capacity((capacity / TYPICAL_BYTES).max(32 * shards) as usize)
-            .weight_capacity(capacity / shards * shards)
+            .weight_capacity(shard * shards)
             .hot_allocation(HOT)
             .build()
             .expect("both capacities are given");
         let cache = Cache::with_options(options, Weigh, KeyHash, Evict { outlet });
-        let limit = AtomicU64::new(entry_limit(&cache));
-        Self { cache, limit }
+        Self { cache, limit: AtomicU64::new(entry_limit(shard)) }
     }
 
     /// The most bytes an entry may have: what the hot part of one shard takes.
@@ -74,9 +74,8 @@ impl Quick {
         answer
     }
 
-    /// Inserts or replaces.
-    pub(crate) fn insert(&self, slot: Slot) {
-        let mut inserting = Inserting(Some((slot.key.clone(), slot.generation)));
+    pub(crate) fn insert(&self, slot: Slot, replaces: bool) {
+        let mut inserting = Inserting(replaces.then(|| (slot.key.clone(), slot.generation())));
         self.cache.insert_with_lifecycle(slot, (), &mut inserting);
     }
 
@@ -90,8 +89,8 @@ impl Quick {
     }
 
     /// Every entry that is there from the beginning to the end, each locked for itself.
-    pub(crate) fn each(&self) -> impl Iterator<Item = (Key, Resting)> + Send + '_ {
-        self.cache.iter().map(|(snapshot, ())| (snapshot.key.clone(), snapshot.resting()))
+    pub(crate) fn each(&self) -> impl Iterator<Item = Slot> + Send + '_ {
+        self.cache.iter().map(|(snapshot, ())| snapshot)
     }
 
     pub(crate) fn entries(&self) -> u64 {
@@ -103,23 +102,15 @@ impl Quick {
     }
 
     pub(crate) fn resize(&self, capacity: u64) {
-        let shards = self.cache.num_shards() as u64;
-        // Lower first, so that nothing is let in that the smaller shards will not take.
-        self.limit.store(0, Relaxed);
-        self.cache.set_capacity(capacity / shards * shards);
-        self.limit.store(entry_limit(&self.cache), Relaxed);
+        let shard = capacity / self.cache.num_shards() as u64;
+        self.limit.store(entry_limit(shard), Relaxed);
+        self.cache.set_capacity(shard * self.cache.num_shards() as u64);
     }
 }
 
-/// What the engine itself refuses more than; a little less after `resize`, where it rounds a ratio.
-fn entry_limit<A, B, C, D>(cache: &Cache<A, (), B, C, D>) -> u64
-where
-    A: Eq + Hash,
-    B: Weighter<A, ()> + Clone,
-    C: std::hash::BuildHasher + Clone,
-    D: Lifecycle<A, ()> + Clone,
-{
-    (cache.shard_capacity() as f64 * HOT) as u64
+/// What the engine takes. It rounds differently after a resize: a put it then refuses comes back as evicted.
+fn entry_limit(shard: u64) -> u64 {
+    (shard as f64 * HOT) as u64
 }
 
 /// A look-up that shows the slot it finds to `visit`; `false` lets the slot pass for another key's.
@@ -168,7 +159,7 @@ struct Weigh;
 
 impl Weighter<Slot, ()> for Weigh {
     fn weight(&self, slot: &Slot, _: &()) -> u64 {
-        slot.weight
+        u64::from(slot.weight)
     }
 }
 
@@ -178,7 +169,7 @@ struct Evict {
     outlet: Arc<Outlet>,
 }
 
-/// What is being inserted, to tell what it replaces from what it displaces.
+/// What is inserted over an older entry, to tell what it replaces from what it displaces.
 #[derive(Default)]
 struct Inserting(Option<(Key, Generation)>);
 
@@ -188,9 +179,9 @@ impl Lifecycle<Slot, ()> for Evict {
     fn on_evict(&self, Inserting(inserting): &mut Inserting, slot: Slot, _: ()) {
         let replaced = inserting
             .as_ref()
-            .is_some_and(|(key, generation)| slot.generation < *generation && slot.key == *key);
+            .is_some_and(|(key, generation)| slot.generation() < *generation && slot.key == *key);
         if !replaced {
-            self.outlet.hand_over(&slot, Cause::Evicted);
+            self.outlet.evict(&slot);
         }
     }
 }

@@ -6,53 +6,86 @@ use bytes::Bytes;
 use tiercache_core::tier::{Hold, Look, Resting};
 use tiercache_core::{Decoded, Entry, Extras, Generation, Key, Levels, Timestamp};
 
-/// An entry as it stands in a table: everything a hit needs in two cache lines. What use changes is atomic, so
-/// that a hit needs no more than a shared lock.
+/// An entry as it stands in a table. What use changes is atomic, so that a hit needs no more than a shared lock.
+///
+/// 128 bytes, ordered so that what a hit touches is together, the key last: there the tables put their own marks.
+#[repr(C)]
 pub(crate) struct Slot {
-    pub(crate) key: Key,
-    value: Bytes,
-    pub(crate) generation: Generation,
+    extras: OnceLock<Arc<Extras>>,
+    created: Timestamp,
+    /// Bytes counted against the limit; fixed, since the engines subtract what they once added.
+    pub(crate) weight: u32,
+    uses: AtomicU32,
+    /// The newest invalidation this entry is known to have outlived.
+    checked: AtomicU64,
+    stamp: Stamp,
     deadline: Timestamp,
     stay: u64,
     used: AtomicU64,
-    /// The newest invalidation this entry is known to have outlived.
-    checked: AtomicU64,
-    uses: AtomicU32,
-    levels: Levels,
-    explicit_ttl: bool,
-    created: Timestamp,
-    extras: OnceLock<Arc<Extras>>,
-    /// Bytes counted against the limit; fixed, since the engines subtract what they once added.
-    pub(crate) weight: u64,
+    value: Bytes,
+    pub(crate) key: Key,
+}
+
+const _: () = assert!(size_of::<Slot>() <= 128);
+
+/// The generation in the upper 48 bits; below it the levels, and whether the deadline was asked for.
+#[derive(Clone, Copy)]
+struct Stamp(u64);
+
+const EXPLICIT_TTL: u64 = 1 << 8;
+
+impl Stamp {
+    fn of(entry: &Entry) -> Self {
+        let explicit_ttl = if entry.explicit_ttl { EXPLICIT_TTL } else { 0 };
+        Self(entry.generation.get() << 16 | explicit_ttl | u64::from(entry.levels.bits()))
+    }
+
+    #[inline]
+    const fn generation(self) -> Generation {
+        Generation::new(self.0 >> 16)
+    }
 }
 
 impl Slot {
-    pub(crate) fn new(key: Key, entry: Entry, hold: Hold, overhead: u64) -> Self {
-        let weight = weight(&key, &entry, overhead);
-        let Entry { value, generation, created, deadline, levels, explicit_ttl, extras } = entry;
+    /// The bytes an entry counts for.
+    pub(crate) fn weigh(key: &Key, entry: &Entry, overhead: u64) -> u64 {
+        let extras = entry.extras.as_ref().map_or(0, |extras| {
+            let pairs = extras.tags.iter().chain(&extras.user);
+            size_of::<Extras>()
+                + pairs.map(|(name, value)| name.len() + value.len() + 2 * size_of::<String>()).sum::<usize>()
+                + extras.content_type.as_ref().map_or(0, String::len)
+        });
+        overhead + (key.encoded().len() + entry.value.len() + extras) as u64
+    }
+
+    pub(crate) fn new(key: Key, entry: Entry, hold: Hold, weight: u32) -> Self {
         Self {
-            key,
-            value,
-            generation,
-            deadline,
+            stamp: Stamp::of(&entry),
+            extras: entry.extras.map_or_else(OnceLock::new, OnceLock::from),
+            created: entry.created,
+            weight,
+            uses: AtomicU32::new(0),
+            checked: AtomicU64::new(0),
+            deadline: entry.deadline,
             stay: hold.stay.as_millis(),
             used: AtomicU64::new(hold.now.as_millis()),
-            checked: AtomicU64::new(0),
-            uses: AtomicU32::new(0),
-            levels,
-            explicit_ttl,
-            created,
-            extras: extras.map_or_else(OnceLock::new, OnceLock::from),
-            weight,
+            value: entry.value,
+            key,
         }
+    }
+
+    #[inline]
+    pub(crate) fn generation(&self) -> Generation {
+        self.stamp.generation()
     }
 
     /// Answers `look` with the value and counts the use.
     #[inline]
     pub(crate) fn hit(&self, look: Look) -> Option<Bytes> {
         self.answers(look).then(|| {
+            let value = self.value.clone();
             self.count_use(look.now);
-            self.value.clone()
+            value
         })
     }
 
@@ -69,7 +102,7 @@ impl Slot {
     #[inline]
     fn answers(&self, look: Look) -> bool {
         look.now.after_millis(look.slack) < self.until()
-            && (self.generation >= look.valid_from || self.checked.load(Relaxed) >= look.valid_from.get())
+            && (self.generation() >= look.valid_from || self.checked.load(Relaxed) >= look.valid_from.get())
     }
 
     #[inline]
@@ -106,11 +139,11 @@ impl Slot {
     pub(crate) fn entry(&self) -> Entry {
         Entry {
             value: self.value.clone(),
-            generation: self.generation,
+            generation: self.generation(),
             created: self.created,
             deadline: self.deadline,
-            levels: self.levels,
-            explicit_ttl: self.explicit_ttl,
+            levels: Levels::from_bits(self.stamp.0 as u8),
+            explicit_ttl: self.stamp.0 & EXPLICIT_TTL != 0,
             extras: self.extras.get().cloned(),
         }
     }
@@ -120,12 +153,12 @@ impl Slot {
     }
 }
 
-/// A snapshot.
+/// A copy for walks over a table, without the value: cloning that may allocate, and nobody asked for it.
 impl Clone for Slot {
     fn clone(&self) -> Self {
         Self {
             key: self.key.clone(),
-            value: self.value.clone(),
+            value: Bytes::new(),
             used: AtomicU64::new(self.used.load(Relaxed)),
             checked: AtomicU64::new(self.checked.load(Relaxed)),
             uses: AtomicU32::new(self.uses()),
@@ -139,15 +172,4 @@ impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Slot").field("key", &self.key).field("entry", &self.entry()).finish_non_exhaustive()
     }
-}
-
-/// Bytes an entry counts for.
-fn weight(key: &Key, entry: &Entry, overhead: u64) -> u64 {
-    let extras = entry.extras.as_ref().map_or(0, |extras| {
-        let pairs = extras.tags.iter().chain(&extras.user);
-        size_of::<Extras>()
-            + pairs.map(|(name, value)| name.len() + value.len() + 2 * size_of::<String>()).sum::<usize>()
-            + extras.content_type.as_ref().map_or(0, String::len)
-    });
-    overhead + (key.encoded().len() + entry.value.len() + extras) as u64
 }

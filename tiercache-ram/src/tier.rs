@@ -92,9 +92,10 @@ impl Tier for RamTier {
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
         self.open()?;
-        for (key, _) in self.engine.each() {
-            if namespace.is_none_or(|namespace| namespace == key.namespace()) {
-                self.discard(key.as_ref(), below);
+        // Without a pause: a call that is dropped half-way must not leave half of it.
+        for slot in self.engine.each() {
+            if namespace.is_none_or(|namespace| namespace == slot.key.namespace()) {
+                self.discard(slot.key.as_ref(), below);
             }
         }
         Ok(())
@@ -115,14 +116,13 @@ impl Tier for RamTier {
         self.open()?;
         self.engine.maintain();
         let mut swept = Swept { complete: true, ..Swept::default() };
-        for (looked_at, (key, resting)) in self.engine.each().enumerate() {
-            let Resting { entry, until, uses } = resting;
-            let key = key.as_ref();
+        for (looked_at, slot) in self.engine.each().enumerate() {
+            let (key, entry) = (slot.key.as_ref(), slot.entry());
             if !entry.is_live(now) || dead.is_dead(key, &entry) {
                 swept.dropped += u64::from(self.take(key, entry.generation).is_some());
-            } else if until <= now {
+            } else if slot.until() <= now {
                 swept.spilled += u64::from(self.hand_over(key, |slot| slot.until() <= now, Cause::StayOver));
-            } else if uses > 0 {
+            } else if slot.uses() > 0 {
                 self.outlet.used(key, self.engine.peek(key, |slot| Some(slot.take_uses())).unwrap_or(0));
             }
             if (looked_at + 1) % SWEEP_BATCH == 0 {
@@ -138,8 +138,8 @@ impl Tier for RamTier {
 
     async fn close(&self) -> Result<()> {
         self.closed.store(true, Ordering::Release);
-        for (key, _) in self.engine.each() {
-            self.engine.remove_if(key.as_ref(), |_| true);
+        for slot in self.engine.each() {
+            self.engine.remove_if(slot.key.as_ref(), |_| true);
         }
         self.engine.maintain();
         Ok(())
@@ -168,19 +168,21 @@ impl Resident for RamTier {
         if self.closed.load(Ordering::Acquire) {
             return Put::Full;
         }
-        let slot = Slot::new(key, entry, hold, self.policy.overhead());
-        if slot.weight > self.engine.entry_limit() {
+        let weight = Slot::weigh(&key, &entry, self.policy.overhead());
+        if weight > self.engine.entry_limit() {
             return Put::TooLarge;
         }
-        let standing = self.engine.peek(slot.key.as_ref(), |standing| Some(standing.generation));
-        match standing.map(|standing| standing.cmp(&slot.generation)) {
-            Some(std::cmp::Ordering::Equal) => Put::Unchanged,
-            Some(std::cmp::Ordering::Greater) => Put::Superseded,
-            Some(std::cmp::Ordering::Less) | None => {
-                self.engine.insert(slot);
-                Put::Stored
-            }
+        // The limit fits into 32 bits.
+        let slot = Slot::new(key, entry, hold, weight as u32);
+        let standing = self.engine.peek(slot.key.as_ref(), |standing| Some(standing.generation()));
+        if standing == Some(slot.generation()) {
+            return Put::Unchanged;
         }
+        if standing > Some(slot.generation()) {
+            return Put::Superseded;
+        }
+        self.engine.insert(slot, standing.is_some());
+        Put::Stored
     }
 
     fn revalidate(&self, key: KeyRef<'_>, generation: Generation, valid_from: Generation) {
@@ -192,15 +194,16 @@ impl Resident for RamTier {
     }
 
     fn take(&self, key: KeyRef<'_>, generation: Generation) -> Option<Resting> {
-        self.engine.remove_if(key, |slot| slot.generation == generation)
+        self.engine.remove_if(key, |slot| slot.generation() == generation)
     }
 
     fn discard(&self, key: KeyRef<'_>, below: Generation) -> Option<Resting> {
-        self.engine.remove_if(key, |slot| slot.generation < below)
+        self.engine.remove_if(key, |slot| slot.generation() < below)
     }
+
     fn drain(&self) {
-        for (key, _) in self.engine.each() {
-            self.hand_over(key.as_ref(), |_| true, Cause::Evicted);
+        for slot in self.engine.each() {
+            self.hand_over(slot.key.as_ref(), |_| true, Cause::Evicted);
         }
     }
 
@@ -212,7 +215,7 @@ impl Resident for RamTier {
 
 impl RamTier {
     fn at_generation(&self, key: KeyRef<'_>, generation: Generation, visit: impl FnOnce(&Slot)) {
-        self.engine.peek(key, |slot| (slot.generation == generation).then(|| visit(slot)));
+        self.engine.peek(key, |slot| (slot.generation() == generation).then(|| visit(slot)));
     }
 
     /// Removes the entry if `condition`, spilling it while it still stands.

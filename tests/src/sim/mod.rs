@@ -142,7 +142,7 @@ enum Outcome {
     Value(Option<u64>, Option<u64>),
     Wrote { stored: bool, degraded: bool },
     Removed { degraded: bool },
-    Popped(Option<u64>),
+    Popped { value: Option<u64>, degraded: bool },
     Touched(#[expect(dead_code, reason = "printed in the log")] bool),
     Nothing,
     Failed(#[expect(dead_code, reason = "printed in the log")] String),
@@ -382,10 +382,13 @@ impl History {
             }
             (_, Outcome::Wrote { stored, degraded }) => end(stored, degraded),
             (_, Outcome::Removed { degraded }) => end(true, degraded),
-            (Operation::Pop(key), Outcome::Popped(value)) => {
-                end(value.is_some(), false);
+            (Operation::Pop(key), Outcome::Popped { value, degraded }) => {
+                end(value.is_some(), degraded);
                 if let Some(value) = value {
-                    self.judge.pop(value)?;
+                    // Taken out for good only if every level was reached.
+                    if !degraded {
+                        self.judge.pop(value)?;
+                    }
                     self.judge.judge(seen(key, value, None, self.lives))?;
                 }
             }
@@ -554,9 +557,10 @@ async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
             .delete(name(key))
             .await
             .map(|removed| Outcome::Removed { degraded: !removed.degraded.is_empty() }),
-        Operation::Pop(key) => {
-            manager.pop(name(key)).await.map(|value| Outcome::Popped(value.map(|value| number(&value))))
-        }
+        Operation::Pop(key) => manager.pop(name(key)).await.map(|popped| Outcome::Popped {
+            value: popped.value.map(|value| number(&value)),
+            degraded: !popped.degraded.is_empty(),
+        }),
         Operation::InvalidateTag(tag) => manager
             .invalidate_tag("t", tag.to_string())
             .await

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Builder, CacheManager, CloseReport, EntryInfo, Removed, Set, Stats, Written};
+use super::{Builder, CacheManager, CloseReport, EntryInfo, Popped, Removed, Set, Stats, Written};
 use crate::tracking::{Query, Record};
 use crate::{AsKey, Error, Level, Result};
 
@@ -127,7 +127,7 @@ impl BlockingCache {
     ///
     /// # Errors
     /// As for [`BlockingCache::get`].
-    pub fn pop(&self, key: impl AsKey) -> Result<Option<Bytes>> {
+    pub fn pop(&self, key: impl AsKey) -> Result<Popped> {
         self.wait("pop", self.manager.pop(key))?
     }
 

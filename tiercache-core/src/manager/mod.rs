@@ -31,7 +31,7 @@ pub use builder::{Builder, Write};
 pub use close::{CloseReport, LevelReport};
 pub use keys::Keys;
 pub use read::EntryInfo;
-pub use remove::Removed;
+pub use remove::{Popped, Removed};
 pub use slot::Limits;
 pub use stats::{LevelStats, Stats};
 pub use typed::TypedCache;

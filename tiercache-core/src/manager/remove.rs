@@ -38,6 +38,16 @@ pub struct Removed {
     pub degraded: Vec<(Level, Error)>,
 }
 
+/// What [`CacheManager::pop`] took out.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Popped {
+    /// The value there was.
+    pub value: Option<bytes::Bytes>,
+    /// As [`Removed::degraded`].
+    pub degraded: Vec<(Level, Error)>,
+}
+
 impl CacheManager {
     /// Removes `key` from every level. When it returns, later gets see only what is set after it began. Removing
     /// what is not there succeeds.
@@ -69,7 +79,7 @@ impl CacheManager {
     ///
     /// # Errors
     /// As for [`CacheManager::delete`].
-    pub async fn pop(&self, key: impl AsKey) -> Result<Option<bytes::Bytes>> {
+    pub async fn pop(&self, key: impl AsKey) -> Result<Popped> {
         let key = self.key(&key)?.to_key();
         let shared = self.shared.clone();
         self.shared.owned(async move { shared.pop(&key).await }, "pop").await?
@@ -172,16 +182,16 @@ impl Shared {
         }
     }
 
-    async fn pop(self: &Arc<Self>, key: &Key) -> Result<Option<bytes::Bytes>> {
+    async fn pop(self: &Arc<Self>, key: &Key) -> Result<Popped> {
         let hash = key.hash64();
         loop {
             self.check_open()?;
             let before = self.stripes.lock(hash).enter(hash, self.flow.generation());
             let flight = InFlight { shared: &**self, hash };
-            let Some(found) = self.look(key.as_ref()).await else { return Ok(None) };
+            let Some(found) = self.look(key.as_ref()).await else { return Ok(Popped::default()) };
             if found.entry.generation < before {
                 // Being replaced or removed by a mutation that comes first in order.
-                return Ok(None);
+                return Ok(Popped::default());
             }
             let removal = {
                 let mut stripe = self.stripes.lock(hash);
@@ -197,11 +207,12 @@ impl Shared {
                 matches!(lower, Lower::Wait).then_some(generation)
             };
             self.flow.counters.count(Count::Delete);
-            if let Some(generation) = removal {
-                self.remove_lower(key, generation).await;
-            }
+            let degraded = match removal {
+                Some(generation) => self.remove_lower(key, generation).await,
+                None => Vec::new(),
+            };
             drop(flight);
-            return Ok(Some(found.entry.value));
+            return Ok(Popped { value: Some(found.entry.value), degraded });
         }
     }
 

@@ -487,13 +487,12 @@ impl Shared {
                     let stripe = self.stripes.lock(hash);
                     if stripe.floor(hash) <= generation {
                         self.flow.recorder.stored(now, || Flow::record(&key, &entry, slot.level));
-                        if self.write == Write::Through && self.publish_in_ram(&key, &entry, now).is_some() {
-                            if let Some(top) = self.top(entry.levels) {
-                                self.flow.recorder.moved(now, &key, generation, Some(top.level));
-                            }
+                        if self.write == Write::Through
+                            && let Some(level) = self.publish_in_ram(&key, &entry, now)
+                        {
+                            self.flow.recorder.moved(now, &key, generation, Some(level));
                         }
                     }
-                    self.forget_in_ram(&key, generation);
                     return Ok(Written { stored: true, generation, degraded });
                 }
                 Ok(Put::TooLarge | Put::Full) => {
@@ -518,6 +517,9 @@ impl Shared {
     ) -> Result<Put> {
         let writing = {
             let mut stripe = self.stripes.lock(key.hash64());
+            // From here on reads may find it, so nothing older may be found before it; and if a later mutation
+            // has begun, what this one replaces must be gone all the same when it returns.
+            self.forget_in_ram(key, entry.generation);
             if stripe.floor(key.hash64()) > entry.generation {
                 return Ok(Put::Superseded);
             }
@@ -597,7 +599,8 @@ impl Shared {
                 let found = found.filter(|entry| self.flow.is_alive(key.as_ref(), entry, now));
                 // Below the floor it is being replaced by a mutation that has not published yet. That one
                 // comes first in order, so what it replaces must not be carried past it.
-                let found = found.filter(|entry| entry.generation >= before || cfg!(tiercache_bug = "touch-below-floor"));
+                let found = found
+                    .filter(|entry| entry.generation >= before || cfg!(tiercache_bug = "touch-below-floor"));
                 let Some(mut entry) = change(found, now) else { return Ok(None) };
                 entry.generation = self.flow.next_generation();
                 self.write_locked(&mut stripe, key.clone(), entry, now)

@@ -1,0 +1,252 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use crate::testing::Op;
+use crate::tier::{
+    Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Resident, Scope, Spill, Swept, Usage,
+};
+use crate::{Entry, Generation, Key, Result, Tier, Timestamp};
+
+/// A place where a call can be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Point {
+    /// Before the tier under the gate sees the call.
+    Before(Op),
+    /// After the tier under the gate did it, before its caller knows.
+    After(Op),
+}
+
+/// A tier that holds calls at closed points until they are opened: the other side of a race runs meanwhile.
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// use std::sync::Arc;
+/// use tiercache_core::testing::{GateTier, MemoryTier, Op, Point};
+/// use tiercache_core::{Key, Tier};
+/// let gate = Arc::new(GateTier::new(MemoryTier::new()));
+/// let key = Key::new("", b"k").unwrap();
+/// gate.close_gate(Point::After(Op::Get));
+/// let reader = tokio::spawn({ let (gate, key) = (gate.clone(), key.clone()); async move { gate.get(&key).await } });
+/// gate.held(Point::After(Op::Get)).await; // the reader has its answer and does not know it yet
+/// gate.open_gate(Point::After(Op::Get));
+/// assert!(reader.await.unwrap().unwrap().is_none());
+/// # });
+/// ```
+#[derive(Debug)]
+pub struct GateTier {
+    inner: Arc<dyn Tier>,
+    transparent: bool,
+    gates: watch::Sender<Gates>,
+}
+
+#[derive(Debug, Default)]
+struct Gates {
+    closed: BTreeSet<Point>,
+    held: BTreeMap<Point, usize>,
+}
+
+impl GateTier {
+    /// All gates open. Callers get no [`Resident`] and no [`Index`], so that every call takes the gated way.
+    pub fn new(inner: Arc<dyn Tier>) -> Self {
+        Self { inner, transparent: false, gates: watch::Sender::default() }
+    }
+
+    /// Like [`GateTier::new`], but the tier's own [`Resident`] and [`Index`] are shown; their calls are not held.
+    pub fn transparent(inner: Arc<dyn Tier>) -> Self {
+        Self { transparent: true, ..Self::new(inner) }
+    }
+
+    /// From now on calls are held at `point`.
+    pub fn close_gate(&self, point: Point) {
+        self.gates.send_modify(|gates| {
+            gates.closed.insert(point);
+        });
+    }
+
+    /// Lets go what is held at `point` and whatever comes.
+    pub fn open_gate(&self, point: Point) {
+        self.gates.send_modify(|gates| {
+            gates.closed.remove(&point);
+        });
+    }
+
+    /// Waits until a call is held at `point`.
+    pub async fn held(&self, point: Point) {
+        self.held_by(point, 1).await;
+    }
+
+    /// Waits until that many calls are held at `point`.
+    pub async fn held_by(&self, point: Point, calls: usize) {
+        let held = |gates: &Gates| gates.held.get(&point).is_some_and(|&held| held >= calls);
+        // The sender lives as long as `self`.
+        let _ = self.gates.subscribe().wait_for(held).await;
+    }
+
+    async fn pass(&self, point: Point) {
+        if !self.gates.borrow().closed.contains(&point) {
+            return;
+        }
+        let _held = Held::at(point, &self.gates);
+        let _ = self.gates.subscribe().wait_for(|gates| !gates.closed.contains(&point)).await;
+    }
+
+    async fn around<T>(&self, op: Op, call: impl Future<Output = T>) -> T {
+        self.pass(Point::Before(op)).await;
+        let answer = call.await;
+        self.pass(Point::After(op)).await;
+        answer
+    }
+}
+
+/// A call that is held, counted as long as somebody waits for it.
+struct Held<'a> {
+    point: Point,
+    gates: &'a watch::Sender<Gates>,
+}
+
+impl<'a> Held<'a> {
+    fn at(point: Point, gates: &'a watch::Sender<Gates>) -> Self {
+        gates.send_modify(|gates| *gates.held.entry(point).or_default() += 1);
+        Self { point, gates }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.gates.send_modify(|gates| {
+            if let Some(held) = gates.held.get_mut(&self.point) {
+                *held -= 1;
+            }
+        });
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl Tier for GateTier {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn profile(&self) -> Profile {
+        self.inner.profile()
+    }
+
+    fn attach(&self, spill: Arc<dyn Spill>) {
+        self.inner.attach(spill);
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Entry>> {
+        self.around(Op::Get, self.inner.get(key)).await
+    }
+
+    async fn put(&self, key: &Key, entry: &Entry, hold: Hold, permit: &dyn Permit) -> Result<Put> {
+        self.around(Op::Put, self.inner.put(key, entry, hold, permit)).await
+    }
+
+    async fn remove(&self, key: &Key, below: Generation) -> Result<()> {
+        self.around(Op::Remove, self.inner.remove(key, below)).await
+    }
+
+    async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
+        self.around(Op::Clear, self.inner.clear(namespace, below)).await
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        self.around(Op::Usage, self.inner.usage()).await
+    }
+
+    async fn sweep(&self, now: Timestamp, dead: &dyn Dead) -> Result<Swept> {
+        self.around(Op::Sweep, self.inner.sweep(now, dead)).await
+    }
+
+    async fn sync(&self) -> Result<()> {
+        self.around(Op::Sync, self.inner.sync()).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.around(Op::Close, self.inner.close()).await
+    }
+
+    fn resident(&self) -> Option<&dyn Resident> {
+        self.inner.resident().filter(|_| self.transparent)
+    }
+
+    fn index(&self) -> Option<&dyn Index> {
+        self.inner.index().filter(|_| self.transparent)
+    }
+
+    fn listing(&self) -> Option<&dyn Listing> {
+        self.inner.listing().map(|_| self as &dyn Listing)
+    }
+
+    fn fences(&self) -> Option<&dyn FenceLog> {
+        self.inner.fences().map(|_| self as &dyn FenceLog)
+    }
+}
+
+#[async_trait]
+impl Listing for GateTier {
+    async fn list(&self, namespace: Option<&str>, after: Option<Vec<u8>>, limit: usize) -> Result<Listed> {
+        match self.inner.listing() {
+            Some(listing) => self.around(Op::List, listing.list(namespace, after, limit)).await,
+            None => Ok(Listed::default()),
+        }
+    }
+}
+
+#[async_trait]
+impl FenceLog for GateTier {
+    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<()> {
+        match self.inner.fences() {
+            Some(fences) => self.around(Op::Fence, fences.fence(scope, generation)).await,
+            None => Ok(()),
+        }
+    }
+
+    fn remembered(&self) -> Vec<(Scope, Generation)> {
+        self.inner.fences().map(FenceLog::remembered).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{MemoryTier, tier};
+
+    #[tokio::test]
+    async fn an_open_gate_keeps_the_contract() {
+        tier::suite(async || Arc::new(GateTier::new(MemoryTier::new())) as Arc<dyn Tier>).await;
+    }
+
+    #[tokio::test]
+    async fn a_call_is_held_until_the_gate_opens() {
+        let gate = Arc::new(GateTier::new(MemoryTier::new()));
+        let key = Key::new("", b"k").unwrap();
+        gate.close_gate(Point::Before(Op::Remove));
+        let call = tokio::spawn({
+            let (gate, key) = (gate.clone(), key.clone());
+            async move { gate.remove(&key, Generation::MAX).await }
+        });
+        gate.held(Point::Before(Op::Remove)).await;
+        assert!(!call.is_finished());
+        assert!(gate.get(&key).await.unwrap().is_none(), "other calls pass");
+        gate.open_gate(Point::Before(Op::Remove));
+        call.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_dropped_call_is_no_longer_held() {
+        let gate = GateTier::new(MemoryTier::new());
+        gate.close_gate(Point::Before(Op::Sync));
+        tokio::select! {
+            biased;
+            _ = gate.sync() => panic!("the gate is closed"),
+            () = gate.held(Point::Before(Op::Sync)) => {}
+        }
+        assert_eq!(gate.gates.borrow().held[&Point::Before(Op::Sync)], 0);
+    }
+}

@@ -1,0 +1,255 @@
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use async_trait::async_trait;
+
+use crate::tier::{
+    Cause, Dead, FenceLog, Hold, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Scope, Spill,
+    Swept, Usage,
+};
+use crate::{Entry, Error, Generation, Key, Result, Tier, Timestamp};
+
+/// The smallest tier that keeps the whole contract: a sorted map under a mutex, without a limit. It remembers
+/// removals, and may stand in for a store that outlives the process.
+#[derive(Debug)]
+pub struct MemoryTier {
+    store: Arc<Mutex<Store>>,
+    persistent: bool,
+    last_generation: Generation,
+    spill: OnceLock<Arc<dyn Spill>>,
+    closed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Store {
+    kept: BTreeMap<Key, Kept>,
+    /// Up to which generation a key was removed.
+    removed: BTreeMap<Key, Generation>,
+    /// Likewise a namespace, or under `None` everything.
+    cleared: BTreeMap<Option<String>, Generation>,
+    fences: BTreeMap<Scope, Generation>,
+    last_generation: Generation,
+}
+
+#[derive(Debug)]
+struct Kept {
+    entry: Entry,
+    until: Timestamp,
+}
+
+impl MemoryTier {
+    /// An empty tier that ends with the process.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::over(Arc::default(), false))
+    }
+
+    /// An empty tier that says it outlives the process; [`MemoryTier::reopen`] is the next process.
+    pub fn persistent() -> Arc<Self> {
+        Arc::new(Self::over(Arc::default(), true))
+    }
+
+    /// Another tier over what this one stored, whether this one was closed or not.
+    pub fn reopen(&self) -> Arc<Self> {
+        Arc::new(Self::over(self.store.clone(), self.persistent))
+    }
+
+    fn over(store: Arc<Mutex<Store>>, persistent: bool) -> Self {
+        let last_generation = store.lock().unwrap_or_else(PoisonError::into_inner).last_generation;
+        Self { store, persistent, last_generation, spill: OnceLock::new(), closed: AtomicBool::new(false) }
+    }
+
+    fn open(&self) -> Result<MutexGuard<'_, Store>> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        Ok(self.store.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Store {
+    /// Below which generation nothing of `key` may come any more.
+    fn floor(&self, key: &Key) -> Generation {
+        let namespace = Some(key.namespace().to_owned());
+        let floors = [self.removed.get(key), self.cleared.get(&namespace), self.cleared.get(&None)];
+        floors.into_iter().flatten().copied().max().unwrap_or_default()
+    }
+
+    fn note(&mut self, generation: Generation) {
+        self.last_generation = self.last_generation.max(generation);
+    }
+}
+
+#[async_trait]
+impl Tier for MemoryTier {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn profile(&self) -> Profile {
+        let Self { persistent, last_generation, .. } = *self;
+        Profile { persistent, shared: false, max_entry_bytes: None, last_generation }
+    }
+
+    fn attach(&self, spill: Arc<dyn Spill>) {
+        // The first one counts.
+        let _ = self.spill.set(spill);
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Entry>> {
+        Ok(self.open()?.kept.get(key).map(|kept| kept.entry.clone()))
+    }
+
+    async fn put(&self, key: &Key, entry: &Entry, hold: Hold, permit: &dyn Permit) -> Result<Put> {
+        let mut store = self.open()?;
+        let standing = store.kept.get(key).map(|kept| kept.entry.generation);
+        if standing == Some(entry.generation) {
+            return Ok(Put::Unchanged);
+        }
+        if standing > Some(entry.generation) || entry.generation < store.floor(key) || !permit.holds() {
+            return Ok(Put::Superseded);
+        }
+        store.note(entry.generation);
+        store.kept.insert(key.clone(), Kept { entry: entry.clone(), until: hold.until(entry) });
+        Ok(Put::Stored)
+    }
+
+    async fn remove(&self, key: &Key, below: Generation) -> Result<()> {
+        let mut store = self.open()?;
+        store.note(below);
+        let removed = store.removed.entry(key.clone()).or_default();
+        *removed = below.max(*removed);
+        if store.kept.get(key).is_some_and(|kept| kept.entry.generation < below) {
+            store.kept.remove(key);
+        }
+        Ok(())
+    }
+
+    async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
+        let mut store = self.open()?;
+        store.note(below);
+        let cleared = store.cleared.entry(namespace.map(str::to_owned)).or_default();
+        *cleared = below.max(*cleared);
+        store.kept.retain(|key, kept| {
+            kept.entry.generation >= below || namespace.is_some_and(|namespace| namespace != key.namespace())
+        });
+        Ok(())
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        let store = self.open()?;
+        let bytes = store.kept.iter().map(|(key, kept)| key.encoded().len() + kept.entry.value.len());
+        Ok(Usage {
+            entries: Some(store.kept.len() as u64),
+            bytes: Some(bytes.sum::<usize>() as u64),
+            ..Usage::default()
+        })
+    }
+
+    async fn sweep(&self, now: Timestamp, dead: &dyn Dead) -> Result<Swept> {
+        let mut store = self.open()?;
+        let mut swept = Swept { complete: true, ..Swept::default() };
+        store.kept.retain(|key, Kept { entry, until }| {
+            if !entry.is_live(now) || dead.is_dead(key.as_ref(), entry) {
+                swept.dropped += 1;
+                return false;
+            }
+            if now < *until {
+                return true;
+            }
+            if let Some(spill) = self.spill.get() {
+                spill.spill(key.clone(), entry.clone(), Left { cause: Cause::StayOver, uses: 0 });
+            }
+            swept.spilled += 1;
+            false
+        });
+        Ok(swept)
+    }
+
+    async fn sync(&self) -> Result<()> {
+        self.open().map(drop)
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.closed.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn listing(&self) -> Option<&dyn Listing> {
+        Some(self)
+    }
+
+    fn fences(&self) -> Option<&dyn FenceLog> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Listing for MemoryTier {
+    async fn list(&self, namespace: Option<&str>, after: Option<Vec<u8>>, limit: usize) -> Result<Listed> {
+        let store = self.open()?;
+        // Where a page ended: the encoding of its last key, which begins with the namespace's length.
+        let after = after.as_deref().and_then(decode);
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut kept = store
+            .kept
+            .range((from, Bound::Unbounded))
+            .filter(|(key, _)| namespace.is_none_or(|namespace| namespace == key.namespace()));
+        let entries: Vec<ListedEntry> = kept.by_ref().take(limit.max(1)).map(listed).collect();
+        let last = entries.last().map(|listed| listed.key.encoded().to_vec());
+        Ok(Listed { next: kept.next().and(last), entries })
+    }
+}
+
+fn listed((key, kept): (&Key, &Kept)) -> ListedEntry {
+    let mut entry = kept.entry.clone();
+    let size = std::mem::take(&mut entry.value).len() as u64;
+    ListedEntry { key: key.clone(), entry, size }
+}
+
+fn decode(encoded: &[u8]) -> Option<Key> {
+    let (&length, rest) = encoded.split_first()?;
+    let (namespace, bytes) = rest.split_at_checked(usize::from(length))?;
+    Key::new(std::str::from_utf8(namespace).ok()?, bytes).ok()
+}
+
+#[async_trait]
+impl FenceLog for MemoryTier {
+    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<()> {
+        let mut store = self.open()?;
+        store.note(generation);
+        let fence = store.fences.entry(scope.clone()).or_default();
+        *fence = generation.max(*fence);
+        Ok(())
+    }
+
+    fn remembered(&self) -> Vec<(Scope, Generation)> {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        store.fences.iter().map(|(scope, &generation)| (scope.clone(), generation)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::tier;
+
+    #[tokio::test]
+    async fn keeps_the_contract() {
+        tier::suite(async || MemoryTier::new() as Arc<dyn Tier>).await;
+    }
+
+    #[tokio::test]
+    async fn keeps_it_across_processes() {
+        let opened = Mutex::new(Vec::<Arc<MemoryTier>>::new());
+        let open = async |place: usize| {
+            let mut opened = opened.lock().unwrap();
+            if place == opened.len() {
+                opened.push(MemoryTier::persistent());
+            }
+            opened[place].reopen() as Arc<dyn Tier>
+        };
+        tier::persistent_suite(open).await;
+    }
+}
