@@ -18,7 +18,7 @@ use tiercache_tracking::{MemoryConfig, MemoryTracking};
 use tiercache_tracking::{SqliteConfig, SqliteTracking};
 
 #[cfg(any(feature = "ram", feature = "disk"))]
-use crate::config::{Key, Kind};
+use crate::config::node::{Key, Kind};
 use crate::config::{Node, Problem, read_node, show_hidden};
 
 /// What a `tier.yaml` can name: for each backend, its configuration type and how it is opened.

@@ -248,3 +248,25 @@ fn no_problem_shows_a_secret() {
         assert!(!message.contains("hunter2"), "{message}");
     }
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn no_text_makes_the_reader_panic(text in "[ -~\\n]{0,200}") {
+        let _ = common::read(&text);
+    }
+
+    #[test]
+    fn no_damage_to_a_good_file_makes_the_reader_panic(
+        at in 0usize..2000,
+        cut in 0usize..40,
+        put in "[\\[\\]{}:,&*!|>'\"%@`#\\-\\n a-z0-9$é]{0,12}",
+    ) {
+        let whole: Vec<char> = tiercache::Config::default_yaml().chars().collect();
+        let at = at.min(whole.len());
+        let text: String =
+            whole[..at].iter().copied().chain(put.chars()).chain(whole[at..].iter().copied().skip(cut)).collect();
+        let _ = common::read(&text);
+    }
+}

@@ -7,7 +7,7 @@
 mod de;
 mod env;
 mod error;
-mod node;
+pub(crate) mod node;
 mod parts;
 mod read;
 mod secret;
@@ -21,7 +21,7 @@ use std::sync::Arc;
 use tiercache_core::{CacheManager, Clock, Error, Level, Limits, Result, Rules, SystemClock, Tracking};
 
 pub use self::error::{ConfigError, Position, Problem};
-pub(crate) use self::node::{Key, Kind, Node};
+pub(crate) use self::node::Node;
 use self::parts::PreparedLevel;
 use self::read::Settings;
 pub use self::secret::Secret;
