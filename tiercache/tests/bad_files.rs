@@ -105,7 +105,7 @@ const TABLE: &[(&str, &[Expected])] = &[
         &[("1:11", &["tracking.dsn: the key `dsn` is missing"]), ("1:22", &["feature `postgres`"])],
     ),
     // Times.
-    ("hot_cache: { ttl: 0 }", &[("1:19", &["hot_cache.ttl: `0` has no unit", "null for ever"])]),
+    ("hot_cache: { ttl: 0 }", &[("1:19", &["hot_cache.ttl: `0` is not above zero", "null for ever"])]),
     ("hot_cache: { ttl: 0s }", &[("1:19", &["hot_cache.ttl: `0s` is not above zero"])]),
     ("hot_cache: { ttl: 90 }", &[("1:19", &["`90` has no unit", "`90s`"])]),
     ("hot_cache: { ttl: soon }", &[("1:19", &["`soon` is not a duration", "`4h`"])]),
