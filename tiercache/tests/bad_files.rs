@@ -24,8 +24,10 @@ const TABLE: &[(&str, &[Expected])] = &[
     ("hot_cache", &[("1:1", &["found the text \"hot_cache\"", "a mapping"])]),
     ("hot_cache: ram", &[("1:12", &["hot_cache: found the text \"ram\"", "a mapping"])]),
     ("hot_cache: [ram]", &[("1:12", &["hot_cache: found a list", "a mapping"])]),
-    ("write: back\nwrite: back", &[("2:1", &["duplicate", "write"])]),
-    ("dry_cache:\n  path: ./a\n  path: ./b", &[("3:3", &["duplicate", "path"])]),
+    ("write: back\nwrite: back", &[("2:1", &["write: the key is given twice"])]),
+    ("dry_cache:\n  path: ./a\n  path: ./b", &[("3:3", &["path: the key is given twice", "one of the two"])]),
+    ("write: back\n---\nwrite: back", &[("", &["a second document begins"])]),
+    ("hot_cache: &a { ttl: *b }", &[("1:22", &["not YAML: alias references unknown anchor"])]),
     // Unknown keys.
     (
         "hot_cach: { backend: ram }",

@@ -143,6 +143,11 @@ fn defaults_are_marked_where_they_are_shown() {
 }
 
 #[test]
+fn marks_and_line_ends_of_other_systems_do_no_harm() {
+    assert_eq!(effective("\u{feff}write: behind\r\npending: 3MB\r\n")["pending"], "3MB");
+}
+
+#[test]
 fn anchors_and_merges_keep_their_places() {
     let text = "hot_cache: &ram { backend: ram, ttl: 2h }\ncold_cache: { <<: *ram, max_size: 1GB }";
     let shown = effective(text);

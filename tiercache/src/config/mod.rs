@@ -15,6 +15,7 @@ mod show;
 mod yaml;
 
 use std::collections::BTreeSet;
+use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -55,12 +56,14 @@ impl Config {
         let file = path.display().to_string();
         let whole =
             |found: String| ConfigError::new(&file, vec![Problem::new(Position::default(), "", found)]);
-        let size = std::fs::metadata(path).map_err(|error| whole(format!("cannot be read: {error}")))?.len();
-        if size > MAX_FILE_BYTES {
-            return Err(whole(format!("has {size} bytes, more than a configuration has")));
+        let cannot = |error: std::io::Error| whole(format!("cannot be read: {error}"));
+        // Read no further than that, whatever stands there.
+        let mut opened = std::fs::File::open(path).map_err(cannot)?.take(MAX_FILE_BYTES + 1);
+        let mut text = String::new();
+        opened.read_to_string(&mut text).map_err(cannot)?;
+        if text.len() as u64 > MAX_FILE_BYTES {
+            return Err(whole(format!("has more than {MAX_FILE_BYTES} bytes, which no configuration has")));
         }
-        let text =
-            std::fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
         Self::read(&file, &text, registry, &|name| std::env::var(name).ok())
     }
 
