@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter};
-use tiercache_core::tier::{Hold, Look, Resident};
+use tiercache_core::tier::{Dead, Hold, Look, Resident, Tier};
 use tiercache_core::{Entry, Generation, Key, KeyRef, Stay, Timestamp};
 use tiercache_ram::{Policy, RamConfig, RamTier};
 
@@ -95,11 +95,26 @@ fn memory(policy: &str, size: usize) {
     let held = tier.peek(key(2 * ENTRIES - 1).as_ref()).is_some();
     let grown = resident_bytes() - before;
     let entries = (0..2 * ENTRIES).filter(|&number| tier.peek(key(number).as_ref()).is_some()).count();
+    let started = Instant::now();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let swept = runtime.block_on(tier.sweep(NOW, &NothingIsDead)).expect("it is open");
+    println!(
+        "a sweep takes {:.1} ns an entry: {swept:?}",
+        started.elapsed().as_nanos() as f64 / entries as f64
+    );
     println!(
         "{entries} entries, newest held: {held}, {:.1} bytes an entry over key and value, {:.3} of the limit",
         grown as f64 / entries as f64 - (24 + size) as f64,
         grown as f64 / (weight * ENTRIES as u64) as f64,
     );
+}
+
+struct NothingIsDead;
+
+impl Dead for NothingIsDead {
+    fn is_dead(&self, _: KeyRef<'_>, _: &Entry) -> bool {
+        false
+    }
 }
 
 fn resident_bytes() -> u64 {
