@@ -61,25 +61,25 @@ pub(super) struct Seen {
 
 impl Judge {
     /// Notes that a mutation begins; returns its number.
-    pub fn begin(&mut self, mutation: Mutation) -> usize {
+    pub(super) fn begin(&mut self, mutation: Mutation) -> usize {
         self.mutations.push(mutation);
         self.mutations.len() - 1
     }
 
     /// The mutation of that number.
-    pub fn mutation(&mut self, number: usize) -> &mut Mutation {
+    pub(super) fn mutation(&mut self, number: usize) -> &mut Mutation {
         &mut self.mutations[number]
     }
 
     /// Ends whatever nobody waits for: all of it has had the effect it will have.
-    pub fn settle(&mut self, now: Moment) {
+    pub(super) fn settle(&mut self, now: Moment) {
         for mutation in self.mutations.iter_mut().filter(|mutation| mutation.ended.is_none()) {
             mutation.ended = Some(now);
         }
     }
 
     /// Whether a read may have found what it found.
-    pub fn judge(&mut self, seen: Seen) -> Result<(), String> {
+    pub(super) fn judge(&mut self, seen: Seen) -> Result<(), String> {
         let Seen { key, value, begun, ended, clock, life, .. } = seen;
         let written = self
             .mutations
@@ -133,7 +133,7 @@ impl Judge {
     }
 
     /// Whether a value may be taken out: once.
-    pub fn pop(&mut self, value: u64) -> Result<(), String> {
+    pub(super) fn pop(&mut self, value: u64) -> Result<(), String> {
         let times = self.popped.entry(value).or_default();
         *times += 1;
         if *times > 1 { Err(format!("value {value} was popped twice")) } else { Ok(()) }
@@ -141,7 +141,7 @@ impl Judge {
 
     /// The value that must be there in the end, if nothing may have taken it away: that of the last mutation of
     /// the key, when all others ended before it began.
-    pub fn last_value(&self, key: u8, clock: u64) -> Option<u64> {
+    pub(super) fn last_value(&self, key: u8, clock: u64) -> Option<u64> {
         let of_key = || self.mutations.iter().filter(move |mutation| mutation.key == key);
         let last = of_key().max_by_key(|mutation| mutation.begun)?;
         let alone = of_key()

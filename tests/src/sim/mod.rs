@@ -93,7 +93,8 @@ struct History {
     manager: CacheManager,
     judge: Judge,
     running: BTreeMap<u64, Running>,
-    done: (mpsc::UnboundedSender<(u64, Outcome)>, mpsc::UnboundedReceiver<(u64, Outcome)>),
+    done: mpsc::UnboundedSender<(u64, Outcome)>,
+    ended: mpsc::UnboundedReceiver<(u64, Outcome)>,
     moment: Moment,
     values: u64,
     /// Nothing happened so far that may lose a value.
@@ -161,6 +162,7 @@ impl History {
         };
         let (clock, store, gates) = (ManualClock::new(), Arc::<Store>::default(), Arc::<Gates>::default());
         let (life, manager) = open(setup, &clock, &store, &gates).await;
+        let (done, ended) = mpsc::unbounded_channel();
         let mut log = String::new();
         let _ = writeln!(log, "{setup:?}");
         Self {
@@ -174,7 +176,8 @@ impl History {
             manager,
             judge: Judge::default(),
             running: BTreeMap::new(),
-            done: mpsc::unbounded_channel(),
+            done,
+            ended,
             moment: 0,
             values: 0,
             lossless: true,
@@ -285,7 +288,7 @@ impl History {
         };
         self.lossless &= !matches!(what, Operation::Flush(_));
         let mutation = mutations.into_iter().map(|mutation| self.judge.begin(mutation)).collect();
-        let (manager, done) = (self.manager.clone(), self.done.0.clone());
+        let (manager, done) = (self.manager.clone(), self.done.clone());
         let task = tokio::spawn(async move {
             let outcome = perform(&manager, what).await;
             // The history may be over.
@@ -346,7 +349,7 @@ impl History {
     async fn quiesce(&mut self) -> Result<(), String> {
         // In paused time this wakes when nothing else can run.
         tokio::time::sleep(Duration::from_millis(1)).await;
-        while let Ok((number, outcome)) = self.done.1.try_recv() {
+        while let Ok((number, outcome)) = self.ended.try_recv() {
             let Some(running) = self.running.remove(&number) else { continue };
             self.moment += 1;
             self.note(format!("{number}: {outcome:?} at {}", self.moment));

@@ -44,12 +44,12 @@ pub(super) struct Gates {
 
 impl Gates {
     /// How many steps wait.
-    pub fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         lock(&self.waiting).len()
     }
 
     /// Lets one go.
-    pub fn release(&self, which: usize, fate: Fate) -> String {
+    pub(super) fn release(&self, which: usize, fate: Fate) -> String {
         let (step, gate) = lock(&self.waiting).remove(which);
         // Nobody may be behind the gate any more: its operation was given up.
         let _ = gate.send(fate);
@@ -57,7 +57,7 @@ impl Gates {
     }
 
     /// Whether paths that need not wait answer, or say that they would have to.
-    pub fn answer_at_once(&self, at_once: bool) {
+    pub(super) fn answer_at_once(&self, at_once: bool) {
         self.at_once.store(at_once, Ordering::Relaxed);
     }
 
