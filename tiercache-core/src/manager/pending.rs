@@ -8,6 +8,7 @@ use hashbrown::HashMap;
 use tokio::sync::{Notify, watch};
 
 use super::fences::Fences;
+use crate::bugs::seeded;
 use crate::tier::{Dead, Permit};
 use crate::{Entry, Generation, Key, KeyRef, Level};
 
@@ -111,7 +112,7 @@ impl Ticket {
 
 impl Permit for Ticket {
     fn holds(&self) -> bool {
-        cfg!(tiercache_bug = "no-permit")
+        seeded("no-permit")
             || self.superseded_by().is_none() && !self.fences.is_dead(self.key.as_ref(), &self.entry)
     }
 }
@@ -171,7 +172,7 @@ impl Pending {
 
     /// The entry of `key` on its way.
     pub(super) fn get(&self, key: KeyRef<'_>) -> Option<Item> {
-        if self.is_empty() || cfg!(tiercache_bug = "pending-not-read") {
+        if self.is_empty() || seeded("pending-not-read") {
             return None;
         }
         self.shard(key.hash64()).get(&key).cloned()
@@ -179,7 +180,7 @@ impl Pending {
 
     /// Takes the entry off the way if it is older than the mutation `below`.
     pub(super) fn discard(&self, key: KeyRef<'_>, below: Generation) -> Option<Item> {
-        if self.is_empty() || cfg!(tiercache_bug = "pending-kept-by-set") {
+        if self.is_empty() || seeded("pending-kept-by-set") {
             return None;
         }
         let mut shard = self.shard(key.hash64());

@@ -20,6 +20,7 @@ use super::pending::Ticket;
 use super::slot::Slot;
 use super::write::Lower;
 use super::{CacheManager, InFlight, Shared};
+use crate::bugs::seeded;
 use crate::tier::Scope;
 use crate::{AsKey, Error, Generation, Key, Level, Result};
 
@@ -168,7 +169,10 @@ impl Shared {
         let mut stripe = self.stripes.lock(hash);
         let generation = self.flow.next_generation();
         stripe.mutate(hash, generation);
-        let lower = self.fence_lower(key, generation);
+        let lower = match self.fence_lower(key, generation) {
+            Lower::Wait if seeded("delete-skips-lower") => Lower::Fenced { held: true },
+            lower => lower,
+        };
         let found = self.forget_in_ram(key, generation);
         self.flow.counters.count(Count::Delete);
         self.flow.recorder.removed(self.flow.now(), key.clone(), generation);
@@ -384,9 +388,7 @@ impl Shared {
         let result = slot.call("clear", slot.limits.write_timeout, clearing).await;
         // Last, like everywhere: what the level gave up before it was cleared is on its way by now.
         flow.pending.discard_where(generation, |key, item| {
-            within(key)
-                && (item.from == level || item.to == level)
-                && !cfg!(tiercache_bug = "flush-keeps-pending")
+            within(key) && (item.from == level || item.to == level) && !seeded("flush-keeps-pending")
         });
         flow.recorder.flushed(flow.now(), level, namespace.clone(), generation);
         result
@@ -396,7 +398,7 @@ impl Shared {
 /// Waits for the end of those writes that go to `slot`, unless it commits none without a permit: a write that was
 /// sent may arrive after a removal that was sent later.
 async fn writes_to(slot: &Slot, writes: &[Arc<Ticket>]) {
-    if slot.index().is_some() || cfg!(tiercache_bug = "removal-overtakes-write") {
+    if slot.index().is_some() || seeded("removal-overtakes-write") {
         return;
     }
     for ticket in writes.iter().filter(|ticket| ticket.to() == slot.level) {

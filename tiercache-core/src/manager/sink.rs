@@ -21,6 +21,7 @@ use super::flow::Chute;
 use super::pending::Item;
 use super::slot::Slot;
 use super::write::Writing;
+use crate::bugs::seeded;
 use crate::tier::{Hold, Put, Swept};
 use crate::{Generation, Key, Level, Result};
 
@@ -124,7 +125,7 @@ impl Shared {
             }
             let now = self.flow.now();
             // Below the floor it is being replaced by a mutation that has looked for copies below already.
-            let replaced = stripe.floor(hash) > generation && !cfg!(tiercache_bug = "sink-below-floor");
+            let replaced = stripe.floor(hash) > generation && !seeded("sink-below-floor");
             if replaced || self.flow.is_dead(key.as_ref(), &item.entry, now) {
                 self.leave(key, &item, None);
                 return Attempt::Over;

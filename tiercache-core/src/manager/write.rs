@@ -27,6 +27,7 @@ use super::pending::{Item, Ticket};
 use super::slot::Slot;
 use super::stripes::Stripe;
 use super::{CacheManager, InFlight, Shared};
+use crate::bugs::seeded;
 use crate::tier::{Permit, Put};
 use crate::{AsKey, Entry, Error, Extras, Generation, Key, Level, Levels, Result, Stay, Timestamp};
 
@@ -387,7 +388,7 @@ impl Shared {
         // Withdrawn first: a write below that has not committed by now will not, so what the index does not
         // hold after this it will not come to hold.
         self.flow.pending.discard(key.as_ref(), below);
-        if cfg!(tiercache_bug = "set-leaves-lower") {
+        if seeded("set-leaves-lower") {
             return Lower::Fenced { held: false };
         }
         let mut held = false;
@@ -503,7 +504,9 @@ impl Shared {
         }
         // Nobody keeps it. What was there before is not what the caller means any more, and a level that did not
         // answer may have it after all: the key goes.
-        self.remove_now(&key).await;
+        if !seeded("failed-set-keeps-old") {
+            self.remove_now(&key).await;
+        }
         Err(refused.unwrap_or(Error::TooLarge { size: entry.value.len() as u64, limit }))
     }
 
@@ -540,7 +543,7 @@ impl Shared {
         let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
         let limit = slot.limits.write_timeout;
         let result = slot.call("put", limit, slot.tier.put(key, entry, hold, ticket)).await;
-        if !ticket.holds() && !cfg!(tiercache_bug = "no-undo") {
+        if !ticket.holds() && !seeded("no-undo") {
             // The tier may have committed before it was told, or may not know permits: out with it.
             self.flow.counters.count(Count::Refused);
             let below = ticket.superseded_by().unwrap_or(Generation::new(entry.generation.get() + 1));
@@ -559,9 +562,15 @@ impl Shared {
             }
             if draft.only_if_absent {
                 let entry = draft.entry(self.flow.now());
-                let mut fresh = Some(entry);
-                let written =
-                    self.replace(&key, |found, _| if found.is_some() { None } else { fresh.take() });
+                let fresh = Some(entry);
+                let written = self.replace(&key, |found, now| match found {
+                    Some(mut found) if seeded("add-extends-life") => {
+                        found.deadline = now.after_millis(3_600_000);
+                        Some(found)
+                    }
+                    Some(_) => None,
+                    None => fresh.clone(),
+                });
                 return Ok(written.await?.unwrap_or(Written {
                     stored: false,
                     generation: self.flow.generation(),
@@ -599,8 +608,7 @@ impl Shared {
                 let found = found.filter(|entry| self.flow.is_alive(key.as_ref(), entry, now));
                 // Below the floor it is being replaced by a mutation that has not published yet. That one
                 // comes first in order, so what it replaces must not be carried past it.
-                let found = found
-                    .filter(|entry| entry.generation >= before || cfg!(tiercache_bug = "touch-below-floor"));
+                let found = found.filter(|entry| entry.generation >= before || seeded("touch-below-floor"));
                 let Some(mut entry) = change(found, now) else { return Ok(None) };
                 entry.generation = self.flow.next_generation();
                 self.write_locked(&mut stripe, key.clone(), entry, now)
