@@ -1,6 +1,7 @@
 //! `serve`: the cache over HTTP until SIGTERM or SIGINT, then RAM sinks to disk.
 
 mod answer;
+mod door;
 mod guard;
 mod media;
 mod metrics;
@@ -10,7 +11,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::ListenerExt;
 use serde_json::json;
 use tiercache::CacheManager;
 use tokio::net::TcpListener;
@@ -60,16 +60,11 @@ pub(crate) async fn serve(args: &Args, serve: &ServeArgs) -> Result {
     );
     let service = Arc::new(Service { cache: cache.clone(), guard, max_body, bodies });
     let (stop, stopped) = oneshot::channel::<()>();
-    // Answers are written at once and whole: waiting to fill a packet would only delay them.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
-        }
-    });
-    let server = axum::serve(listener, routes::router(service)).with_graceful_shutdown(async {
-        // Either way it is time to stop: the sender goes with the command.
-        let _ = stopped.await;
-    });
+    let server =
+        axum::serve(door::Door::new(listener), routes::router(service)).with_graceful_shutdown(async {
+            // Either way it is time to stop: the sender goes with the command.
+            let _ = stopped.await;
+        });
     let mut server = tokio::spawn(server.into_future());
     let early = tokio::select! {
         () = signals.next() => None,
