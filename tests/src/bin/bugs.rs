@@ -12,11 +12,11 @@ fn main() {
     use tiercache_tests::sim;
 
     /// Histories a bug may take to be caught.
-    const MOST: u64 = 100_000;
+    const MOST: u64 = 20_000;
 
     let only = std::env::args().nth(1);
     bugs::choose("none");
-    let healthy = (1..=1_000).find_map(|seed| sim::run_seed(seed).err());
+    let healthy = (1..=500).find_map(|seed| sim::run_seed(seed).err());
     if let Some(failure) = healthy {
         eprintln!("a history fails without any bug: {}", failure.reason);
         std::process::exit(1);

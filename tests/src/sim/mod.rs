@@ -401,6 +401,8 @@ impl History {
                 running.mutation.iter().for_each(|number| self.judge.mutation(*number).deadline = deadline);
             }
             (_, Outcome::Touched(_) | Outcome::Nothing) => end(true, false),
+            // Nobody has the value, or nobody knows: either way what was there before is gone for this process.
+            (Operation::Set { .. }, Outcome::Failed(_)) => end(true, true),
             // It may have had any part of its effect, and will have no more.
             (_, Outcome::Failed(_)) => end(false, true),
             (what, outcome) => return Err(format!("{what:?} ended with {outcome:?}")),

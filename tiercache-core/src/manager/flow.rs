@@ -123,7 +123,7 @@ impl Spill for Chute {
         let flow = &self.flow;
         let now = flow.now();
         flow.recorder.used(now, || key.clone(), left.uses);
-        if flow.is_dead(key.as_ref(), &entry, now) && !seeded("dead-entry-sinks") {
+        if flow.is_dead(key.as_ref(), &entry, now) {
             flow.recorder.moved(now, &key, entry.generation, None);
             return;
         }
