@@ -231,7 +231,9 @@ impl Shared {
             }
             if resting.until <= now {
                 // Its stay is over, as the sweep would have found: it goes down, and comes up from there.
-                if let Some(resting) = resident.take(key, entry.generation) {
+                if let Some(resting) = resident.take(key, entry.generation)
+                    && !seeded("stay-over-drops")
+                {
                     let left = Left { cause: Cause::StayOver, uses: resting.uses };
                     self.chute(slot.level).spill(key.to_key(), resting.entry, left);
                 }

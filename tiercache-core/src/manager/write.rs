@@ -504,7 +504,7 @@ impl Shared {
         }
         // Nobody keeps it. What was there before is not what the caller means any more, and a level that did not
         // answer may have it after all: the key goes.
-        if !seeded("failed-set-keeps-old") {
+        if !seeded("failed-set-stays") {
             self.remove_now(&key).await;
         }
         Err(refused.unwrap_or(Error::TooLarge { size: entry.value.len() as u64, limit }))
@@ -537,20 +537,18 @@ impl Shared {
         result
     }
 
-    /// The write itself, and its undoing if a mutation came before its end.
+    /// The write itself. A tier that was not told in time may have committed what a mutation has overtaken: that
+    /// one waits for the end of this, and removes it.
     pub(super) async fn write_below(&self, slot: &Slot, writing: &Writing, now: Timestamp) -> Result<Put> {
         let (ticket, key, entry) = (&*writing.ticket, writing.ticket.key(), writing.ticket.entry());
         let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
-        let limit = slot.limits.write_timeout;
-        let result = slot.call("put", limit, slot.tier.put(key, entry, hold, ticket)).await;
-        if !ticket.holds() && !seeded("no-undo") {
-            // The tier may have committed before it was told, or may not know permits: out with it.
-            self.flow.counters.count(Count::Refused);
-            let below = ticket.superseded_by().unwrap_or(Generation::new(entry.generation.get() + 1));
-            slot.call("remove", limit, slot.tier.remove(key, below)).await?;
-            return Ok(Put::Superseded);
+        let result =
+            slot.call("put", slot.limits.write_timeout, slot.tier.put(key, entry, hold, ticket)).await;
+        if ticket.holds() {
+            return result;
         }
-        result
+        self.flow.counters.count(Count::Refused);
+        Ok(Put::Superseded)
     }
 
     /// A write in a task of its own from the start: one with a condition, or one that must reach a lower level.
