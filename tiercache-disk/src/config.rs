@@ -27,7 +27,8 @@ pub struct DiskConfig {
     /// ```
     pub max_size: u64,
     /// Bytes of a segment, the unit in which room is reclaimed; an entry must fit in one. Default: an eighth of
-    /// `max_size`, at least 1 MiB, at most 64 MiB.
+    /// `max_size`, at least 1 MiB, at most 64 MiB; above 32 GiB a 512th of `max_size`, at most 1 GiB, since each
+    /// segment is an open file.
     ///
     /// ```yaml
     /// segment_size: 67108864
@@ -156,6 +157,7 @@ mod tests {
     fn segments_shrink_with_the_level() {
         let segment = |max_size| DiskConfig { max_size, ..DiskConfig::default() }.segment();
         assert_eq!(segment(10 << 30).unwrap(), 64 << 20);
+        assert_eq!(segment(1 << 40).unwrap(), 1 << 30);
         assert_eq!(segment(64 << 20).unwrap(), 8 << 20);
         assert_eq!(segment(8 << 20).unwrap(), 1 << 20);
         assert_eq!(segment(1 << 20).unwrap(), 256 << 10);

@@ -574,14 +574,10 @@ impl Log {
     }
 
     fn try_reserve(&self, len: usize) -> Option<Reserved<'_>> {
-        let before = self.pending.fetch_add(len, Ordering::Relaxed);
-        let reserved = Reserved { log: self, len };
         // One record is let through whatever its size, or it would wait for ever.
-        if before == 0 || before + len <= MAX_PENDING {
-            return Some(reserved);
-        }
-        drop(reserved);
-        None
+        let more = |before| (before == 0 || before + len <= MAX_PENDING).then_some(before + len);
+        let taken = self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.ok().map(|_| Reserved { log: self, len })
     }
 
     pub(crate) fn is_crowded(&self) -> bool {
