@@ -126,9 +126,10 @@ impl DiskConfig {
 
     /// Bytes of a segment.
     pub(crate) fn segment(&self) -> Result<u32> {
-        let size = self
-            .segment_size
-            .unwrap_or_else(|| (self.max_size / 8).clamp(1 << 20, DEFAULT_SEGMENT).min(self.max_size / 4));
+        let size = self.segment_size.unwrap_or_else(|| {
+            let usual = (self.max_size / 8).clamp(1 << 20, DEFAULT_SEGMENT).min(self.max_size / 4);
+            usual.max(self.max_size / 512).min(MAX_SEGMENT)
+        });
         if !(MIN_SEGMENT..=MAX_SEGMENT).contains(&size) {
             return Err(Error::Config(match self.segment_size {
                 Some(_) => {

@@ -221,7 +221,7 @@ pub(crate) struct LogState {
     hurry: bool,
     next_seq: u32,
     pub(crate) spares: Vec<Spare>,
-    /// Kept free in the active segment for reclaim while no spare is ready.
+    /// Kept free in the active segment while no spare is ready: what reclaim may move into it to make one.
     pub(crate) reserve: u32,
     pub(crate) full_until: Option<Instant>,
     pub(crate) stopping: bool,
@@ -371,6 +371,7 @@ impl Log {
             return Err(NoPlace::Segment);
         };
         state.seal();
+        state.reserve = self.segment_size / 3;
         let seq = state.next_seq;
         state.next_seq = seq.wrapping_add(1);
         let segment = Arc::new(Segment::begin(codec, seq, spare, self.segment_size, now));
