@@ -309,7 +309,7 @@ enum Begun {
 
 /// What step 3 came to.
 pub(super) enum Lower {
-    /// No level below has an older copy any more; whether one had.
+    /// Neither the way down nor a level below has an older copy any more; whether one had.
     Fenced { held: bool },
     /// Some level must be waited for.
     Wait,
@@ -387,11 +387,10 @@ impl Shared {
     pub(super) fn fence_lower(&self, key: &Key, below: Generation) -> Lower {
         // Withdrawn first: a write below that has not committed by now will not, so what the index does not
         // hold after this it will not come to hold.
-        self.flow.pending.discard(key.as_ref(), below);
+        let mut held = self.flow.pending.discard(key.as_ref(), below).is_some();
         if seeded("set-leaves-lower") {
-            return Lower::Fenced { held: false };
+            return Lower::Fenced { held };
         }
-        let mut held = false;
         for slot in self.lower_slots().rev() {
             let Some(index) = slot.index() else { return Lower::Wait };
             if index.holds(key.as_ref()).is_none() {
