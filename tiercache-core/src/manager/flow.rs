@@ -143,7 +143,7 @@ impl Spill for Chute {
             return;
         }
         let bounded = !flow.closing.load(Ordering::Acquire);
-        let item = Item { entry, from: self.from, to: *to, writing: false };
+        let item = Item::new(entry, self.from, *to);
         for (key, item) in flow.pending.push(key, item, bounded) {
             flow.counters.count(Count::Overflowed);
             flow.recorder.moved(now, &key, item.entry.generation, None);

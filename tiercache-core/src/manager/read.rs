@@ -268,7 +268,7 @@ impl Shared {
                 flow.recorder.used(now, || key.to_key(), 1);
                 // A write that has begun may end; one that has not is not needed any more.
                 if !item.writing && self.promote(key.to_key(), &item.entry, now) {
-                    flow.pending.take(key, item.entry.generation);
+                    flow.pending.take_unless_returned(key, &item);
                 } else {
                     self.promote(key.to_key(), &item.entry, now);
                 }

@@ -457,7 +457,7 @@ impl Shared {
                 if self.write == Write::Behind
                     && let Some(slot) = self.durable(entry.levels)
                 {
-                    let item = Item { entry, from: level, to: slot.level, writing: false };
+                    let item = Item::new(entry, level, slot.level);
                     for (key, item) in self.flow.pending.push(key, item, true) {
                         self.flow.counters.count(Count::Overflowed);
                         tracing::debug!(
@@ -525,7 +525,7 @@ impl Shared {
             if stripe.floor(key.hash64()) > entry.generation {
                 return Ok(Put::Superseded);
             }
-            let item = Item { entry: entry.clone(), from: slot.level, to: slot.level, writing: true };
+            let item = Item { writing: true, ..Item::new(entry.clone(), slot.level, slot.level) };
             self.flow.pending.push(key.clone(), item, false);
             Writing::begin(self.clone(), &mut stripe, key, entry, slot.level)
         };
