@@ -1,4 +1,6 @@
-//! What the tests of the whole share: the simulator with its reference model, and the storm.
+//! What the tests of the whole share: the simulator with its reference model, the storm, and what judges histories.
 
+pub mod history;
 pub mod sim;
 pub mod storm;
+pub mod values;

@@ -46,6 +46,16 @@ pub(super) struct Item {
     pub(super) to: Level,
     /// Whether somebody writes it below.
     pub(super) writing: bool,
+    /// How often it was handed over while it was on its way already. A level in RAM that it was just moved to may
+    /// give it up again before it is taken off the way, which then must not happen.
+    pub(super) returned: u32,
+}
+
+impl Item {
+    /// An entry that begins its way.
+    pub(super) fn new(entry: Entry, from: Level, to: Level) -> Self {
+        Self { entry, from, to, writing: false, returned: 0 }
+    }
 }
 
 /// The permit of a write on the way down.
@@ -134,8 +144,19 @@ impl Pending {
         let (generation, to) = (item.entry.generation, item.to);
         {
             let mut shard = self.shard(key.hash64());
-            if shard.get(&key).is_some_and(|waiting| waiting.entry.generation >= generation) {
-                return Vec::new();
+            match shard.get_mut(&key) {
+                Some(waiting) if waiting.entry.generation > generation => return Vec::new(),
+                Some(waiting) if waiting.entry.generation == generation => {
+                    waiting.returned += 1;
+                    if waiting.writing || waiting.to >= to {
+                        return Vec::new();
+                    }
+                    (waiting.from, waiting.to) = (item.from, to);
+                    drop(shard);
+                    self.requeue(key, generation, to);
+                    return Vec::new();
+                }
+                _ => {}
             }
             // Counted before it can be found, so that nobody finds the map empty while it is in it.
             self.items.fetch_add(1, Ordering::Release);
@@ -192,13 +213,24 @@ impl Pending {
         Some(item)
     }
 
-    /// Takes the entry off the way if it has that generation: it has arrived, or is used above again.
+    /// Takes the entry off the way if it has that generation: it has arrived at a level that keeps it.
     pub(super) fn take(&self, key: KeyRef<'_>, generation: Generation) -> Option<Item> {
+        self.take_if(key, |waiting| waiting.entry.generation == generation)
+    }
+
+    /// Takes the entry off the way after a level in RAM took it, unless it came back from there.
+    pub(super) fn take_unless_returned(&self, key: KeyRef<'_>, moved: &Item) -> Option<Item> {
+        self.take_if(key, |waiting| {
+            waiting.entry.generation == moved.entry.generation && waiting.returned == moved.returned
+        })
+    }
+
+    fn take_if(&self, key: KeyRef<'_>, condition: impl FnOnce(&Item) -> bool) -> Option<Item> {
         if self.is_empty() {
             return None;
         }
         let mut shard = self.shard(key.hash64());
-        if shard.get(&key)?.entry.generation != generation {
+        if !condition(shard.get(&key)?) {
             return None;
         }
         let (key, item) = shard.remove_entry(&key)?;

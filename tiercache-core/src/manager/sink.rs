@@ -176,7 +176,13 @@ impl Shared {
 
     /// Takes an entry off the way: it has arrived at `at`, or is nowhere.
     fn leave(&self, key: &Key, item: &Item, at: Option<Level>) {
-        if self.flow.pending.take(key.as_ref(), item.entry.generation).is_none() {
+        let in_ram = at.and_then(|level| self.slot(level)).is_some_and(|slot| slot.resident().is_some());
+        let taken = if in_ram {
+            self.flow.pending.take_unless_returned(key.as_ref(), item)
+        } else {
+            self.flow.pending.take(key.as_ref(), item.entry.generation)
+        };
+        if taken.is_none() {
             return;
         }
         self.flow.counters.count(if at.is_some() { Count::Sunk } else { Count::Faded });
@@ -229,6 +235,9 @@ impl Shared {
     /// the way and no durable level may still hold what they killed.
     fn forget_fences(&self, began: Generation) {
         let mut below = began;
+        if seeded("fences-forgotten-early") {
+            return self.flow.fences.forget(below, &|_| false);
+        }
         self.flow.pending.each(|_, item| below = below.min(item.entry.generation));
         if let Some(oldest) = self.stripes.oldest_flight() {
             below = below.min(oldest);
