@@ -101,17 +101,21 @@ impl Table {
     /// Returns whether fences had to be merged.
     fn raise(&mut self, scope: &Scope, generation: Generation) -> bool {
         match scope {
+            // Nothing older matters any more. Fences come in any order, so newer ones may be there already.
             Scope::All => {
-                // Nothing older matters any more.
-                self.namespaces.clear();
-                self.tags = 0;
                 self.all = self.all.max(generation);
+                self.namespaces.retain(|_, namespace| {
+                    namespace.forget_up_to(generation);
+                    namespace.all > generation || !namespace.tags.is_empty()
+                });
+                self.tags = self.namespaces.values().map(Namespace::tag_count).sum();
                 false
             }
             Scope::Namespace(namespace) => {
                 let namespace = self.namespaces.entry(namespace.clone()).or_default();
                 self.tags -= namespace.tag_count();
-                namespace.tags.clear();
+                namespace.forget_up_to(generation);
+                self.tags += namespace.tag_count();
                 namespace.all = namespace.all.max(generation);
                 false
             }
@@ -189,6 +193,14 @@ impl Namespace {
         })
     }
 
+    /// Forgets the fences of tags that one of that generation for the whole namespace includes.
+    fn forget_up_to(&mut self, generation: Generation) {
+        self.tags.retain(|_, values| {
+            values.retain(|_, fence| *fence > generation);
+            !values.is_empty()
+        });
+    }
+
     fn tag_count(&self) -> usize {
         self.tags.values().map(HashMap::len).sum()
     }
@@ -200,4 +212,28 @@ fn read(table: &RwLock<Table>) -> std::sync::RwLockReadGuard<'_, Table> {
 
 fn write(table: &RwLock<Table>) -> std::sync::RwLockWriteGuard<'_, Table> {
     table.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Extras, Key, Timestamp};
+
+    #[test]
+    fn an_older_fence_of_everything_leaves_the_newer_one_of_a_tag() {
+        let tag = Scope::Tag { namespace: String::new(), name: "t".into(), value: "1".into() };
+        let key = Key::new("", b"k").unwrap();
+        let mut entry = Entry::new("v", Generation::new(15), Timestamp::EPOCH);
+        let tags = Tags::from([("t".to_owned(), "1".to_owned())]);
+        entry.extras = Some(std::sync::Arc::new(Extras { tags, ..Extras::default() }));
+        for wider in [Scope::All, Scope::Namespace(String::new())] {
+            let fences = Fences::default();
+            fences.remove(&tag, Generation::new(20));
+            fences.remove(&wider, Generation::new(10));
+            assert!(fences.is_dead(key.as_ref(), &entry), "{wider:?} of 10 came after the tag's of 20");
+            assert_eq!(fences.len(), 2);
+            fences.remove(&wider, Generation::new(30));
+            assert_eq!(fences.len(), 1, "{wider:?} of 30 includes the tag's of 20");
+        }
+    }
 }
