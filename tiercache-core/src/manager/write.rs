@@ -482,7 +482,13 @@ impl Shared {
         let mut refused = None;
         let mut limit = 0;
         for slot in candidates {
-            match self.put_below(slot, &key, &entry, now).await {
+            let mut put = self.put_below(slot, &key, &entry, now).await;
+            if self.write == Write::Through && put.is_ok() {
+                // A level may have accepted what it still gathers with other writes.
+                let synced = slot.call("sync", slot.limits.write_timeout, slot.tier.sync()).await;
+                put = synced.and(put);
+            }
+            match put {
                 Ok(Put::Stored | Put::Unchanged | Put::Superseded) => {
                     self.flow.counters.count(Count::Set);
                     let stripe = self.stripes.lock(hash);
