@@ -226,30 +226,6 @@ fn write(table: &RwLock<Table>) -> std::sync::RwLockWriteGuard<'_, Table> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Extras, Key, Timestamp};
-
-    #[test]
-    fn an_older_fence_of_everything_leaves_the_newer_one_of_a_tag() {
-        let tag = Scope::Tag { namespace: String::new(), name: "t".into(), value: "1".into() };
-        let key = Key::new("", b"k").unwrap();
-        let mut entry = Entry::new("v", Generation::new(15), Timestamp::EPOCH);
-        let tags = Tags::from([("t".to_owned(), "1".to_owned())]);
-        entry.extras = Some(std::sync::Arc::new(Extras { tags, ..Extras::default() }));
-        for wider in [Scope::All, Scope::Namespace(String::new())] {
-            let fences = Fences::default();
-            fences.remove(&tag, Generation::new(20));
-            fences.remove(&wider, Generation::new(10));
-            assert!(fences.is_dead(key.as_ref(), &entry), "{wider:?} of 10 came after the tag's of 20");
-            assert_eq!(fences.len(), 2);
-            fences.remove(&wider, Generation::new(30));
-            assert_eq!(fences.len(), 1, "{wider:?} of 30 includes the tag's of 20");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
     use crate::{Key, Timestamp};
 
     fn tagged(generation: u64, tag: &str) -> Entry {
