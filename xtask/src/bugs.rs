@@ -6,7 +6,8 @@ use crate::run::{self, Outcome, cargo};
 /// a folder of its own.
 pub(crate) fn run(arguments: &[String]) -> Outcome {
     let target = run::root().join("target/bugs");
-    let proof = ["run", "--quiet", "--profile", "test", "--package", "tiercache-tests", "--bin", "bugs", "--"];
+    let proof =
+        ["run", "--quiet", "--profile", "test", "--package", "tiercache-tests", "--bin", "bugs", "--"];
     let mut command = cargo(proof);
     command.args(arguments).env("RUSTFLAGS", "--cfg tiercache_bugs").env("CARGO_TARGET_DIR", target);
     run::run(&mut command)
