@@ -146,7 +146,10 @@ impl CacheManager {
             let name = slot.tier.name();
             close(name, tokio::time::timeout_at(end, caught(name, slot.tier.close())).await);
         }
-        close("tracking", tokio::time::timeout_at(end, caught("tracking", flow.recorder.tracking().close())).await);
+        close(
+            "tracking",
+            tokio::time::timeout_at(end, caught("tracking", flow.recorder.tracking().close())).await,
+        );
         self._running.0.send_replace(true);
         report
     }

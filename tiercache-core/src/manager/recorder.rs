@@ -178,9 +178,11 @@ impl Recorder {
         question: impl Future<Output = crate::Result<T>>,
     ) -> crate::Result<T> {
         let backend = self.tracking.name();
-        tokio::time::timeout(PATIENCE, caught(backend, question))
-            .await
-            .unwrap_or(Err(Error::TimedOut { backend, op, after: PATIENCE }))
+        tokio::time::timeout(PATIENCE, caught(backend, question)).await.unwrap_or(Err(Error::TimedOut {
+            backend,
+            op,
+            after: PATIENCE,
+        }))
     }
 
     /// What was counted and not yet told.
