@@ -1,4 +1,7 @@
-//! What the tests of the whole share: the simulator with its reference model, and the storm.
+//! What the tests of the whole share: the simulator with its reference model, the storm, and small caches over
+//! doubles for the tests of single promises.
 
+pub mod doubles;
+pub mod rig;
 pub mod sim;
 pub mod storm;
