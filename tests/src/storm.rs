@@ -1,1 +1,467 @@
-//! placeholder
+//! Many clients on few keys and tiny levels, on real threads: everything moves all the time.
+//!
+//! Each client draws what it does from a seed of its own and notes what it saw; [`crate::history`] judges all of it
+//! afterwards. The threads run as they like, so a seed does not bring a failure back for sure: what is printed is
+//! the history of the key.
+
+use std::future::Future;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tiercache::disk::{DiskConfig, DiskTier};
+use tiercache_core::testing::MemoryTier;
+use tiercache_core::{
+    CacheManager, Level, Limits, Result, Rule, Rules, Stats, Stay, SystemClock, Tags, Tier, Write,
+};
+use tiercache_ram::{Policy, RamConfig, RamTier};
+
+use crate::history::{Event, NEVER, Tally, What, Written, judge};
+use crate::values::{Random, name, number, value};
+
+/// Entries of this tag leave RAM after some milliseconds.
+const RESTLESS: u8 = 0;
+const TAGS: u64 = 3;
+
+/// A storm.
+#[derive(Clone, Debug)]
+pub struct Storm {
+    /// Clients draw from this and their number.
+    pub seed: u64,
+    /// The engine of both levels in RAM.
+    pub policy: Policy,
+    /// What stands at the last level.
+    pub dry: Dry,
+    /// What a write promises.
+    pub write: Write,
+    /// How many keys there are.
+    pub keys: u16,
+    /// Operations of each client.
+    pub operations: u32,
+    /// What the clients do, the first half of them as tasks, the others on threads of their own.
+    pub clients: Vec<Mix>,
+    /// Whether every key has a value before it begins.
+    pub filled: bool,
+}
+
+/// What stands at the last level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dry {
+    /// A sorted map that outlives the manager.
+    Memory,
+    /// The local disk, with room for all.
+    Disk,
+    /// The local disk, with room for less than is written: it reclaims, and forgets.
+    CrampedDisk,
+}
+
+/// Operations, each as often as its weight says.
+pub type Mix = &'static [(Act, u32)];
+
+/// An operation of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// `get`.
+    Get,
+    /// `get_many` of four keys.
+    GetMany,
+    /// `entry`.
+    Entry,
+    /// `contains`.
+    Contains,
+    /// `set`.
+    Set,
+    /// `set` with some milliseconds to live.
+    SetShort,
+    /// `set` if there is none.
+    Add,
+    /// `touch`.
+    Touch,
+    /// `delete`.
+    Delete,
+    /// `pop`.
+    Pop,
+    /// A get, set or delete whose future is dropped after some polls.
+    Drop,
+    /// `invalidate_tag`.
+    InvalidateTag,
+    /// `clear`.
+    Clear,
+    /// `flush` of one level.
+    Flush,
+    /// `prune`.
+    Prune,
+}
+
+/// Only reads.
+pub const READS: Mix = &[(Act::Get, 8), (Act::Entry, 3), (Act::GetMany, 1), (Act::Contains, 1)];
+
+/// What a storm came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Weather {
+    /// Of all clients.
+    pub tally: Tally,
+    /// Entries that went down.
+    pub sunk: u64,
+    /// Entries that came up.
+    pub promoted: u64,
+    /// Old values that were kept from being published.
+    pub refused: u64,
+}
+
+impl Storm {
+    /// Lets it rage, then opens what it left behind, and judges all that was seen.
+    ///
+    /// # Errors
+    /// The promise that was broken, and the history of the key.
+    pub fn rage(&self) -> Result<Weather, String> {
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.map_err(|error| error.to_string())?;
+        let rage = || {
+            let memory = MemoryTier::persistent();
+            let failed = |error: tiercache_core::Error| error.to_string();
+            let cache = runtime.block_on(self.open(folder.path(), &memory)).map_err(failed)?;
+            let board = Arc::new(Board::new());
+            let mut events = runtime.block_on(self.fill(&cache, &board))?;
+            events.extend(self.run(&runtime, &cache, &board)?);
+            let mut last = Client::new(self, &cache, &board, u16::MAX);
+            runtime.block_on(last.read_all())?;
+            let stats = runtime.block_on(at_rest(&cache)).map_err(failed)?;
+            if (stats.pending, stats.in_flight) != ((0, 0), 0) {
+                return Err(format!(
+                    "something is left on its way or in flight after all has ended: {stats:?}"
+                ));
+            }
+            let report = runtime.block_on(cache.close(Duration::from_secs(20))).map_err(failed)?;
+            if !report.is_clean() && self.dry != Dry::CrampedDisk {
+                return Err(format!("not all was kept by an orderly end: {report}"));
+            }
+            last.cache = runtime.block_on(self.open(folder.path(), &memory.reopen())).map_err(failed)?;
+            runtime.block_on(last.read_all())?;
+            runtime.block_on(last.cache.close(Duration::from_secs(20))).map_err(failed)?;
+            events.append(&mut last.events);
+            let tally = judge(&events, self.dry != Dry::CrampedDisk)?;
+            Ok(Weather { tally, sunk: stats.sunk, promoted: stats.promoted, refused: stats.refused })
+        };
+        rage().map_err(|broken| format!("{self:?}\n{broken}"))
+    }
+
+    async fn open(&self, folder: &Path, memory: &Arc<MemoryTier>) -> Result<CacheManager> {
+        let room = |entries| entries * (self.policy.overhead() + 120);
+        let ram = |entries| {
+            let config = RamConfig { max_size: room(entries), policy: self.policy };
+            Arc::new(RamTier::new(config)) as Arc<dyn Tier>
+        };
+        let disk = |max_size| DiskConfig {
+            path: Some(folder.join("dry")),
+            max_size,
+            segment_size: Some(64 << 10),
+            ..DiskConfig::default()
+        };
+        let clock = SystemClock::start();
+        let dry: Arc<dyn Tier> = match self.dry {
+            Dry::Memory => memory.clone(),
+            Dry::Disk => Arc::new(DiskTier::open(disk(1 << 30), clock.clone()).await?),
+            Dry::CrampedDisk => Arc::new(DiskTier::open(disk(192 << 10), clock.clone()).await?),
+        };
+        let milliseconds = |number| Some(Stay::For(Duration::from_millis(number)));
+        let restless = Rule {
+            tags: Tags::from([("t".to_owned(), RESTLESS.to_string())]),
+            stays: [milliseconds(2), milliseconds(5), None],
+        };
+        // A machine that is busy is no reason to miss anything.
+        let patient =
+            Limits { read_timeout: Duration::from_secs(60), write_timeout: Duration::from_secs(60) };
+        let builder = CacheManager::builder()
+            .clock(clock)
+            .hot(ram(4))
+            .cold(ram(7))
+            .dry(dry)
+            .limits(Level::Dry, patient)
+            .rules(Rules { rules: vec![restless], defaults: [None; 3] })
+            .write(self.write)
+            .sweep_every(Duration::from_millis(2));
+        builder.build().await
+    }
+
+    async fn fill(&self, cache: &CacheManager, board: &Arc<Board>) -> Result<Vec<Event>, String> {
+        let mut client = Client::new(self, cache, board, u16::MAX - 1);
+        for key in (0..self.keys).filter(|_| self.filled) {
+            client.set(key, Act::Set).await?;
+        }
+        Ok(client.events)
+    }
+
+    fn run(
+        &self,
+        runtime: &tokio::runtime::Runtime,
+        cache: &CacheManager,
+        board: &Arc<Board>,
+    ) -> Result<Vec<Event>, String> {
+        let mut tasks = Vec::new();
+        let mut threads = Vec::new();
+        for (number, mix) in (0u16..).zip(&self.clients) {
+            let mut client = Client::new(self, cache, board, number);
+            let (operations, mix) = (self.operations, *mix);
+            let work = async move { client.act(operations, mix).await.map(|()| client.events) };
+            if usize::from(number) < self.clients.len() / 2 {
+                tasks.push(runtime.spawn(work));
+            } else {
+                let handle = runtime.handle().clone();
+                threads.push(std::thread::spawn(move || handle.block_on(work)));
+            }
+        }
+        let mut events = Vec::new();
+        for task in tasks {
+            events.extend(runtime.block_on(task).map_err(|error| error.to_string())??);
+        }
+        for thread in threads {
+            events.extend(thread.join().map_err(|_| "a client panicked".to_owned())??);
+        }
+        Ok(events)
+    }
+}
+
+/// What the clients share.
+#[derive(Debug)]
+struct Board {
+    moments: AtomicU64,
+    values: AtomicU64,
+    began: Instant,
+}
+
+impl Board {
+    fn new() -> Self {
+        Self { moments: AtomicU64::new(1), values: AtomicU64::new(1), began: Instant::now() }
+    }
+
+    fn moment(&self) -> u64 {
+        self.moments.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// Microseconds.
+    fn clock(&self) -> u64 {
+        self.began.elapsed().as_micros() as u64
+    }
+}
+
+struct Client {
+    cache: CacheManager,
+    board: Arc<Board>,
+    random: Random,
+    who: u16,
+    keys: u16,
+    events: Vec<Event>,
+}
+
+impl Client {
+    fn new(storm: &Storm, cache: &CacheManager, board: &Arc<Board>, who: u16) -> Self {
+        Self {
+            cache: cache.clone(),
+            board: board.clone(),
+            random: Random::new(storm.seed.wrapping_mul(1_000_003) + u64::from(who)),
+            who,
+            keys: storm.keys,
+            events: Vec::new(),
+        }
+    }
+
+    async fn act(&mut self, operations: u32, mix: Mix) -> Result<(), String> {
+        for _ in 0..operations {
+            let (act, key) = (self.random.pick(mix), self.key());
+            match act {
+                Act::Get | Act::Entry => self.read(key, act == Act::Entry).await?,
+                Act::GetMany => self.read_many(key).await?,
+                Act::Contains => drop(self.cache.contains(name(key)).await.map_err(failed(act))?),
+                Act::Set | Act::SetShort | Act::Add => self.set(key, act).await?,
+                Act::Pop => self.pop(key).await?,
+                Act::Drop => self.begin_and_drop(key).await,
+                Act::Prune => drop(self.cache.prune().await.map_err(failed(act))?),
+                Act::Touch | Act::Delete | Act::InvalidateTag | Act::Clear | Act::Flush => {
+                    self.change(key, act).await?;
+                }
+            }
+            // A task that never waits would keep a worker to itself.
+            tokio::task::consume_budget().await;
+        }
+        Ok(())
+    }
+
+    async fn read_all(&mut self) -> Result<(), String> {
+        for key in 0..self.keys {
+            self.read(key, false).await?;
+        }
+        Ok(())
+    }
+
+    async fn read(&mut self, key: u16, entry: bool) -> Result<(), String> {
+        let (clock, begun) = (self.board.clock(), self.board.moment());
+        let found = if entry {
+            self.cache.entry(name(key)).await.map(|found| found.map(|entry| entry.value))
+        } else {
+            self.cache.get(name(key)).await
+        };
+        let ended = self.board.moment();
+        let value = numbered(key, found.map_err(failed(Act::Get))?)?;
+        self.note(Some(key), begun, ended, What::Read { value, clock });
+        Ok(())
+    }
+
+    async fn read_many(&mut self, key: u16) -> Result<(), String> {
+        let keys: Vec<u16> = (key..key + 4).map(|key| key % self.keys).collect();
+        let names: Vec<String> = keys.iter().map(|key| name(*key)).collect();
+        let (clock, begun) = (self.board.clock(), self.board.moment());
+        let found = self.cache.get_many(&names).await.map_err(failed(Act::GetMany))?;
+        let ended = self.board.moment();
+        for (key, found) in keys.into_iter().zip(found) {
+            let value = numbered(key, found)?;
+            self.note(Some(key), begun, ended, What::Read { value, clock });
+        }
+        Ok(())
+    }
+
+    async fn set(&mut self, key: u16, act: Act) -> Result<(), String> {
+        let new = self.board.values.fetch_add(1, Ordering::Relaxed);
+        let tag = self.random.once_in(2).then(|| self.tag());
+        let life = Duration::from_millis(1 + self.random.below(8));
+        let begun = self.board.moment();
+        let mut set = self.cache.set(name(key), value(key, new));
+        if let Some(tag) = tag {
+            set = set.tag("t", tag.to_string());
+        }
+        set = match act {
+            Act::SetShort => set.ttl(life),
+            Act::Add => set.only_if_absent(),
+            _ => set,
+        };
+        let done = set.await.map_err(failed(act))?;
+        // Deadlines are whole milliseconds.
+        let deadline = self.board.clock() + life.as_micros() as u64 + 1_000;
+        let ended = self.board.moment();
+        if done.stored {
+            let written = Written {
+                value: new,
+                generation: Some(done.generation.get()),
+                certain: done.degraded.is_empty(),
+                tag,
+                deadline: (act == Act::SetShort).then_some(deadline),
+                durable: false,
+            };
+            self.note(Some(key), begun, ended, What::Write(written));
+        }
+        Ok(())
+    }
+
+    async fn pop(&mut self, key: u16) -> Result<(), String> {
+        let (clock, begun) = (self.board.clock(), self.board.moment());
+        let popped = self.cache.pop(name(key)).await.map_err(failed(Act::Pop))?;
+        let ended = self.board.moment();
+        let value = numbered(key, popped.value)?;
+        self.note(Some(key), begun, ended, What::Pop { value, clock });
+        Ok(())
+    }
+
+    async fn change(&mut self, key: u16, act: Act) -> Result<(), String> {
+        let (tag, level) = (self.tag(), Level::ALL[self.random.below(3) as usize]);
+        let begun = self.board.moment();
+        let certain = |removed: tiercache_core::Removed| removed.degraded.is_empty();
+        let (key, what) = match act {
+            Act::Delete => {
+                let certain = self.cache.delete(name(key)).await.map(certain);
+                (Some(key), certain.map(|certain| What::Remove { tag: None, certain }))
+            }
+            Act::InvalidateTag => {
+                let certain = self.cache.invalidate_tag("t", tag.to_string()).await.map(certain);
+                (None, certain.map(|certain| What::Remove { tag: Some(tag), certain }))
+            }
+            Act::Clear => {
+                let certain = self.cache.clear().await.map(certain);
+                (None, certain.map(|certain| What::Remove { tag: None, certain }))
+            }
+            Act::Flush => (None, self.cache.flush(level).await.map(|()| What::Flush)),
+            _ => {
+                let touched = self.cache.touch(name(key), None).await;
+                (Some(key), touched.map(|_| What::Touch { durable: true }))
+            }
+        };
+        let what = what.map_err(failed(act))?;
+        let ended = self.board.moment();
+        self.note(key, begun, ended, what);
+        Ok(())
+    }
+
+    /// Nobody learns what became of it.
+    async fn begin_and_drop(&mut self, key: u16) {
+        let polls = self.random.below(4) as u32;
+        let kind = self.random.below(3);
+        let new = self.board.values.fetch_add(1, Ordering::Relaxed);
+        let begun = self.board.moment();
+        let what = match kind {
+            0 => {
+                for_some_polls(self.cache.get(name(key)), polls).await;
+                return;
+            }
+            1 => {
+                for_some_polls(self.cache.delete(name(key)), polls).await;
+                What::Remove { tag: None, certain: false }
+            }
+            _ => {
+                for_some_polls(self.cache.set(name(key), value(key, new)).into_future(), polls).await;
+                let (generation, certain, tag, deadline, durable) = (None, false, None, None, false);
+                What::Write(Written { value: new, generation, certain, tag, deadline, durable })
+            }
+        };
+        self.note(Some(key), begun, NEVER, what);
+    }
+
+    fn note(&mut self, key: Option<u16>, begun: u64, ended: u64, what: What) {
+        self.events.push(Event { key, who: self.who, life: 0, begun, ended, what });
+    }
+
+    fn key(&mut self) -> u16 {
+        self.random.below(self.keys.into()) as u16
+    }
+
+    fn tag(&mut self) -> u8 {
+        self.random.below(TAGS) as u8
+    }
+}
+
+/// The statistics once nothing is on its way or in flight any more, or after some seconds of waiting for that.
+async fn at_rest(cache: &CacheManager) -> Result<Stats> {
+    let patience = Instant::now() + Duration::from_secs(10);
+    loop {
+        cache.settle().await?;
+        let stats = cache.stats().await?;
+        if (stats.pending, stats.in_flight) == ((0, 0), 0) || Instant::now() > patience {
+            return Ok(stats);
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+fn numbered(key: u16, found: Option<Bytes>) -> Result<Option<u64>, String> {
+    found.map(|value| number(key, &value)).transpose()
+}
+
+fn failed(act: Act) -> impl Fn(tiercache_core::Error) -> String {
+    move |error| format!("{act:?}: {error}")
+}
+
+async fn for_some_polls<F: Future>(future: F, polls: u32) {
+    let mut future = pin!(future);
+    let mut left = polls;
+    std::future::poll_fn(|context| {
+        if left == 0 || future.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        left -= 1;
+        if left == 0 { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}

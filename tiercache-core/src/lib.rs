@@ -3,6 +3,10 @@
 //! Backends implement [`Tier`] and [`Tracking`]; services use [`CacheManager`]. The crate names no backend, reads
 //! no YAML and has no network client.
 
+#[cfg(not(tiercache_bugs))]
+mod bugs;
+#[cfg(tiercache_bugs)]
+pub mod bugs;
 mod entry;
 pub mod envelope;
 mod error;

@@ -115,16 +115,17 @@ impl Contents {
     }
 
     fn put(&mut self, key: &Key, entry: &Entry) -> Put {
-        let newest = self.entries.get(key).map(|entry| entry.generation).max(self.removed.get(key).copied());
-        match newest {
-            Some(newest) if newest > entry.generation => Put::Superseded,
-            Some(newest) if newest == entry.generation => Put::Unchanged,
-            _ => {
-                self.last = self.last.max(entry.generation);
-                self.entries.insert(key.clone(), entry.clone());
-                Put::Stored
-            }
+        let kept = self.entries.get(key).map(|entry| entry.generation);
+        if kept == Some(entry.generation) {
+            return Put::Unchanged;
         }
+        // A removal below a generation spares that generation itself: a set fences, and then puts.
+        if kept.max(self.removed.get(key).copied()).is_some_and(|newest| newest > entry.generation) {
+            return Put::Superseded;
+        }
+        self.last = self.last.max(entry.generation);
+        self.entries.insert(key.clone(), entry.clone());
+        Put::Stored
     }
 }
 

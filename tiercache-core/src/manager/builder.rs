@@ -8,6 +8,7 @@ use super::flow::{Chute, Flow};
 use super::slot::{Limits, Slot};
 use super::stripes::Stripes;
 use super::{CacheManager, Running, Shared};
+use crate::bugs::seeded;
 use crate::tracking::NoTracking;
 use crate::{Clock, Error, Generation, Level, Result, Rules, SystemClock, Tier, Tracking};
 
@@ -145,9 +146,9 @@ impl Builder {
             self.rules,
             self.tracking.unwrap_or_else(|| Arc::new(NoTracking)),
             self.pending_bytes.unwrap_or(64 << 20),
-            last,
+            if seeded("generations-restart") { Generation::ZERO } else { last },
         ));
-        for (scope, generation) in fences {
+        for (scope, generation) in fences.into_iter().filter(|_| !seeded("fences-not-remembered")) {
             flow.fences.remove(&scope, generation);
         }
         for slot in present() {

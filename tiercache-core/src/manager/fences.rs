@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
+use crate::bugs::seeded;
 use crate::tier::{Dead, Scope};
 use crate::{Entry, Generation, KeyRef, Tags};
 
@@ -78,7 +79,7 @@ impl Fences {
     }
 
     fn raise(&self, table: &RwLock<Table>, scope: &Scope, generation: Generation) {
-        if cfg!(tiercache_bug = "no-scope-fence") {
+        if seeded("no-scope-fence") {
             return;
         }
         let mut table = write(table);

@@ -8,6 +8,7 @@ use hashbrown::HashMap;
 use tokio::sync::{Notify, watch};
 
 use super::fences::Fences;
+use crate::bugs::seeded;
 use crate::tier::{Dead, Permit};
 use crate::{Entry, Generation, Key, KeyRef, Level};
 
@@ -45,6 +46,16 @@ pub(super) struct Item {
     pub(super) to: Level,
     /// Whether somebody writes it below.
     pub(super) writing: bool,
+    /// How often it was handed over while it was on its way already. A level in RAM that it was just moved to may
+    /// give it up again before it is taken off the way, which then must not happen.
+    pub(super) returned: u32,
+}
+
+impl Item {
+    /// An entry that begins its way.
+    pub(super) fn new(entry: Entry, from: Level, to: Level) -> Self {
+        Self { entry, from, to, writing: false, returned: 0 }
+    }
 }
 
 /// The permit of a write on the way down.
@@ -111,7 +122,7 @@ impl Ticket {
 
 impl Permit for Ticket {
     fn holds(&self) -> bool {
-        cfg!(tiercache_bug = "no-permit")
+        seeded("no-permit")
             || self.superseded_by().is_none() && !self.fences.is_dead(self.key.as_ref(), &self.entry)
     }
 }
@@ -133,8 +144,19 @@ impl Pending {
         let (generation, to) = (item.entry.generation, item.to);
         {
             let mut shard = self.shard(key.hash64());
-            if shard.get(&key).is_some_and(|waiting| waiting.entry.generation >= generation) {
-                return Vec::new();
+            match shard.get_mut(&key) {
+                Some(waiting) if waiting.entry.generation > generation => return Vec::new(),
+                Some(waiting) if waiting.entry.generation == generation => {
+                    waiting.returned += 1;
+                    if waiting.writing || waiting.to >= to {
+                        return Vec::new();
+                    }
+                    (waiting.from, waiting.to) = (item.from, to);
+                    drop(shard);
+                    self.requeue(key, generation, to);
+                    return Vec::new();
+                }
+                _ => {}
             }
             // Counted before it can be found, so that nobody finds the map empty while it is in it.
             self.items.fetch_add(1, Ordering::Release);
@@ -171,7 +193,7 @@ impl Pending {
 
     /// The entry of `key` on its way.
     pub(super) fn get(&self, key: KeyRef<'_>) -> Option<Item> {
-        if self.is_empty() || cfg!(tiercache_bug = "pending-not-read") {
+        if self.is_empty() || seeded("pending-not-read") {
             return None;
         }
         self.shard(key.hash64()).get(&key).cloned()
@@ -179,7 +201,7 @@ impl Pending {
 
     /// Takes the entry off the way if it is older than the mutation `below`.
     pub(super) fn discard(&self, key: KeyRef<'_>, below: Generation) -> Option<Item> {
-        if self.is_empty() || cfg!(tiercache_bug = "pending-kept-by-set") {
+        if self.is_empty() || seeded("pending-kept-by-set") {
             return None;
         }
         let mut shard = self.shard(key.hash64());
@@ -191,13 +213,24 @@ impl Pending {
         Some(item)
     }
 
-    /// Takes the entry off the way if it has that generation: it has arrived, or is used above again.
+    /// Takes the entry off the way if it has that generation: it has arrived at a level that keeps it.
     pub(super) fn take(&self, key: KeyRef<'_>, generation: Generation) -> Option<Item> {
+        self.take_if(key, |waiting| waiting.entry.generation == generation)
+    }
+
+    /// Takes the entry off the way after a level in RAM took it, unless it came back from there.
+    pub(super) fn take_unless_returned(&self, key: KeyRef<'_>, moved: &Item) -> Option<Item> {
+        self.take_if(key, |waiting| {
+            waiting.entry.generation == moved.entry.generation && waiting.returned == moved.returned
+        })
+    }
+
+    fn take_if(&self, key: KeyRef<'_>, condition: impl FnOnce(&Item) -> bool) -> Option<Item> {
         if self.is_empty() {
             return None;
         }
         let mut shard = self.shard(key.hash64());
-        if shard.get(&key)?.entry.generation != generation {
+        if !condition(shard.get(&key)?) {
             return None;
         }
         let (key, item) = shard.remove_entry(&key)?;

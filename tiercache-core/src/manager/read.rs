@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use super::counters::Count;
 use super::slot::Slot;
 use super::{CacheManager, InFlight, Shared};
+use crate::bugs::seeded;
 use crate::tier::{Cause, Left, Look, Put, Spill, TryGet};
 use crate::{AsKey, Entry, Generation, Key, KeyRef, Level, Result, Tags, Timestamp};
 
@@ -174,7 +175,7 @@ impl Shared {
         Look {
             now: Timestamp::from_millis(self.flow.coarse.load(Ordering::Relaxed)),
             slack: crate::COARSE_SLACK_MILLIS,
-            valid_from: if cfg!(tiercache_bug = "hit-ignores-fences") {
+            valid_from: if seeded("hit-ignores-fences") {
                 Generation::ZERO
             } else {
                 self.flow.fences.newest()
@@ -231,7 +232,9 @@ impl Shared {
             }
             if resting.until <= now {
                 // Its stay is over, as the sweep would have found: it goes down, and comes up from there.
-                if let Some(resting) = resident.take(key, entry.generation) {
+                if let Some(resting) = resident.take(key, entry.generation)
+                    && !seeded("stay-over-drops")
+                {
                     let left = Left { cause: Cause::StayOver, uses: resting.uses };
                     self.chute(slot.level).spill(key.to_key(), resting.entry, left);
                 }
@@ -265,7 +268,7 @@ impl Shared {
                 flow.recorder.used(now, || key.to_key(), 1);
                 // A write that has begun may end; one that has not is not needed any more.
                 if !item.writing && self.promote(key.to_key(), &item.entry, now) {
-                    flow.pending.take(key, item.entry.generation);
+                    flow.pending.take_unless_returned(key, &item);
                 } else {
                     self.promote(key.to_key(), &item.entry, now);
                 }
@@ -301,7 +304,7 @@ impl Shared {
                 }
             };
             if let Some(entry) = entry
-                && (entry.generation >= floor || cfg!(tiercache_bug = "read-below-floor"))
+                && (entry.generation >= floor || seeded("read-below-floor"))
                 && self.flow.is_alive(key, &entry, self.flow.now())
             {
                 return Some((Found { entry, level: slot.level }, flushed));
@@ -339,8 +342,7 @@ impl Shared {
         flow.recorder.used(now, || key.to_key(), 1);
         let stripe = self.stripes.lock(key.hash64());
         let entry = &found.entry;
-        let current = (entry.generation >= stripe.floor(key.hash64())
-            || cfg!(tiercache_bug = "publish-unchecked"))
+        let current = (entry.generation >= stripe.floor(key.hash64()) || seeded("publish-unchecked"))
             && flow.is_alive(key, entry, now)
             && self.slot(found.level).is_some_and(|slot| slot.flushed.load(Ordering::Acquire) == flushed);
         if current {
@@ -356,10 +358,15 @@ impl Shared {
         let Some(top) = self.top(entry.levels) else { return false };
         let Some(resident) = top.resident() else { return false };
         let hold = self.flow.hold(top.level, entry, self.is_last(top.level, entry.levels), now);
-        let put = resident.insert(key.clone(), entry.clone(), hold);
+        let mut entry = entry.clone();
+        if seeded("promotion-extends-life") {
+            entry.deadline = entry.deadline.after_millis(60_000);
+        }
+        let generation = entry.generation;
+        let put = resident.insert(key.clone(), entry, hold);
         if put == Put::Stored {
             self.flow.counters.count(Count::Promoted);
-            self.flow.recorder.moved(now, &key, entry.generation, Some(top.level));
+            self.flow.recorder.moved(now, &key, generation, Some(top.level));
         }
         matches!(put, Put::Stored | Put::Unchanged)
     }

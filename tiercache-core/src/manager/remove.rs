@@ -20,6 +20,7 @@ use super::pending::Ticket;
 use super::slot::Slot;
 use super::write::Lower;
 use super::{CacheManager, InFlight, Shared};
+use crate::bugs::seeded;
 use crate::tier::Scope;
 use crate::{AsKey, Error, Generation, Key, Level, Result};
 
@@ -168,7 +169,10 @@ impl Shared {
         let mut stripe = self.stripes.lock(hash);
         let generation = self.flow.next_generation();
         stripe.mutate(hash, generation);
-        let lower = self.fence_lower(key, generation);
+        let lower = match self.fence_lower(key, generation) {
+            Lower::Wait if seeded("delete-skips-lower") => Lower::Fenced { held: true },
+            lower => lower,
+        };
         let found = self.forget_in_ram(key, generation);
         self.flow.counters.count(Count::Delete);
         self.flow.recorder.removed(self.flow.now(), key.clone(), generation);
@@ -220,17 +224,12 @@ impl Shared {
     /// holds a flight. Levels that failed are cleaned in the background and returned.
     pub(super) async fn remove_lower(self: &Arc<Self>, key: &Key, below: Generation) -> Vec<(Level, Error)> {
         let mut degraded = Vec::new();
-        let writes = self.stripes.lock(key.hash64()).writes_before(key.hash64(), below);
         for slot in self.lower_slots().rev() {
             if slot.index().is_some_and(|index| index.holds(key.as_ref()).is_none()) {
                 continue;
             }
             let limit = slot.limits.write_timeout.min(slot.limits.read_timeout.max(Duration::from_secs(1)));
-            let removal = async {
-                writes_to(slot, &writes).await;
-                slot.tier.remove(key, below).await
-            };
-            if let Err(error) = slot.call("remove", limit, removal).await {
+            if let Err(error) = self.remove_at(slot, key, below, limit).await {
                 self.flow.counters.count(Count::Degraded);
                 tracing::warn!(level = %slot.level, ?key, %error, "could not remove, fenced until it can");
                 self.clean_later(slot.level, key.clone(), below);
@@ -238,6 +237,16 @@ impl Shared {
             }
         }
         degraded
+    }
+
+    /// Removes from one level, after the writes that were sent to it before.
+    async fn remove_at(&self, slot: &Slot, key: &Key, below: Generation, limit: Duration) -> Result<()> {
+        let writes = self.stripes.lock(key.hash64()).writes_before(key.hash64(), below);
+        let removal = async {
+            writes_to(slot, &writes).await;
+            slot.tier.remove(key, below).await
+        };
+        slot.call("remove", limit, removal).await
     }
 
     /// Tries a removal again until it works; the flight it holds keeps the older copy fenced for as long.
@@ -251,7 +260,7 @@ impl Shared {
             let shared = flight.shared.clone();
             let again = || async {
                 let Some(slot) = shared.slot(level) else { return Ok(()) };
-                slot.call("remove", slot.limits.write_timeout, slot.tier.remove(&key, below)).await
+                shared.remove_at(slot, &key, below, slot.limits.write_timeout).await
             };
             shared.until_it_works(again).await;
             drop(flight);
@@ -383,11 +392,8 @@ impl Shared {
         };
         let result = slot.call("clear", slot.limits.write_timeout, clearing).await;
         // Last, like everywhere: what the level gave up before it was cleared is on its way by now.
-        flow.pending.discard_where(generation, |key, item| {
-            within(key)
-                && (item.from == level || item.to == level)
-                && !cfg!(tiercache_bug = "flush-keeps-pending")
-        });
+        flow.pending
+            .discard_where(generation, |key, item| within(key) && (item.from == level || item.to == level));
         flow.recorder.flushed(flow.now(), level, namespace.clone(), generation);
         result
     }
@@ -396,7 +402,7 @@ impl Shared {
 /// Waits for the end of those writes that go to `slot`, unless it commits none without a permit: a write that was
 /// sent may arrive after a removal that was sent later.
 async fn writes_to(slot: &Slot, writes: &[Arc<Ticket>]) {
-    if slot.index().is_some() || cfg!(tiercache_bug = "removal-overtakes-write") {
+    if slot.index().is_some() || seeded("removal-overtakes-write") {
         return;
     }
     for ticket in writes.iter().filter(|ticket| ticket.to() == slot.level) {

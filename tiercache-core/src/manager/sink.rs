@@ -21,6 +21,7 @@ use super::flow::Chute;
 use super::pending::Item;
 use super::slot::Slot;
 use super::write::Writing;
+use crate::bugs::seeded;
 use crate::tier::{Hold, Put, Swept};
 use crate::{Generation, Key, Level, Result};
 
@@ -124,7 +125,7 @@ impl Shared {
             }
             let now = self.flow.now();
             // Below the floor it is being replaced by a mutation that has looked for copies below already.
-            let replaced = stripe.floor(hash) > generation && !cfg!(tiercache_bug = "sink-below-floor");
+            let replaced = stripe.floor(hash) > generation && !seeded("sink-below-floor");
             if replaced || self.flow.is_dead(key.as_ref(), &item.entry, now) {
                 self.leave(key, &item, None);
                 return Attempt::Over;
@@ -175,7 +176,13 @@ impl Shared {
 
     /// Takes an entry off the way: it has arrived at `at`, or is nowhere.
     fn leave(&self, key: &Key, item: &Item, at: Option<Level>) {
-        if self.flow.pending.take(key.as_ref(), item.entry.generation).is_none() {
+        let in_ram = at.and_then(|level| self.slot(level)).is_some_and(|slot| slot.resident().is_some());
+        let taken = if in_ram {
+            self.flow.pending.take_unless_returned(key.as_ref(), item)
+        } else {
+            self.flow.pending.take(key.as_ref(), item.entry.generation)
+        };
+        if taken.is_none() {
             return;
         }
         self.flow.counters.count(if at.is_some() { Count::Sunk } else { Count::Faded });
@@ -228,6 +235,9 @@ impl Shared {
     /// the way and no durable level may still hold what they killed.
     fn forget_fences(&self, began: Generation) {
         let mut below = began;
+        if seeded("fences-forgotten-early") {
+            return self.flow.fences.forget(below, &|_| false);
+        }
         self.flow.pending.each(|_, item| below = below.min(item.entry.generation));
         if let Some(oldest) = self.stripes.oldest_flight() {
             below = below.min(oldest);

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use super::pending::Ticket;
 use super::read::Found;
 use crate::Generation;
+use crate::bugs::seeded;
 
 const STRIPES: usize = 1024;
 
@@ -122,13 +123,13 @@ impl Stripe {
     /// Tells the operations in flight that a mutation of that generation has begun. Reads under way answer
     /// those who wait for them already, and nobody else; writes under way lose their permits.
     pub(super) fn mutate(&mut self, hash: u64, generation: Generation) {
-        if cfg!(tiercache_bug = "no-floor") {
+        if seeded("no-floor") {
             return;
         }
         if let Some(flight) = self.flight(hash) {
             flight.floor = flight.floor.max(generation);
             flight.writing.iter().for_each(|ticket| ticket.withdraw(generation));
-            if !cfg!(tiercache_bug = "join-detached-read") {
+            if !seeded("join-detached-read") {
                 flight.reading = None;
             }
         }

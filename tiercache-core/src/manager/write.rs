@@ -27,6 +27,7 @@ use super::pending::{Item, Ticket};
 use super::slot::Slot;
 use super::stripes::Stripe;
 use super::{CacheManager, InFlight, Shared};
+use crate::bugs::seeded;
 use crate::tier::{Permit, Put};
 use crate::{AsKey, Entry, Error, Extras, Generation, Key, Level, Levels, Result, Stay, Timestamp};
 
@@ -387,7 +388,7 @@ impl Shared {
         // Withdrawn first: a write below that has not committed by now will not, so what the index does not
         // hold after this it will not come to hold.
         let mut held = self.flow.pending.discard(key.as_ref(), below).is_some();
-        if cfg!(tiercache_bug = "set-leaves-lower") {
+        if seeded("set-leaves-lower") {
             return Lower::Fenced { held };
         }
         for slot in self.lower_slots().rev() {
@@ -456,7 +457,7 @@ impl Shared {
                 if self.write == Write::Behind
                     && let Some(slot) = self.durable(entry.levels)
                 {
-                    let item = Item { entry, from: level, to: slot.level, writing: false };
+                    let item = Item::new(entry, level, slot.level);
                     for (key, item) in self.flow.pending.push(key, item, true) {
                         self.flow.counters.count(Count::Overflowed);
                         tracing::debug!(
@@ -502,7 +503,9 @@ impl Shared {
         }
         // Nobody keeps it. What was there before is not what the caller means any more, and a level that did not
         // answer may have it after all: the key goes.
-        self.remove_now(&key).await;
+        if !seeded("failed-set-stays") {
+            self.remove_now(&key).await;
+        }
         Err(refused.unwrap_or(Error::TooLarge { size: entry.value.len() as u64, limit }))
     }
 
@@ -522,7 +525,7 @@ impl Shared {
             if stripe.floor(key.hash64()) > entry.generation {
                 return Ok(Put::Superseded);
             }
-            let item = Item { entry: entry.clone(), from: slot.level, to: slot.level, writing: true };
+            let item = Item { writing: true, ..Item::new(entry.clone(), slot.level, slot.level) };
             self.flow.pending.push(key.clone(), item, false);
             Writing::begin(self.clone(), &mut stripe, key, entry, slot.level)
         };
@@ -533,20 +536,18 @@ impl Shared {
         result
     }
 
-    /// The write itself, and its undoing if a mutation came before its end.
+    /// The write itself. A tier that was not told in time may have committed what a mutation has overtaken: that
+    /// one waits for the end of this, and removes it.
     pub(super) async fn write_below(&self, slot: &Slot, writing: &Writing, now: Timestamp) -> Result<Put> {
         let (ticket, key, entry) = (&*writing.ticket, writing.ticket.key(), writing.ticket.entry());
         let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
-        let limit = slot.limits.write_timeout;
-        let result = slot.call("put", limit, slot.tier.put(key, entry, hold, ticket)).await;
-        if !ticket.holds() && !cfg!(tiercache_bug = "no-undo") {
-            // The tier may have committed before it was told, or may not know permits: out with it.
-            self.flow.counters.count(Count::Refused);
-            let below = ticket.superseded_by().unwrap_or(Generation::new(entry.generation.get() + 1));
-            slot.call("remove", limit, slot.tier.remove(key, below)).await?;
-            return Ok(Put::Superseded);
+        let result =
+            slot.call("put", slot.limits.write_timeout, slot.tier.put(key, entry, hold, ticket)).await;
+        if ticket.holds() {
+            return result;
         }
-        result
+        self.flow.counters.count(Count::Refused);
+        Ok(Put::Superseded)
     }
 
     /// A write in a task of its own from the start: one with a condition, or one that must reach a lower level.
@@ -558,9 +559,15 @@ impl Shared {
             }
             if draft.only_if_absent {
                 let entry = draft.entry(self.flow.now());
-                let mut fresh = Some(entry);
-                let written =
-                    self.replace(&key, |found, _| if found.is_some() { None } else { fresh.take() });
+                let fresh = Some(entry);
+                let written = self.replace(&key, |found, now| match found {
+                    Some(mut found) if seeded("add-extends-life") => {
+                        found.deadline = now.after_millis(3_600_000);
+                        Some(found)
+                    }
+                    Some(_) => None,
+                    None => fresh.clone(),
+                });
                 return Ok(written.await?.unwrap_or(Written {
                     stored: false,
                     generation: self.flow.generation(),
@@ -598,8 +605,7 @@ impl Shared {
                 let found = found.filter(|entry| self.flow.is_alive(key.as_ref(), entry, now));
                 // Below the floor it is being replaced by a mutation that has not published yet. That one
                 // comes first in order, so what it replaces must not be carried past it.
-                let found = found
-                    .filter(|entry| entry.generation >= before || cfg!(tiercache_bug = "touch-below-floor"));
+                let found = found.filter(|entry| entry.generation >= before || seeded("touch-below-floor"));
                 let Some(mut entry) = change(found, now) else { return Ok(None) };
                 entry.generation = self.flow.next_generation();
                 self.write_locked(&mut stripe, key.clone(), entry, now)

@@ -1,0 +1,126 @@
+//! Real threads on few keys and tiny levels: reads never go back, removals are never undone, nothing is lost.
+//!
+//! `TIERCACHE_SEED` is where the clients' numbers begin, `TIERCACHE_STORMS` how often each storm is repeated.
+
+use tiercache_core::Write;
+use tiercache_ram::Policy;
+use tiercache_tests::storm::{Act, Dry, Mix, READS, Storm};
+
+const POLICIES: [Policy; 3] = [Policy::Adaptive, Policy::Lru, Policy::TinyLfu];
+
+const CHANGES: Mix = &[
+    (Act::Set, 10),
+    (Act::Delete, 4),
+    (Act::Pop, 2),
+    (Act::SetShort, 1),
+    (Act::Add, 2),
+    (Act::Touch, 2),
+    (Act::Get, 6),
+    (Act::Entry, 2),
+];
+
+const INVALIDATIONS: Mix =
+    &[(Act::Set, 30), (Act::InvalidateTag, 3), (Act::Clear, 1), (Act::Delete, 3), (Act::Get, 12)];
+
+const UPHEAVAL: Mix = &[
+    (Act::Set, 20),
+    (Act::Delete, 4),
+    (Act::Touch, 2),
+    (Act::Get, 12),
+    (Act::Flush, 1),
+    (Act::Prune, 1),
+    (Act::InvalidateTag, 1),
+];
+
+const DROPPED: Mix = &[(Act::Drop, 8), (Act::Set, 6), (Act::Delete, 3), (Act::Pop, 1), (Act::Get, 6)];
+
+fn storm(policy: Policy) -> Storm {
+    Storm {
+        seed: number("TIERCACHE_SEED").unwrap_or(1),
+        policy,
+        dry: Dry::Memory,
+        write: Write::Back,
+        keys: 16,
+        operations: 16_000,
+        clients: vec![CHANGES, CHANGES, READS, CHANGES, READS, READS],
+        filled: false,
+    }
+}
+
+fn rage(name: &str, storm: Storm) {
+    for repeat in 0..number("TIERCACHE_STORMS").unwrap_or(1) {
+        let mut storm = storm.clone();
+        storm.seed += repeat;
+        let began = std::time::Instant::now();
+        let weather = storm.rage().unwrap_or_else(|broken| panic!("{name}: {broken}"));
+        println!(
+            "{name}, {:?}, {:?}, {:?}: {weather:?} in {:?}",
+            storm.policy,
+            storm.dry,
+            storm.write,
+            began.elapsed()
+        );
+        let tally = weather.tally;
+        assert!(tally.hits * 20 > tally.reads, "hardly anything is ever found");
+        assert!(weather.sunk > 100 && weather.promoted > 100, "hardly anything moves");
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn writes_and_removals_over_memory() {
+    for policy in POLICIES {
+        rage("changes", storm(policy));
+    }
+}
+
+#[test]
+fn writes_and_removals_over_the_disk() {
+    for (policy, write) in POLICIES.into_iter().zip([Write::Back, Write::Behind, Write::Through]) {
+        rage("changes", Storm { dry: Dry::Disk, write, ..storm(policy) });
+    }
+}
+
+#[test]
+fn writes_and_removals_over_a_disk_that_reclaims() {
+    for policy in POLICIES {
+        rage("changes", Storm { dry: Dry::CrampedDisk, keys: 32, ..storm(policy) });
+    }
+}
+
+#[test]
+fn nothing_is_ever_missing_while_everything_moves() {
+    for policy in POLICIES {
+        for dry in [Dry::Memory, Dry::Disk] {
+            let clients = vec![READS; 6];
+            rage("reads", Storm { dry, keys: 24, operations: 12_000, clients, filled: true, ..storm(policy) });
+        }
+    }
+}
+
+#[test]
+fn invalidations_of_tags_and_clears() {
+    for (policy, dry) in POLICIES.into_iter().zip([Dry::Disk, Dry::Memory, Dry::CrampedDisk]) {
+        let clients = vec![INVALIDATIONS, INVALIDATIONS, READS, INVALIDATIONS, READS, READS];
+        rage("invalidations", Storm { dry, clients, operations: 10_000, ..storm(policy) });
+    }
+}
+
+#[test]
+fn flushes_and_prunes_in_between() {
+    for (policy, dry) in POLICIES.into_iter().zip([Dry::Memory, Dry::Disk, Dry::CrampedDisk]) {
+        let clients = vec![UPHEAVAL, UPHEAVAL, READS, UPHEAVAL, READS, READS];
+        rage("upheaval", Storm { dry, clients, operations: 10_000, ..storm(policy) });
+    }
+}
+
+#[test]
+fn futures_that_are_dropped() {
+    for (policy, dry) in POLICIES.into_iter().zip([Dry::Disk, Dry::CrampedDisk, Dry::Memory]) {
+        let clients = vec![DROPPED, DROPPED, READS, CHANGES, READS, READS];
+        rage("dropped", Storm { dry, clients, operations: 10_000, ..storm(policy) });
+    }
+}

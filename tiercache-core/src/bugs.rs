@@ -1,0 +1,61 @@
+//! Bugs on purpose, to prove that the checks catch them.
+//!
+//! Each breaks one rule of the manager. They exist only in builds with `--cfg tiercache_bugs`, where one at a time
+//! can be chosen; in every other build [`seeded`] is `false`, and nothing of them remains.
+
+/// Whether the bug of that name was chosen.
+#[cfg(not(tiercache_bugs))]
+#[inline(always)]
+pub(crate) const fn seeded(_bug: &str) -> bool {
+    false
+}
+
+#[cfg(tiercache_bugs)]
+pub(crate) use chosen::seeded;
+#[cfg(tiercache_bugs)]
+pub use chosen::{ALL, choose};
+
+#[cfg(tiercache_bugs)]
+mod chosen {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Every bug, and the rule it breaks.
+    pub const ALL: [(&str, &str); 23] = [
+        ("add-extends-life", "only set and touch change a deadline"),
+        ("deadline-unchecked", "the deadline is checked on every answer"),
+        ("delete-skips-lower", "a removal reaches every level"),
+        ("failed-set-stays", "a write that failed leaves nothing behind"),
+        ("fences-forgotten-early", "a fence lives as long as what it guards"),
+        ("fences-not-remembered", "an invalidation outlives the process where copies do"),
+        ("generations-restart", "generations go on where the last process ended"),
+        ("hit-ignores-fences", "a hit is older than no invalidation"),
+        ("join-detached-read", "a get joins no read that began before a mutation"),
+        ("no-floor", "a mutation raises the floor of operations in flight"),
+        ("no-permit", "a write below commits only while its permit holds"),
+        ("no-scope-fence", "an invalidation of many is seen by every read"),
+        ("pending-kept-by-set", "a mutation withdraws what is on its way down"),
+        ("pending-not-read", "the way down is part of every read"),
+        ("promotion-extends-life", "moving never changes a deadline"),
+        ("publish-unchecked", "what was read before a mutation is not published after it"),
+        ("read-below-floor", "what is below the floor is not answered to those who came later"),
+        ("removal-overtakes-write", "a removal waits for the writes that were sent before it"),
+        ("set-leaves-lower", "a set fences older copies below"),
+        ("sink-trusts-any-copy", "only the very same copy below spares the way down"),
+        ("sink-below-floor", "what is being replaced does not begin to sink"),
+        ("spill-drops", "an entry is at every moment in a tier or on its way"),
+        ("stay-over-drops", "what stayed its time sinks and is not lost"),
+        ("touch-below-floor", "a touch carries nothing past a mutation that comes first"),
+    ];
+
+    static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+    /// Chooses the bug of that name for the whole process; any other name chooses none.
+    pub fn choose(bug: &str) {
+        let at = ALL.iter().position(|(name, _)| *name == bug).unwrap_or(usize::MAX);
+        CHOSEN.store(at, Ordering::SeqCst);
+    }
+
+    pub(crate) fn seeded(bug: &str) -> bool {
+        ALL.get(CHOSEN.load(Ordering::Relaxed)).is_some_and(|(chosen, _)| *chosen == bug)
+    }
+}
