@@ -96,7 +96,10 @@ fn nothing_is_ever_missing_while_everything_moves() {
     for policy in POLICIES {
         for dry in [Dry::Memory, Dry::Disk] {
             let clients = vec![READS; 6];
-            rage("reads", Storm { dry, keys: 24, operations: 12_000, clients, filled: true, ..storm(policy) });
+            rage(
+                "reads",
+                Storm { dry, keys: 24, operations: 12_000, clients, filled: true, ..storm(policy) },
+            );
         }
     }
 }
