@@ -44,28 +44,28 @@ pub(crate) fn stats(stats: &Stats) -> Value {
         })
         .collect();
     all.insert("levels".into(), json!(levels));
-    for (name, value) in counters(stats) {
+    for (name, value, _) in counters(stats) {
         all.insert(name.into(), json!(value));
     }
     Value::Object(all)
 }
 
-/// The counters beside hits and misses; the names are those of the metrics too.
-pub(crate) fn counters(stats: &Stats) -> [(&'static str, u64); 13] {
+/// The counters beside hits and misses: name, value, meaning. The metrics have these names too.
+pub(crate) fn counters(stats: &Stats) -> [(&'static str, u64, &'static str); 13] {
     [
-        ("pending_entries", stats.pending.0),
-        ("pending_bytes", stats.pending.1),
-        ("in_flight", stats.in_flight),
-        ("promoted", stats.promoted),
-        ("sunk", stats.sunk),
-        ("faded", stats.faded),
-        ("overflowed", stats.overflowed),
-        ("refused", stats.refused),
-        ("joined", stats.joined),
-        ("degraded", stats.degraded),
-        ("tracking_failures", stats.tracking_failures),
-        ("tracking_merged", stats.tracking_merged),
-        ("tracking_lost", stats.tracking_lost),
+        ("pending_entries", stats.pending.0, "Entries on their way down."),
+        ("pending_bytes", stats.pending.1, "Bytes on their way down."),
+        ("in_flight", stats.in_flight, "Operations waiting for a level."),
+        ("promoted", stats.promoted, "Entries that came up."),
+        ("sunk", stats.sunk, "Entries that went down a level."),
+        ("faded", stats.faded, "Entries that left the last level, or were dead on the way."),
+        ("overflowed", stats.overflowed, "Entries dropped because the way down was full."),
+        ("refused", stats.refused, "Old values that were about to be published and were not."),
+        ("joined", stats.joined, "Gets that joined another's read."),
+        ("degraded", stats.degraded, "Removals that could not reach a level at first."),
+        ("tracking_failures", stats.tracking_failures, "Batches the tracking store did not take at first."),
+        ("tracking_merged", stats.tracking_merged, "Hit details added up before they were told."),
+        ("tracking_lost", stats.tracking_lost, "Placements the tracking store will never be told."),
     ]
 }
 

@@ -9,7 +9,7 @@ use hyper::StatusCode;
 use hyper::header::{AGE, CONTENT_TYPE, HeaderMap};
 use serde_json::{Value, json};
 use tiercache::units::format_duration;
-use tiercache::{CacheManager, Config, Level, Registry};
+use tiercache::{CacheManager, Config, Key, Level, Registry};
 
 use crate::args::{Args, ClearArgs, KeysArgs};
 use crate::client::Client;
@@ -81,7 +81,7 @@ impl Target {
                 value: entry.value,
             })),
             Self::Remote(client) => {
-                let answer = client.send(Method::GET, &path(key, &[]), None, Bytes::new()).await?;
+                let answer = client.send(Method::GET, &path(key, &[])?, None, Bytes::new()).await?;
                 if answer.status == StatusCode::NOT_FOUND {
                     return Ok(None);
                 }
@@ -126,7 +126,7 @@ impl Target {
                 let mut query: Vec<(String, String)> =
                     tags.iter().map(|(name, value)| (format!("tag.{name}"), value.clone())).collect();
                 query.extend(ttl.map(|ttl| ("ttl".to_owned(), format_duration(ttl))));
-                client.send(Method::PUT, &path(key, &query), content_type, value).await?;
+                client.send(Method::PUT, &path(key, &query)?, content_type, value).await?;
             }
         }
         Ok(())
@@ -145,7 +145,7 @@ impl Target {
                 }
             }
             Self::Remote(client) => {
-                let answer = client.send(Method::DELETE, &path(key, &[]), None, Bytes::new()).await?;
+                let answer = client.send(Method::DELETE, &path(key, &[])?, None, Bytes::new()).await?;
                 Ok(header(&answer.headers, crate::serve::FOUND) == Some("true"))
             }
         }
@@ -157,7 +157,7 @@ impl Target {
             Self::Local(cache) => Ok(cache.touch(key, ttl).await?),
             Self::Remote(client) => {
                 let ttl = ttl.map_or("never".to_owned(), format_duration);
-                let path = path(key, &[("ttl".to_owned(), ttl)]);
+                let path = path(key, &[("ttl".to_owned(), ttl)])?;
                 Ok(client.send(Method::PATCH, &path, None, Bytes::new()).await?.status
                     != StatusCode::NOT_FOUND)
             }
@@ -168,7 +168,7 @@ impl Target {
         match self {
             Self::Local(cache) => Ok(cache.contains(key).await?),
             Self::Remote(client) => {
-                let answer = client.send(Method::HEAD, &path(key, &[]), None, Bytes::new()).await?;
+                let answer = client.send(Method::HEAD, &path(key, &[])?, None, Bytes::new()).await?;
                 Ok(answer.status != StatusCode::NOT_FOUND)
             }
         }
@@ -253,8 +253,10 @@ pub(crate) async fn clear(cache: &CacheManager, what: &ClearArgs) -> Result<Opti
     }
 }
 
-fn path(key: &str, query: &[(String, String)]) -> String {
-    with_query(&format!("/cache/{}", keyname::encode(key.as_bytes())), query)
+/// The address of a key, which is checked here: an odd one would lead elsewhere.
+fn path(key: &str, query: &[(String, String)]) -> Result<String> {
+    let key = Key::new("", key.as_bytes())?;
+    Ok(with_query(&format!("/cache/{}", keyname::encode(key.bytes())), query))
 }
 
 fn with_query(path: &str, query: &[(String, String)]) -> String {

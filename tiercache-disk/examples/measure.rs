@@ -1,4 +1,4 @@
-//! Measures the level by itself: `cargo run --release -p tiercache-disk --example measure [directory]`.
+//! Measures the level by itself: `cargo run --release -p tiercache-disk --example measure [directory [value bytes]]`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use tiercache_disk::{DiskConfig, DiskTier};
 
 fn main() -> Result<()> {
     let parent = std::env::args().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
+    let only: Option<usize> = std::env::args().nth(2).and_then(|len| len.parse().ok());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .map_err(|error| tiercache_core::Error::unavailable("measure", "start", error))?;
@@ -24,13 +25,18 @@ fn main() -> Result<()> {
             (256, 1_000_000),
             (4 << 10, 10_000),
             (4 << 10, 100_000),
-            (4 << 10, 500_000),
+            (4 << 10, 250_000),
             (64 << 10, 10_000),
             (1 << 20, 1_000),
         ] {
-            one(&parent, len, count).await?;
+            if only.is_none_or(|only| only == len) {
+                one(&parent, len, count).await?;
+            }
         }
-        reclaim(&parent).await
+        if only.is_none() {
+            reclaim(&parent).await?;
+        }
+        Ok(())
     })
 }
 
@@ -116,8 +122,9 @@ async fn one(parent: &std::path::Path, len: usize, count: u64) -> Result<()> {
         drop(second);
     }
     drop(tier);
+    let (write, read) = limits(&parent.join(format!("tiercache-limits-{}", std::process::id())), len, count);
     println!(
-        "{len:>9} {count:>9} | {} | {} | {:.3}   open {reopened:.1?}{}",
+        "{len:>9} {count:>9} | {} | {} | {:.3}   open {reopened:.1?}, write {write:.2} µs, pread + checksum {read:.2} µs{}",
         show(put_mean, puts),
         show(get_mean, gets),
         disk as f64 / payload as f64,
@@ -126,6 +133,34 @@ async fn one(parent: &std::path::Path, len: usize, count: u64) -> Result<()> {
     std::fs::remove_dir_all(&path).ok();
     std::fs::remove_dir_all(&copy).ok();
     Ok(())
+}
+
+/// What the machine needs to append as many bytes in groups of 256 KiB at least, and to read and sum one value.
+fn limits(path: &std::path::Path, len: usize, count: u64) -> (f64, f64) {
+    use std::os::unix::fs::FileExt;
+    let Ok(file) = std::fs::File::options().read(true).write(true).create_new(true).open(path) else {
+        return (f64::NAN, f64::NAN);
+    };
+    let group = vec![7; (256 << 10) / len.min(256 << 10) * len];
+    let groups = (count * len as u64 / group.len() as u64).max(1);
+    let begin = Instant::now();
+    for n in 0..groups {
+        file.write_all_at(&group, n * group.len() as u64).ok();
+    }
+    let writes = groups * (group.len() / len) as u64;
+    let write = begin.elapsed().as_secs_f64() * 1e6 / writes as f64;
+    let begin = Instant::now();
+    let mut sum = 0;
+    for n in 0..count {
+        let mut bytes = vec![0; len];
+        let at = n.wrapping_mul(0x2545_F491_4F6C_DD1D) % writes * len as u64;
+        file.read_exact_at(&mut bytes, at).ok();
+        sum ^= xxhash_rust::xxh3::xxh3_64(&bytes);
+    }
+    std::hint::black_box(sum);
+    let read = begin.elapsed().as_secs_f64() * 1e6 / count as f64;
+    std::fs::remove_file(path).ok();
+    (write, read)
 }
 
 /// Overwrites four times the level's size with 80 % of it live, half of which is read.

@@ -27,7 +27,8 @@ pub struct DiskConfig {
     /// ```
     pub max_size: u64,
     /// Bytes of a segment, the unit in which room is reclaimed; an entry must fit in one. Default: an eighth of
-    /// `max_size`, at least 1 MiB, at most 64 MiB.
+    /// `max_size`, at least 1 MiB, at most 64 MiB; above 32 GiB a 512th of `max_size`, at most 1 GiB, since each
+    /// segment is an open file.
     ///
     /// ```yaml
     /// segment_size: 67108864
@@ -123,11 +124,22 @@ impl DiskConfig {
             })
     }
 
+    /// Whether the level can be opened with these values; touches nothing.
+    ///
+    /// # Errors
+    /// [`Error::Config`], whose message begins with the key that is wrong.
+    pub fn check(&self) -> Result<()> {
+        self.segment()?;
+        self.compression.compression()?;
+        Ok(())
+    }
+
     /// Bytes of a segment.
     pub(crate) fn segment(&self) -> Result<u32> {
-        let size = self
-            .segment_size
-            .unwrap_or_else(|| (self.max_size / 8).clamp(1 << 20, DEFAULT_SEGMENT).min(self.max_size / 4));
+        let size = self.segment_size.unwrap_or_else(|| {
+            let usual = (self.max_size / 8).clamp(1 << 20, DEFAULT_SEGMENT).min(self.max_size / 4);
+            usual.max(self.max_size / 512).min(MAX_SEGMENT)
+        });
         if !(MIN_SEGMENT..=MAX_SEGMENT).contains(&size) {
             return Err(Error::Config(match self.segment_size {
                 Some(_) => {
@@ -156,6 +168,7 @@ mod tests {
     fn segments_shrink_with_the_level() {
         let segment = |max_size| DiskConfig { max_size, ..DiskConfig::default() }.segment();
         assert_eq!(segment(10 << 30).unwrap(), 64 << 20);
+        assert_eq!(segment(1 << 40).unwrap(), 1 << 30);
         assert_eq!(segment(64 << 20).unwrap(), 8 << 20);
         assert_eq!(segment(8 << 20).unwrap(), 1 << 20);
         assert_eq!(segment(1 << 20).unwrap(), 256 << 10);

@@ -221,7 +221,7 @@ pub(crate) struct LogState {
     hurry: bool,
     next_seq: u32,
     pub(crate) spares: Vec<Spare>,
-    /// Kept free in the active segment for reclaim while no spare is ready.
+    /// Kept free in the active segment while no spare is ready: what reclaim may move into it to make one.
     pub(crate) reserve: u32,
     pub(crate) full_until: Option<Instant>,
     pub(crate) stopping: bool,
@@ -371,6 +371,7 @@ impl Log {
             return Err(NoPlace::Segment);
         };
         state.seal();
+        state.reserve = self.segment_size / 3;
         let seq = state.next_seq;
         state.next_seq = seq.wrapping_add(1);
         let segment = Arc::new(Segment::begin(codec, seq, spare, self.segment_size, now));
@@ -574,14 +575,10 @@ impl Log {
     }
 
     fn try_reserve(&self, len: usize) -> Option<Reserved<'_>> {
-        let before = self.pending.fetch_add(len, Ordering::Relaxed);
-        let reserved = Reserved { log: self, len };
         // One record is let through whatever its size, or it would wait for ever.
-        if before == 0 || before + len <= MAX_PENDING {
-            return Some(reserved);
-        }
-        drop(reserved);
-        None
+        let more = |before| (before == 0 || before + len <= MAX_PENDING).then_some(before + len);
+        let taken = self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.ok().map(|_| Reserved { log: self, len })
     }
 
     pub(crate) fn is_crowded(&self) -> bool {

@@ -149,9 +149,6 @@ impl Store {
     fn reclaim(&self, segment: &Segment) -> io::Result<bool> {
         let budget = self.log.segment_size / 3;
         self.log.hurry();
-        {
-            self.log.lock().reserve = budget;
-        }
         self.log.wait_until(|state| state.stopping || segment.sealed.load(Ordering::Acquire));
         let rows = self.rows_of(segment);
         let done = self.empty(segment, &rows, budget);

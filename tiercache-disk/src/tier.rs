@@ -171,6 +171,7 @@ impl Tier for DiskTier {
 
     async fn usage(&self) -> Result<Usage> {
         let store = &self.store;
+        store.check_open()?;
         Ok(Usage {
             entries: Some(store.index.entries()),
             bytes: Some(store.index.bytes()),

@@ -469,7 +469,8 @@ async fn another_segment_size_takes_over_what_is_there() {
     let other = DiskConfig { segment_size: Some(2 * SEGMENT), ..config(dir.path()) };
     let tier = open_at(other, &ManualClock::new());
     assert_eq!(value(&tier, "a").await.unwrap(), "1");
-    for n in 0..4_000 {
+    // Long enough for what was read to be moved once and then to go.
+    for n in 0..8_000 {
         put(&tier, &format!("{n}"), &filler("f", 400), 1).await;
     }
     assert_eq!(value(&tier, "a").await, None);

@@ -361,3 +361,28 @@ async fn a_key_written_by_many_never_goes_back() {
         task.await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn puts_faster_than_the_disk_wait_for_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = tiercache_disk::DiskConfig {
+        max_size: 256 << 20,
+        segment_size: Some(32 << 20),
+        ..config(dir.path())
+    };
+    let tier = Arc::new(open_at(config, &ManualClock::new()));
+    let tasks: Vec<_> = (0..96u64)
+        .map(|n| {
+            let tier = tier.clone();
+            tokio::spawn(
+                async move { put(&tier, &format!("{n}"), &filler(&format!("{n} "), 1 << 20), 1).await },
+            )
+        })
+        .collect();
+    for task in tasks {
+        assert_eq!(task.await.unwrap(), Put::Stored);
+    }
+    for n in 0..96u64 {
+        assert_eq!(value(&tier, &format!("{n}")).await.unwrap(), filler(&format!("{n} "), 1 << 20));
+    }
+}

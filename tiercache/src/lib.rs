@@ -1,4 +1,4 @@
-//! An async cache of three levels, hot, cold and dry, wired by one YAML file.
+#![doc = include_str!("../README.md")]
 
 pub mod config;
 mod from_config;

@@ -17,7 +17,9 @@ use tiercache_tracking::{MemoryConfig, MemoryTracking};
 #[cfg(feature = "sqlite")]
 use tiercache_tracking::{SqliteConfig, SqliteTracking};
 
-use crate::config::{Key, Kind, Node, Problem, read_node, show_hidden};
+#[cfg(any(feature = "ram", feature = "disk"))]
+use crate::config::node::{Key, Kind};
+use crate::config::{Node, Problem, read_node, show_hidden};
 
 /// What a `tier.yaml` can name: for each backend, its configuration type and how it is opened.
 ///
@@ -66,6 +68,7 @@ const KNOWN_TRACKINGS: [(&str, &str); 5] = [
 ];
 
 /// The most bytes of a level that gives no `max_size`: 2, 10 and 100 GiB.
+#[cfg(any(feature = "ram", feature = "disk"))]
 const DEFAULT_SIZES: [u64; 3] = [2 << 30, 10 << 30, 100 << 30];
 
 impl Registry {
@@ -126,6 +129,7 @@ impl Registry {
     }
 
     /// As [`Registry::with_tier`], where a section without `max_size` gets that of its level.
+    #[cfg(feature = "ram")]
     fn with_sized_tier<C, T, F, O>(mut self, name: &str, open: F) -> Self
     where
         C: DeserializeOwned + Serialize + Send + 'static,
@@ -149,7 +153,9 @@ impl Registry {
         let open = Arc::new(open);
         let prepare = move |section: &Section| {
             let folder = || DiskConfig::default().directory().map(|path| path.display().to_string());
-            section.with_size().with_text("path", folder)?.prepare(&open, |tier| tier as Arc<dyn Tier>)
+            let section = section.with_size().with_text("path", folder)?;
+            section.read::<DiskConfig>()?.check().map_err(|error| section.blame(&error.to_string()))?;
+            section.prepare(&open, |tier| tier as Arc<dyn Tier>)
         };
         self.tiers.insert("local".to_owned(), Box::new(prepare));
         self
@@ -289,6 +295,7 @@ impl Section {
     }
 
     /// The section with a `max_size`: as documented for its level, if it gives none.
+    #[cfg(any(feature = "ram", feature = "disk"))]
     fn with_size(&self) -> Self {
         match self.level {
             Some(level) if !self.gives("max_size") => {
@@ -299,6 +306,7 @@ impl Section {
     }
 
     /// The section with a text for `key`, if it gives none.
+    #[cfg(feature = "disk")]
     fn with_text(self, key: &str, text: impl FnOnce() -> Result<String>) -> Result<Self, Problem> {
         if self.gives(key) {
             return Ok(self);
@@ -307,11 +315,24 @@ impl Section {
         Ok(self.with(key, Kind::Text(text)))
     }
 
+    /// The problem a backend found with its values, at the key with which its message begins.
+    #[cfg(feature = "disk")]
+    fn blame(&self, message: &str) -> Problem {
+        let (name, found) = message.split_once(": ").unwrap_or(("", message));
+        match &self.node.kind {
+            Kind::Map(entries) => entries.iter().find(|(key, _)| key.name == name),
+            _ => None,
+        }
+        .map_or_else(|| self.node.problem(message), |(_, value)| value.problem(found))
+    }
+
+    #[cfg(any(feature = "ram", feature = "disk"))]
     fn gives(&self, key: &str) -> bool {
         matches!(&self.node.kind, Kind::Map(entries)
             if entries.iter().any(|(given, value)| given.name == key && !value.is_null()))
     }
 
+    #[cfg(any(feature = "ram", feature = "disk"))]
     fn with(&self, key: &str, kind: Kind) -> Self {
         let mut node = self.node.clone();
         let value = Node { at: node.at, path: format!("{}.{key}", node.path), kind };

@@ -24,14 +24,23 @@ const UNITS: [(&str, u64); 10] = [
 /// Reads `90s`, `4h`, `1h 30m`.
 ///
 /// # Errors
-/// Says what is wrong with the text; a duration of zero is refused.
+/// Says what is wrong with the text and what is allowed; a duration of zero is refused.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    duration(text).map_err(|found| format!("{found}; allowed: {DURATION_FORM}"))
+}
+
+/// As [`parse_duration`], saying only what is wrong.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
-        return Err(format!("`{text}` has no unit, write `{text}s` for seconds"));
+    if let Ok(number) = text.parse::<f64>() {
+        return Err(if number > 0.0 {
+            format!("`{text}` has no unit, write `{text}s` for seconds")
+        } else {
+            format!("`{text}` is not above zero")
+        });
     }
     let parsed = humantime::parse_duration(text)
-        .map_err(|error| format!("`{text}` is not {DURATION_FORM} ({})", lower(&error.to_string())))?;
+        .map_err(|error| format!("`{text}` is not a duration ({})", error.to_string().to_lowercase()))?;
     // Times are kept in milliseconds: anything shorter would be none at all.
     if parsed < Duration::from_millis(1) {
         return Err(format!("`{text}` is not above zero (at least 1ms)"));
@@ -57,10 +66,15 @@ pub fn format_duration(duration: Duration) -> String {
 /// Reads `2GB` (decimal), `512MiB` (binary), `100B` or a bare number of bytes; case and blanks do not matter.
 ///
 /// # Errors
-/// Says what is wrong with the text; a size of zero is refused.
+/// Says what is wrong with the text and what is allowed; a size of zero is refused.
 pub fn parse_size(text: &str) -> Result<u64, String> {
+    size(text).map_err(|found| format!("{found}; allowed: {SIZE_FORM}"))
+}
+
+/// As [`parse_size`], saying only what is wrong.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let text = text.trim();
-    let wrong = || format!("`{text}` is not {SIZE_FORM}");
+    let wrong = || format!("`{text}` is not a size");
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = (&text[..split], text[split..].trim());
     let factor = match unit {
@@ -119,10 +133,6 @@ pub fn rounded_size(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{size:.1} {}", NAMES[unit]) }
-}
-
-fn lower(text: &str) -> String {
-    text.to_lowercase()
 }
 
 #[cfg(test)]

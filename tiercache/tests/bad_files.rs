@@ -24,8 +24,10 @@ const TABLE: &[(&str, &[Expected])] = &[
     ("hot_cache", &[("1:1", &["found the text \"hot_cache\"", "a mapping"])]),
     ("hot_cache: ram", &[("1:12", &["hot_cache: found the text \"ram\"", "a mapping"])]),
     ("hot_cache: [ram]", &[("1:12", &["hot_cache: found a list", "a mapping"])]),
-    ("write: back\nwrite: back", &[("2:1", &["duplicate", "write"])]),
-    ("dry_cache:\n  path: ./a\n  path: ./b", &[("3:3", &["duplicate", "path"])]),
+    ("write: back\nwrite: back", &[("2:1", &["write: the key is given twice"])]),
+    ("dry_cache:\n  path: ./a\n  path: ./b", &[("3:3", &["path: the key is given twice", "one of the two"])]),
+    ("write: back\n---\nwrite: back", &[("", &["a second document begins"])]),
+    ("hot_cache: &a { ttl: *b }", &[("1:22", &["not YAML: alias references unknown anchor"])]),
     // Unknown keys.
     (
         "hot_cach: { backend: ram }",
@@ -105,7 +107,7 @@ const TABLE: &[(&str, &[Expected])] = &[
         &[("1:11", &["tracking.dsn: the key `dsn` is missing"]), ("1:22", &["feature `postgres`"])],
     ),
     // Times.
-    ("hot_cache: { ttl: 0 }", &[("1:19", &["hot_cache.ttl: `0` has no unit", "null for ever"])]),
+    ("hot_cache: { ttl: 0 }", &[("1:19", &["hot_cache.ttl: `0` is not above zero", "null for ever"])]),
     ("hot_cache: { ttl: 0s }", &[("1:19", &["hot_cache.ttl: `0s` is not above zero"])]),
     ("hot_cache: { ttl: 90 }", &[("1:19", &["`90` has no unit", "`90s`"])]),
     ("hot_cache: { ttl: soon }", &[("1:19", &["`soon` is not a duration", "`4h`"])]),
@@ -150,6 +152,24 @@ const TABLE: &[(&str, &[Expected])] = &[
         &[("1:22", &["hot_cache.policy: unknown value `random`", "adaptive, lru, tinylfu"])],
     ),
     ("hot_cache: { policy: lfu }", &[("1:22", &["unknown value `lfu`", "did you mean `lru`?"])]),
+    ("dry_cache: { max_size: 1kB }", &[("1:24", &["dry_cache.max_size: 1000 is below the least"])]),
+    ("dry_cache: { segment_size: 1B }", &[("1:28", &["dry_cache.segment_size: 1 is not between"])]),
+    (
+        "dry_cache: { flush: often }",
+        &[("1:21", &["dry_cache.flush: unknown value `often`", "never, 1s, each"])],
+    ),
+    (
+        "dry_cache: { compression: gzip }",
+        &[("1:27", &["dry_cache.compression: unknown value `gzip`", "none, lz4, zstd"])],
+    ),
+    (
+        "tracking: { backend: memory, max_records: 0 }",
+        &[("1:43", &["tracking.max_records: found the number `0`", "nonzero"])],
+    ),
+    (
+        "hot_cache: { ttl: '${NOWHERE}' }",
+        &[("1:19", &["hot_cache.ttl: the environment variable NOWHERE is not set"])],
+    ),
     // Other keys.
     ("pending: 0", &[("1:10", &["pending: `0` is not above zero"])]),
     ("sweep: 1", &[("1:8", &["sweep: `1` has no unit"])]),
@@ -246,5 +266,27 @@ fn no_problem_shows_a_secret() {
     ] {
         let message = problems(text);
         assert!(!message.contains("hunter2"), "{message}");
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn no_text_makes_the_reader_panic(text in "[ -~\\n]{0,200}") {
+        let _ = common::read(&text);
+    }
+
+    #[test]
+    fn no_damage_to_a_good_file_makes_the_reader_panic(
+        at in 0usize..2000,
+        cut in 0usize..40,
+        put in "[\\[\\]{}:,&*!|>'\"%@`#\\-\\n a-z0-9$é]{0,12}",
+    ) {
+        let whole: Vec<char> = tiercache::Config::default_yaml().chars().collect();
+        let at = at.min(whole.len());
+        let text: String =
+            whole[..at].iter().copied().chain(put.chars()).chain(whole[at..].iter().copied().skip(cut)).collect();
+        let _ = common::read(&text);
     }
 }

@@ -20,21 +20,21 @@ fn effective(text: &str) -> Value {
 
 #[test]
 fn the_first_systems_files_load_unchanged() {
-    for text in [include_str!("files/v0.1.0-ram.yaml"), include_str!("files/v0.1.13-fractions.yaml")] {
+    for text in [include_str!("files/first-ram.yaml"), include_str!("files/first-every-key.yaml")] {
         let config = read(text).unwrap_or_else(|error| panic!("{error}"));
         let shown = config.to_json();
-        assert_eq!(shown["hot_cache"]["max_size"], "2GiB");
-        assert_eq!(shown["cold_cache"]["max_size"], "10GiB");
-        assert_eq!(shown["dry_cache"]["max_size"], "100GiB");
-        assert_eq!(shown["dry_cache"]["path"], "/tmp/smartcache/dry");
+        assert_eq!(shown["hot_cache"]["max_size"], "1GiB");
+        assert_eq!(shown["cold_cache"]["max_size"], "6GiB");
+        assert_eq!(shown["dry_cache"]["max_size"], "250GiB");
+        assert_eq!(shown["dry_cache"]["path"], "/srv/app-cache/dry");
         let rules = config.rules();
-        assert_eq!(rules.defaults[Level::Hot.index()], hours(4));
-        assert_eq!(rules.defaults[Level::Cold.index()], hours(24));
-        let thumbnail = Rule {
-            tags: [("type".to_owned(), "thumbnail".to_owned())].into(),
-            stays: [hours(1), hours(6), None],
+        assert_eq!(rules.defaults[Level::Hot.index()], hours(3));
+        assert_eq!(rules.defaults[Level::Cold.index()], hours(36));
+        let preview = Rule {
+            tags: [("kind".to_owned(), "preview".to_owned())].into(),
+            stays: [hours(2), hours(9), None],
         };
-        assert_eq!(rules.rules.first(), Some(&thumbnail));
+        assert_eq!(rules.rules.first(), Some(&preview));
         assert_eq!(rules.rules.len(), 2);
     }
 }
@@ -42,10 +42,10 @@ fn the_first_systems_files_load_unchanged() {
 #[test]
 fn the_first_systems_files_for_services_lack_nothing_but_the_feature() {
     for (text, features) in [
-        (include_str!("files/v0.1.0-memcached.yaml"), &["memcached", "memcached"][..]),
-        (include_str!("files/v0.1.0-s3.yaml"), &["memcached", "memcached", "s3", "redis"]),
-        (include_str!("files/v0.1.0-mongodb.yaml"), &["memcached", "memcached", "mongodb", "mongodb"]),
-        (include_str!("files/v0.1.0-postgres.yaml"), &["postgres"]),
+        (include_str!("files/first-memcached.yaml"), &["memcached", "memcached"][..]),
+        (include_str!("files/first-s3.yaml"), &["memcached", "memcached", "s3", "redis"]),
+        (include_str!("files/first-mongodb.yaml"), &["memcached", "memcached", "mongodb", "mongodb"]),
+        (include_str!("files/first-postgres.yaml"), &["postgres"]),
     ] {
         let message = problems(text);
         let lines: Vec<&str> = message.lines().collect();
@@ -127,7 +127,7 @@ fn a_level_can_be_left_out_by_one_word() {
 
 #[test]
 fn what_is_shown_loads_again_and_is_shown_the_same() {
-    for text in ["write: back", tiercache::Config::default_yaml(), include_str!("files/v0.1.0-ram.yaml")] {
+    for text in ["write: back", tiercache::Config::default_yaml(), include_str!("files/first-ram.yaml")] {
         let shown = read(text).unwrap_or_else(|error| panic!("{error}")).to_yaml();
         let again = read(&shown).unwrap_or_else(|error| panic!("{error}\n{shown}"));
         assert_eq!(again.to_json(), effective(text), "{shown}");
@@ -140,6 +140,11 @@ fn defaults_are_marked_where_they_are_shown() {
     assert!(shown.contains("  ttl: 2h\n"), "{shown}");
     assert!(shown.contains("  max_size: 2GiB  # default\n"), "{shown}");
     assert!(shown.contains("write: back  # default\n"), "{shown}");
+}
+
+#[test]
+fn marks_and_line_ends_of_other_systems_do_no_harm() {
+    assert_eq!(effective("\u{feff}write: behind\r\npending: 3MB\r\n")["pending"], "3MB");
 }
 
 #[test]

@@ -1,2 +1,48 @@
-//! Placeholder until the first command lands.
-fn main() {}
+//! Automation: `cargo xtask`. One file per command.
+
+mod bench;
+mod ci;
+mod run;
+mod test;
+mod torture;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  test                                     install what is missing, run every test
+  ci                                       format, lints, every feature alone, documentation, then test
+  torture [--histories N] [--seed S]       generated histories against the reference model, as many as you like
+  bench hot|disk|memory|hits [--json] [FILE…]
+                                           tiercache and its peers side by side
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (command, rest) = match arguments.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("help", &[][..]),
+    };
+    let done = match command {
+        "test" => test::run(),
+        "ci" => ci::run(),
+        "torture" => torture::run(rest),
+        "bench" => bench::run(rest),
+        "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        other => {
+            eprint!("unknown command `{other}`\n\n{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask {command}: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}

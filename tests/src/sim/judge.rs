@@ -30,6 +30,8 @@ pub(super) struct Mutation {
     pub ended: Option<Moment>,
     /// Whether it certainly took effect: it returned `Ok`.
     pub certain: bool,
+    /// Whether it returned an error.
+    pub failed: bool,
     /// Whether a level lagged: then it binds only this process.
     pub degraded: bool,
     /// The process it ran in.
@@ -92,6 +94,9 @@ impl Judge {
         if written.begun > ended {
             return Err(format!("value {value} was read before it was written"));
         }
+        if written.failed && written.life == life && written.ended.is_some_and(|ended| ended < begun) {
+            return Err(format!("value {value} of key {key} was read though its write had failed"));
+        }
         let later = || self.mutations.iter().filter(|other| other.key == key && other.begun > written.begun);
         // A touch that began before the write may still have found what was written.
         let touches = self.mutations.iter().filter(|other| {
@@ -140,14 +145,22 @@ impl Judge {
     }
 
     /// The value that must be there in the end, if nothing may have taken it away: that of the last mutation of
-    /// the key, when all others ended before it began.
-    pub(super) fn last_value(&self, key: u8, clock: u64) -> Option<u64> {
+    /// the key, when all others and whatever may lose values ended before it began.
+    pub(super) fn last_value(&self, key: u8, clock: u64, lossy_at: Moment) -> Option<u64> {
         let of_key = || self.mutations.iter().filter(move |mutation| mutation.key == key);
         let last = of_key().max_by_key(|mutation| mutation.begun)?;
         let alone = of_key()
             .all(|other| other.begun == last.begun || other.ended.is_some_and(|ended| ended < last.begun));
         match last.kind {
-            Kind::Write(value) if last.certain && alone && clock < last.deadline => Some(value),
+            Kind::Write(value)
+                if last.certain
+                    && !last.failed
+                    && alone
+                    && last.begun > lossy_at
+                    && clock < last.deadline =>
+            {
+                Some(value)
+            }
             _ => None,
         }
     }

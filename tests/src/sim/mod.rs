@@ -97,8 +97,8 @@ struct History {
     ended: mpsc::UnboundedReceiver<(u64, Outcome)>,
     moment: Moment,
     values: u64,
-    /// Nothing happened so far that may lose a value.
-    lossless: bool,
+    /// When something happened last that may lose a value; `Moment::MAX` when nobody can tell.
+    lossy_at: Moment,
     log: String,
     tally: Tally,
 }
@@ -180,7 +180,7 @@ impl History {
             ended,
             moment: 0,
             values: 0,
-            lossless: true,
+            lossy_at: 0,
             log,
             tally: Tally::default(),
         }
@@ -269,6 +269,7 @@ impl History {
             begun: number,
             ended: None,
             certain: false,
+            failed: false,
             degraded: false,
             life: self.lives,
         };
@@ -286,7 +287,6 @@ impl History {
             Operation::Clear => everywhere(Kind::Remove(None)),
             _ => Vec::new(),
         };
-        self.lossless &= !matches!(what, Operation::Flush(_));
         let mutation = mutations.into_iter().map(|mutation| self.judge.begin(mutation)).collect();
         let (manager, done) = (self.manager.clone(), self.done.clone());
         let task = tokio::spawn(async move {
@@ -305,7 +305,7 @@ impl History {
         if self.setup.faults && self.choices.once_in(8) {
             fate = if self.choices.once_in(3) { Fate::Hang } else { Fate::Fail };
             self.tally.faults += 1;
-            self.lossless = false;
+            self.lossy_at = Moment::MAX;
         }
         let step = self.gates.release(which, fate);
         self.note(format!("   {step}: {fate:?}"));
@@ -316,6 +316,9 @@ impl History {
         let Some(which) = self.pick_running() else { return };
         let Some(running) = self.running.remove(&which) else { return };
         running.task.abort();
+        if matches!(running.what, Operation::Flush(_)) {
+            self.lossy_at = Moment::MAX;
+        }
         self.tally.dropped += 1;
         self.note(format!("{which}: dropped"));
     }
@@ -329,7 +332,7 @@ impl History {
     async fn crash(&mut self) -> Result<(), String> {
         self.note("the process dies".to_string());
         self.tally.crashes += 1;
-        self.lossless = false;
+        self.lossy_at = Moment::MAX;
         self.life.dead.store(true, Ordering::Relaxed);
         for running in std::mem::take(&mut self.running).into_values() {
             running.task.abort();
@@ -400,9 +403,13 @@ impl History {
                 let deadline = self.clock.now().as_millis() + ttl * 1_000;
                 running.mutation.iter().for_each(|number| self.judge.mutation(*number).deadline = deadline);
             }
+            (Operation::Flush(_), Outcome::Nothing) => self.lossy_at = self.lossy_at.max(now),
             (_, Outcome::Touched(_) | Outcome::Nothing) => end(true, false),
             // Nobody has the value, or nobody knows: either way what was there before is gone for this process.
-            (Operation::Set { .. }, Outcome::Failed(_)) => end(true, true),
+            (Operation::Set { .. }, Outcome::Failed(_)) => {
+                end(true, true);
+                running.mutation.iter().for_each(|number| self.judge.mutation(*number).failed = true);
+            }
             // It may have had any part of its effect, and will have no more.
             (_, Outcome::Failed(_)) => end(false, true),
             (what, outcome) => return Err(format!("{what:?} ended with {outcome:?}")),
@@ -484,9 +491,7 @@ impl History {
                 let seen =
                     Seen { key, value, generation: None, begun, ended: self.moment, clock, life: self.lives };
                 self.judge.judge(seen)?;
-            } else if self.lossless
-                && let Some(value) = self.judge.last_value(key, clock)
-            {
+            } else if let Some(value) = self.judge.last_value(key, clock, self.lossy_at) {
                 return Err(format!("value {value} of key {key} is lost, though nothing could lose it"));
             }
         }

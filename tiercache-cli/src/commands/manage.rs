@@ -1,4 +1,4 @@
-//! `keys`, `stats`, `prune`, `clear`, `check`.
+//! `keys`, `stats`, `prune`, `clear`.
 
 use std::io::IsTerminal;
 
@@ -7,9 +7,10 @@ use comfy_table::{Table, TableStyle};
 use serde_json::{Value, json};
 use tiercache::units::rounded_size;
 
-use super::busy;
+use super::{busy, offline};
 use crate::args::{Args, ClearArgs, KeysArgs};
-use crate::outcome::{Failure, Outcome, Result};
+use crate::client::Client;
+use crate::outcome::{Outcome, Result};
 use crate::target::{self, Target};
 
 pub(super) async fn keys(target: &Target, args: &KeysArgs, json: bool) -> Result {
@@ -62,11 +63,21 @@ fn table(keys: &[Value]) -> Table {
     table
 }
 
-pub(super) async fn stats(target: &Target, json: bool) -> Result {
-    let stats = target.stats().await?;
-    if json {
+/// Of a service what it says; else a look from outside, which a process that has the cache open does not hinder.
+pub(super) async fn stats(args: &Args) -> Result {
+    let stats = match &args.url {
+        Some(url) => {
+            let client = Client::new(url, args.token.clone())?;
+            Target::Remote(client).stats().await?
+        }
+        None => busy("looking", offline::stats(target::config(args)?)).await?,
+    };
+    if args.json {
         println!("{stats}");
         return Ok(Outcome::Done);
+    }
+    if let Some(owner) = stats["owner"].as_u64() {
+        println!("process {owner} has it open and holds more in RAM; --url asks it");
     }
     let mut table = Table::new();
     table.load_style(TableStyle::new()).set_header(["level", "backend", "hits", "entries", "size", "of"]);
@@ -106,16 +117,4 @@ pub(super) async fn clear(target: &Target, what: &ClearArgs, json: bool) -> Resu
         (false, None) => println!("cleared"),
     }
     Ok(Outcome::Done)
-}
-
-/// Verifies the levels on disk without opening the cache.
-pub(super) async fn check(args: &Args, repair: bool) -> Result {
-    if args.url.is_some() {
-        return Err(Failure::usage(
-            "check looks at the disk itself: run it where the files are, without --url",
-        ));
-    }
-    let config = target::config(args)?;
-    let _ = (config, repair);
-    Err(Failure::backend("check"))
 }

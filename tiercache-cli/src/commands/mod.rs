@@ -1,5 +1,6 @@
 mod config;
 mod manage;
+mod offline;
 mod values;
 
 use std::future::Future;
@@ -17,7 +18,8 @@ pub(crate) async fn run(args: Args) -> Result {
     match &args.command {
         Command::Init(init) => return config::init(init, args.json),
         Command::Config(what) => return config::config(*what, &args),
-        Command::Check { repair } => return manage::check(&args, *repair).await,
+        Command::Check { repair } => return offline::check(&args, *repair).await,
+        Command::Stats => return manage::stats(&args).await,
         Command::Serve(serve) => return crate::serve::serve(&args, serve).await,
         _ => {}
     }
@@ -38,12 +40,14 @@ async fn on(target: &Target, args: &Args) -> Result {
         Command::Touch(touch) => values::touch(target, touch, json).await,
         Command::Contains { key } => values::contains(target, key, json).await,
         Command::Keys(keys) => manage::keys(target, keys, json).await,
-        Command::Stats => manage::stats(target, json).await,
         Command::Prune => manage::prune(target, json).await,
         Command::Clear(what) => manage::clear(target, what, json).await,
-        Command::Init(_) | Command::Config(_) | Command::Check { .. } | Command::Serve(_) => {
-            Ok(Outcome::Done)
-        }
+        // Done before the cache was opened.
+        Command::Init(_)
+        | Command::Config(_)
+        | Command::Stats
+        | Command::Check { .. }
+        | Command::Serve(_) => Ok(Outcome::Done),
     }
 }
 

@@ -17,7 +17,9 @@ use crate::target;
 /// Verifies every record of the levels on disk.
 pub(super) async fn check(args: &Args, repair: bool) -> Result {
     if args.url.is_some() {
-        return Err(Failure::usage("check looks at the disk itself: run it where the files are, without --url"));
+        return Err(Failure::usage(
+            "check looks at the disk itself: run it where the files are, without --url",
+        ));
     }
     let folders = folders(&target::config(args)?);
     if folders.is_empty() {
@@ -48,7 +50,8 @@ async fn verify(folder: PathBuf, repair: bool) -> Result<Report> {
         bar.finish_and_clear();
         report
     });
-    let checked = work.await.map_err(|error| Failure::backend(format!("{shown}: the check did not end: {error}")))?;
+    let checked =
+        work.await.map_err(|error| Failure::backend(format!("{shown}: the check did not end: {error}")))?;
     Ok(checked?)
 }
 
@@ -86,7 +89,9 @@ fn tell(level: Level, folder: &Path, report: &Report, as_json: bool) {
     match (report.is_clean(), report.repaired) {
         (true, _) => println!("  well"),
         (false, true) => println!("  repaired"),
-        (false, false) => println!("  not well; --repair puts right what can be, while no process has it open"),
+        (false, false) => {
+            println!("  not well; --repair puts right what can be, while no process has it open")
+        }
     }
 }
 

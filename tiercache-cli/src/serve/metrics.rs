@@ -41,11 +41,11 @@ pub(crate) fn text(stats: &Stats) -> String {
     }
     let open = stats.levels.iter().map(|told| (told.level.name(), u64::from(told.breaker_open)));
     per_level(&mut out, "breaker_open", "gauge", "Whether calls are kept from a level.", open);
-    for (name, value) in report::counters(stats) {
+    for (name, value, help) in report::counters(stats) {
         if GAUGES.contains(&name) {
-            single(&mut out, name, "gauge", "See the statistics.", value);
+            single(&mut out, name, "gauge", help, value);
         } else {
-            single(&mut out, &format!("{name}_total"), "counter", "See the statistics.", value);
+            single(&mut out, &format!("{name}_total"), "counter", help, value);
         }
     }
     out

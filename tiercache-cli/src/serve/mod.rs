@@ -1,6 +1,7 @@
 //! `serve`: the cache over HTTP until SIGTERM or SIGINT, then RAM sinks to disk.
 
 mod answer;
+mod door;
 mod guard;
 mod media;
 mod metrics;
@@ -10,12 +11,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::ListenerExt;
 use serde_json::json;
 use tiercache::CacheManager;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 
 pub(crate) use self::answer::{FOUND, REMOVED};
@@ -31,7 +31,12 @@ pub(crate) struct Service {
     cache: CacheManager,
     guard: guard::Guard,
     max_body: u64,
+    /// KiB of bodies that may be on their way in at a time.
+    bodies: Semaphore,
 }
+
+/// How many of the largest bodies may be on their way in at a time; smaller ones are more.
+const BODIES: u64 = 8;
 
 /// Serves until it is told to stop.
 pub(crate) async fn serve(args: &Args, serve: &ServeArgs) -> Result {
@@ -49,18 +54,17 @@ pub(crate) async fn serve(args: &Args, serve: &ServeArgs) -> Result {
     let cache = busy("opening", config.open()).await?;
     announce(address, args.json);
 
-    let service = Arc::new(Service { cache: cache.clone(), guard, max_body: serve.max_body });
+    let max_body = serve.max_body;
+    let bodies = Semaphore::new(
+        usize::try_from(max_body.div_ceil(1024) * BODIES).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS),
+    );
+    let service = Arc::new(Service { cache: cache.clone(), guard, max_body, bodies });
     let (stop, stopped) = oneshot::channel::<()>();
-    // Answers are written at once and whole: waiting to fill a packet would only delay them.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
-        }
-    });
-    let server = axum::serve(listener, routes::router(service)).with_graceful_shutdown(async {
-        // Either way it is time to stop: the sender goes with the command.
-        let _ = stopped.await;
-    });
+    let server =
+        axum::serve(door::Door::new(listener), routes::router(service)).with_graceful_shutdown(async {
+            // Either way it is time to stop: the sender goes with the command.
+            let _ = stopped.await;
+        });
     let mut server = tokio::spawn(server.into_future());
     let early = tokio::select! {
         () = signals.next() => None,

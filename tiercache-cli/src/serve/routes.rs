@@ -21,6 +21,7 @@ use futures_core::Stream as _;
 use serde_json::json;
 use tiercache::EntryInfo;
 use tiercache::units::{duration_of_hours, parse_duration};
+use tokio::sync::SemaphorePermit;
 
 use super::Service;
 use super::answer::{Answer, FOUND, REMOVED, Refusal, done, json_response};
@@ -95,6 +96,10 @@ async fn write(State(service): Shared, request: Request<Body>) -> Answer {
     let given = given.filter(|given| !given.trim().eq_ignore_ascii_case(OCTETS) && !given.trim().is_empty());
     let content_type = given.or_else(|| media_type_of(&key)).map(str::to_owned);
     let announced = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if announced == Some(0) {
+        return Err(Refusal::bad("the body is empty"));
+    }
+    let _room = room(&service, announced).await?;
     let value = whole(body, announced, service.max_body).await?;
     if value.is_empty() {
         return Err(Refusal::bad("the body is empty"));
@@ -251,6 +256,16 @@ fn parameters(uri: &Uri) -> Result<Vec<(String, String)>, Refusal> {
 fn key(uri: &Uri) -> Result<Vec<u8>, Refusal> {
     let encoded = uri.path().strip_prefix("/cache/").unwrap_or_default();
     keyname::decode(encoded).ok_or_else(|| Refusal::bad("a % without two digits in the key"))
+}
+
+/// Waits until the body's bytes, or as many as it may have, fit beside those of others.
+async fn room(service: &Service, announced: Option<u64>) -> Result<SemaphorePermit<'_>, Refusal> {
+    let bytes = announced.unwrap_or(u64::MAX).min(service.max_body);
+    let share = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+    match tokio::time::timeout(BODY_PAUSE, service.bodies.acquire_many(share)).await {
+        Ok(Ok(permit)) => Ok(permit),
+        _ => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too many bodies are on their way in")),
+    }
 }
 
 /// Reads a body as it comes, and no further than the limit.

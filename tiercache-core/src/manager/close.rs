@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::CacheManager;
 use super::counters::Count;
+use super::guard::caught;
 use crate::{Error, Level, Result};
 
 /// What became of everything when the cache was closed.
@@ -142,9 +143,13 @@ impl CacheManager {
         let told = tokio::time::timeout_at(end, flow.recorder.flush(flow.now(), &flow.counters)).await;
         close("tracking", told);
         for slot in shared.slots() {
-            close(slot.tier.name(), tokio::time::timeout_at(end, slot.tier.close()).await);
+            let name = slot.tier.name();
+            close(name, tokio::time::timeout_at(end, caught(name, slot.tier.close())).await);
         }
-        close("tracking", tokio::time::timeout_at(end, flow.recorder.tracking().close()).await);
+        close(
+            "tracking",
+            tokio::time::timeout_at(end, caught("tracking", flow.recorder.tracking().close())).await,
+        );
         self._running.0.send_replace(true);
         report
     }

@@ -133,7 +133,8 @@ impl Spill for Chute {
             return;
         };
         // What came up unchanged is still there: it need not go down again.
-        if tier.index().and_then(|index| index.holds(key.as_ref())) == Some(entry.generation) {
+        let held = tier.index().and_then(|index| index.holds(key.as_ref()));
+        if held == Some(entry.generation) || (held.is_some() && seeded("sink-trusts-any-copy")) {
             flow.counters.count(Count::Sunk);
             flow.recorder.moved(now, &key, entry.generation, Some(*to));
             return;

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::CacheManager;
+use super::guard::caught;
 use crate::tracking::{Query, Record};
 use crate::{Entry, Error, Generation, Key, Result};
 
@@ -128,7 +129,8 @@ impl Keys {
                 if after.is_none() {
                     flow.recorder.flush(flow.now(), &flow.counters).await?;
                 }
-                let page = flow.recorder.tracking().find(&query, after.as_ref(), PAGE).await?;
+                let tracking = flow.recorder.tracking();
+                let page = caught(tracking.name(), tracking.find(&query, after.as_ref(), PAGE)).await?;
                 let last = page.last().map(|record| record.key.clone());
                 let is_last = page.len() < PAGE;
                 // Tracking may lag: what an invalidation killed, or is nowhere any more, is not told.

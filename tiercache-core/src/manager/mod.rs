@@ -9,6 +9,7 @@ mod close;
 mod counters;
 mod fences;
 mod flow;
+mod guard;
 mod keys;
 mod pending;
 mod read;

@@ -90,8 +90,9 @@ impl CacheManager {
         let mut hits = 0;
         if recorder.is_enabled() {
             // Tracking may lag and may fail; then the hits it has not been told of yet are all there is.
-            let _ = recorder.flush(shared.flow.now(), &shared.flow.counters).await;
-            if let Ok(Some(record)) = recorder.tracking().lookup(&key.to_key()).await
+            recorder.catch_up(shared.flow.now(), &shared.flow.counters).await;
+            let key = key.to_key();
+            if let Ok(Some(record)) = recorder.ask("lookup", recorder.tracking().lookup(&key)).await
                 && record.generation == found.entry.generation
             {
                 hits = record.hits;
@@ -231,7 +232,9 @@ impl Shared {
             }
             if resting.until <= now {
                 // Its stay is over, as the sweep would have found: it goes down, and comes up from there.
-                if let Some(resting) = resident.take(key, entry.generation) {
+                if let Some(resting) = resident.take(key, entry.generation)
+                    && !seeded("stay-over-drops")
+                {
                     let left = Left { cause: Cause::StayOver, uses: resting.uses };
                     self.chute(slot.level).spill(key.to_key(), resting.entry, left);
                 }

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Place;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::counters::Counters;
+use super::guard::caught;
 use crate::tier::Scope;
 use crate::tracking::{Event, Record, Totals, What};
-use crate::{Generation, Key, Level, Timestamp, Tracking};
+use crate::{Error, Generation, Key, Level, Timestamp, Tracking};
 
 const SHARDS: usize = 16;
 /// Events a shard holds before it is aggregated in place.
@@ -18,6 +20,8 @@ const SHARD_EVENTS: usize = 4_096;
 /// Distinct keys a shard holds while the store does not take any: beyond, the oldest placements are given up,
 /// counted in [`Recorder::lost`].
 const SHARD_KEYS: usize = 65_536;
+/// The longest a caller waits for the store to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Recorder {
@@ -143,7 +147,7 @@ impl Recorder {
         if batch.events.is_empty() {
             return Ok(());
         }
-        let told = self.tracking.record(&batch.events).await;
+        let told = caught(self.tracking.name(), self.tracking.record(&batch.events)).await;
         match &told {
             Ok(()) => batch.taken = true,
             Err(error) => {
@@ -158,7 +162,27 @@ impl Recorder {
     pub(super) async fn reset(&self, at: Timestamp, counters: &Counters) -> crate::Result<()> {
         self.flush(at, counters).await?;
         *lock(&self.reported) = counters.totals();
-        if self.enabled { self.tracking.reset_totals().await } else { Ok(()) }
+        if self.enabled { self.ask("reset totals", self.tracking.reset_totals()).await } else { Ok(()) }
+    }
+
+    /// [`Recorder::flush`] for those who want to know the latest, and not at any price.
+    pub(super) async fn catch_up(&self, at: Timestamp, counters: &Counters) {
+        // What it does not take it has counted as a failure; what takes too long goes on waiting.
+        let _ = tokio::time::timeout(PATIENCE, self.flush(at, counters)).await;
+    }
+
+    /// What the store answers, within a time that a caller can be made to wait.
+    pub(super) async fn ask<T>(
+        &self,
+        op: &'static str,
+        question: impl Future<Output = crate::Result<T>>,
+    ) -> crate::Result<T> {
+        let backend = self.tracking.name();
+        tokio::time::timeout(PATIENCE, caught(backend, question)).await.unwrap_or(Err(Error::TimedOut {
+            backend,
+            op,
+            after: PATIENCE,
+        }))
     }
 
     /// What was counted and not yet told.

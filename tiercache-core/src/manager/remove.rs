@@ -224,17 +224,12 @@ impl Shared {
     /// holds a flight. Levels that failed are cleaned in the background and returned.
     pub(super) async fn remove_lower(self: &Arc<Self>, key: &Key, below: Generation) -> Vec<(Level, Error)> {
         let mut degraded = Vec::new();
-        let writes = self.stripes.lock(key.hash64()).writes_before(key.hash64(), below);
         for slot in self.lower_slots().rev() {
             if slot.index().is_some_and(|index| index.holds(key.as_ref()).is_none()) {
                 continue;
             }
             let limit = slot.limits.write_timeout.min(slot.limits.read_timeout.max(Duration::from_secs(1)));
-            let removal = async {
-                writes_to(slot, &writes).await;
-                slot.tier.remove(key, below).await
-            };
-            if let Err(error) = slot.call("remove", limit, removal).await {
+            if let Err(error) = self.remove_at(slot, key, below, limit).await {
                 self.flow.counters.count(Count::Degraded);
                 tracing::warn!(level = %slot.level, ?key, %error, "could not remove, fenced until it can");
                 self.clean_later(slot.level, key.clone(), below);
@@ -242,6 +237,16 @@ impl Shared {
             }
         }
         degraded
+    }
+
+    /// Removes from one level, after the writes that were sent to it before.
+    async fn remove_at(&self, slot: &Slot, key: &Key, below: Generation, limit: Duration) -> Result<()> {
+        let writes = self.stripes.lock(key.hash64()).writes_before(key.hash64(), below);
+        let removal = async {
+            writes_to(slot, &writes).await;
+            slot.tier.remove(key, below).await
+        };
+        slot.call("remove", limit, removal).await
     }
 
     /// Tries a removal again until it works; the flight it holds keeps the older copy fenced for as long.
@@ -255,7 +260,7 @@ impl Shared {
             let shared = flight.shared.clone();
             let again = || async {
                 let Some(slot) = shared.slot(level) else { return Ok(()) };
-                slot.call("remove", slot.limits.write_timeout, slot.tier.remove(&key, below)).await
+                shared.remove_at(slot, &key, below, slot.limits.write_timeout).await
             };
             shared.until_it_works(again).await;
             drop(flight);
@@ -387,9 +392,8 @@ impl Shared {
         };
         let result = slot.call("clear", slot.limits.write_timeout, clearing).await;
         // Last, like everywhere: what the level gave up before it was cleared is on its way by now.
-        flow.pending.discard_where(generation, |key, item| {
-            within(key) && (item.from == level || item.to == level) && !seeded("flush-keeps-pending")
-        });
+        flow.pending
+            .discard_where(generation, |key, item| within(key) && (item.from == level || item.to == level));
         flow.recorder.flushed(flow.now(), level, namespace.clone(), generation);
         result
     }

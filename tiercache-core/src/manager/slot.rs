@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::guard::caught;
 use crate::tier::{Index, Profile, Resident};
 use crate::{Clock, Error, Level, Result, Tier, Timestamp};
 
@@ -82,13 +83,13 @@ impl Slot {
         }
         // A caller that is dropped here has learnt nothing: the probe, if this was one, goes to the next.
         let probe = Probe(&self.breaker);
-        let result = match tokio::time::timeout(limit, operation).await {
+        let result = match tokio::time::timeout(limit, caught(backend, operation)).await {
             Ok(result) => result,
             Err(_) => Err(Error::TimedOut { backend, op, after: limit }),
         };
         drop(probe);
         match &result {
-            Err(error) if error.is_retryable() => {
+            Err(error) if error.is_retryable() || matches!(error, Error::Panicked { .. }) => {
                 if self.breaker.failed(self.clock.now()) {
                     tracing::warn!(backend, level = %self.level, op, %error, "breaker opened");
                 } else {

@@ -71,7 +71,7 @@ impl CacheManager {
         let recorder = &flow.recorder;
         let mut totals = recorder.unreported(counters);
         if recorder.is_enabled() {
-            match recorder.tracking().totals().await {
+            match recorder.ask("totals", recorder.tracking().totals()).await {
                 Ok(remembered) => totals.add(&remembered),
                 Err(error) => tracing::warn!(%error, "tracking did not tell its totals"),
             }

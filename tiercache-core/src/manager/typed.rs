@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::counters::Count;
+use super::guard::caught_now;
 use super::{CacheManager, Set};
 use crate::{AsKey, Error, Level, Result};
 
@@ -42,7 +43,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> TypedCache<T> {
     /// The value of `key`, shared. Bytes that do not decode as a `T` are a miss, and counted.
     ///
     /// # Errors
-    /// As for [`CacheManager::get`].
+    /// As for [`CacheManager::get`]; [`Error::Panicked`] when decoding does.
     pub async fn get(&self, key: impl AsKey) -> Result<Option<Arc<T>>> {
         let manager = &self.manager;
         let key = manager.key(&key)?;
@@ -60,7 +61,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> TypedCache<T> {
         if let Some(value) = decoded.and_then(|decoded| decoded.downcast::<T>().ok()) {
             return Ok(Some(value));
         }
-        let Ok(value) = decode::<T>(&entry.value) else {
+        let Some(value) = decode::<T>(&entry.value)? else {
             shared.flow.counters.count(Count::Undecodable);
             tracing::warn!(?key, wanted = std::any::type_name::<T>(), "stored bytes do not decode");
             return Ok(None);
@@ -77,7 +78,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> TypedCache<T> {
     /// Keeps `value` under `key`, with options like [`CacheManager::set`]. The value is encoded here and now.
     ///
     /// # Errors
-    /// [`Error::Codec`] when it does not encode.
+    /// [`Error::Codec`] when it does not encode, [`Error::Panicked`] when encoding does.
     pub fn set(&self, key: impl AsKey, value: impl Into<Arc<T>>) -> Result<Set<'_>> {
         let value: Arc<T> = value.into();
         let bytes = encode(&*value)?;
@@ -93,14 +94,13 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> TypedCache<T> {
 fn encode<T: Serialize>(value: &T) -> Result<Bytes> {
     let mut bytes = Vec::new();
     let mut encoder = rmp_serde::Serializer::new(&mut bytes).with_struct_map();
-    value
-        .serialize(&mut encoder)
-        .map_err(|error| Error::Codec { what: "encodable", reason: error.to_string() })?;
+    let encoded = caught_now("a value's encoder", || Ok(value.serialize(&mut encoder)));
+    encoded?.map_err(|error| Error::Codec { what: "encodable", reason: error.to_string() })?;
     Ok(bytes.into())
 }
 
-fn decode<T: DeserializeOwned>(bytes: &Bytes) -> std::result::Result<T, rmp_serde::decode::Error> {
+fn decode<T: DeserializeOwned>(bytes: &Bytes) -> Result<Option<T>> {
     let mut decoder = rmp_serde::Deserializer::from_read_ref(&bytes[..]);
     decoder.set_max_depth(MAX_DEPTH);
-    T::deserialize(&mut decoder)
+    caught_now("a value's decoder", || Ok(T::deserialize(&mut decoder).ok()))
 }

@@ -309,7 +309,7 @@ enum Begun {
 
 /// What step 3 came to.
 pub(super) enum Lower {
-    /// No level below has an older copy any more; whether one had.
+    /// Neither the way down nor a level below has an older copy any more; whether one had.
     Fenced { held: bool },
     /// Some level must be waited for.
     Wait,
@@ -387,11 +387,10 @@ impl Shared {
     pub(super) fn fence_lower(&self, key: &Key, below: Generation) -> Lower {
         // Withdrawn first: a write below that has not committed by now will not, so what the index does not
         // hold after this it will not come to hold.
-        self.flow.pending.discard(key.as_ref(), below);
+        let mut held = self.flow.pending.discard(key.as_ref(), below).is_some();
         if seeded("set-leaves-lower") {
-            return Lower::Fenced { held: false };
+            return Lower::Fenced { held };
         }
-        let mut held = false;
         for slot in self.lower_slots().rev() {
             let Some(index) = slot.index() else { return Lower::Wait };
             if index.holds(key.as_ref()).is_none() {
@@ -483,8 +482,8 @@ impl Shared {
         let mut limit = 0;
         for slot in candidates {
             let mut put = self.put_below(slot, &key, &entry, now).await;
-            if self.write == Write::Through && put.is_ok() {
-                // A level may have accepted what it still gathers with other writes.
+            if self.write == Write::Through && matches!(put, Ok(Put::Stored | Put::Unchanged)) {
+                // A level may keep what it took in a buffer of its own for a moment.
                 let synced = slot.call("sync", slot.limits.write_timeout, slot.tier.sync()).await;
                 put = synced.and(put);
             }
@@ -510,7 +509,7 @@ impl Shared {
         }
         // Nobody keeps it. What was there before is not what the caller means any more, and a level that did not
         // answer may have it after all: the key goes.
-        if !seeded("failed-set-keeps-old") {
+        if !seeded("failed-set-stays") {
             self.remove_now(&key).await;
         }
         Err(refused.unwrap_or(Error::TooLarge { size: entry.value.len() as u64, limit }))
@@ -543,20 +542,18 @@ impl Shared {
         result
     }
 
-    /// The write itself, and its undoing if a mutation came before its end.
+    /// The write itself. A tier that was not told in time may have committed what a mutation has overtaken: that
+    /// one waits for the end of this, and removes it.
     pub(super) async fn write_below(&self, slot: &Slot, writing: &Writing, now: Timestamp) -> Result<Put> {
         let (ticket, key, entry) = (&*writing.ticket, writing.ticket.key(), writing.ticket.entry());
         let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
-        let limit = slot.limits.write_timeout;
-        let result = slot.call("put", limit, slot.tier.put(key, entry, hold, ticket)).await;
-        if !ticket.holds() && !seeded("no-undo") {
-            // The tier may have committed before it was told, or may not know permits: out with it.
-            self.flow.counters.count(Count::Refused);
-            let below = ticket.superseded_by().unwrap_or(Generation::new(entry.generation.get() + 1));
-            slot.call("remove", limit, slot.tier.remove(key, below)).await?;
-            return Ok(Put::Superseded);
+        let result =
+            slot.call("put", slot.limits.write_timeout, slot.tier.put(key, entry, hold, ticket)).await;
+        if ticket.holds() {
+            return result;
         }
-        result
+        self.flow.counters.count(Count::Refused);
+        Ok(Put::Superseded)
     }
 
     /// A write in a task of its own from the start: one with a condition, or one that must reach a lower level.

@@ -7,7 +7,7 @@
 mod de;
 mod env;
 mod error;
-mod node;
+pub(crate) mod node;
 mod parts;
 mod read;
 mod secret;
@@ -15,13 +15,14 @@ mod show;
 mod yaml;
 
 use std::collections::BTreeSet;
+use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use tiercache_core::{CacheManager, Clock, Error, Level, Limits, Result, Rules, SystemClock, Tracking};
 
 pub use self::error::{ConfigError, Position, Problem};
-pub(crate) use self::node::{Key, Kind, Node};
+pub(crate) use self::node::Node;
 use self::parts::PreparedLevel;
 use self::read::Settings;
 pub use self::secret::Secret;
@@ -55,12 +56,14 @@ impl Config {
         let file = path.display().to_string();
         let whole =
             |found: String| ConfigError::new(&file, vec![Problem::new(Position::default(), "", found)]);
-        let size = std::fs::metadata(path).map_err(|error| whole(format!("cannot be read: {error}")))?.len();
-        if size > MAX_FILE_BYTES {
-            return Err(whole(format!("has {size} bytes, more than a configuration has")));
+        let cannot = |error: std::io::Error| whole(format!("cannot be read: {error}"));
+        // Read no further than that, whatever stands there.
+        let mut opened = std::fs::File::open(path).map_err(cannot)?.take(MAX_FILE_BYTES + 1);
+        let mut text = String::new();
+        opened.read_to_string(&mut text).map_err(cannot)?;
+        if text.len() as u64 > MAX_FILE_BYTES {
+            return Err(whole(format!("has more than {MAX_FILE_BYTES} bytes, which no configuration has")));
         }
-        let text =
-            std::fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
         Self::read(&file, &text, registry, &|name| std::env::var(name).ok())
     }
 
@@ -110,6 +113,16 @@ impl Config {
     /// A commented file to begin with.
     pub const fn default_yaml() -> &'static str {
         include_str!("default.yaml")
+    }
+
+    /// Opens tracking alone, for a look at what it remembers beside the process that has the levels open.
+    ///
+    /// # Errors
+    /// As for [`Config::open`].
+    pub async fn open_tracking(self) -> Result<Option<Arc<dyn Tracking>>> {
+        let Some(tracking) = self.tracking else { return Ok(None) };
+        let opened = (tracking.open)(SystemClock::start()).await;
+        opened.map(Some).map_err(|error| within(&self.file, "tracking", error))
     }
 
     /// Opens the backends and starts the manager on the runtime this is called in.

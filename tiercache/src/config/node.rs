@@ -110,7 +110,7 @@ impl Node {
     pub(crate) fn duration(&self) -> Result<Duration, Problem> {
         match &self.kind {
             Kind::Text(text) | Kind::Expanded(text) | Kind::Number(text) => {
-                units::parse_duration(text).map_err(|found| self.problem(found).allowed(DURATION_FORM))
+                units::duration(text).map_err(|found| self.problem(found).allowed(DURATION_FORM))
             }
             _ => Err(self.not(DURATION_FORM)),
         }
@@ -126,7 +126,7 @@ impl Node {
     pub(crate) fn size(&self) -> Result<u64, Problem> {
         match &self.kind {
             Kind::Text(text) | Kind::Expanded(text) | Kind::Number(text) => {
-                units::parse_size(text).map_err(|found| self.problem(found).allowed(SIZE_FORM))
+                units::size(text).map_err(|found| self.problem(found).allowed(SIZE_FORM))
             }
             _ => Err(self.not(SIZE_FORM)),
         }

@@ -30,10 +30,19 @@ pub(crate) fn parse(text: &str) -> Result<Node, Problem> {
 fn problem(error: &serde_saphyr::Error) -> Problem {
     let at = error.location().map(position).unwrap_or_default();
     // The library adds the place and a drawing of the lines; both are said elsewhere, or show secrets.
-    let words = error.without_snippet().to_string();
-    let words = words.lines().next().unwrap_or("not YAML");
-    let words = words.split(" at line ").next().unwrap_or(words);
-    Problem::new(at, "", format!("not YAML: {words}"))
+    match error.without_snippet() {
+        serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
+            Problem::new(at, key.clone(), "the key is given twice").allowed("one of the two")
+        }
+        serde_saphyr::Error::MultipleDocuments { .. } => {
+            Problem::new(at, "", "a second document begins").allowed("one document")
+        }
+        other => {
+            let words = other.to_string();
+            let words = words.lines().next().unwrap_or_default();
+            Problem::new(at, "", format!("not YAML: {}", words.split(" at line ").next().unwrap_or(words)))
+        }
+    }
 }
 
 fn position(location: Location) -> Position {

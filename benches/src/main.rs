@@ -1,0 +1,70 @@
+//! tiercache and its peers side by side in one run: `cargo xtask bench`.
+
+mod allocations;
+mod hot;
+mod keys;
+mod measure;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+cargo xtask bench hot|disk|memory|hits [--json] [--only KIND=NAME,…] [FILE…]
+
+  hot      a hit, a miss, a set, a promotion in RAM, beside other caches and frameworks
+  disk     gets and puts of the disk level, beside databases and the machine's own limits
+  memory   bytes of RAM per entry
+  hits     hit ratios on traces, one key per line; without a file on made-up ones
+
+  --json         one object per line
+  --only         only these, KIND being case, keys, contender or threads; may be given once per kind
+";
+
+/// What was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Options {
+    pub(crate) json: bool,
+    only: Vec<(String, String)>,
+    #[allow(dead_code)]
+    pub(crate) files: Vec<String>,
+}
+
+impl Options {
+    /// Whether that is to be measured: nothing of its kind was picked, or it was.
+    pub(crate) fn wants(&self, kind: &str, name: &str) -> bool {
+        let mut picked = self.only.iter().filter(|(picked, _)| picked == kind).peekable();
+        picked.peek().is_none() || picked.any(|(_, picked)| picked == name)
+    }
+}
+
+fn main() -> ExitCode {
+    let mut options = Options::default();
+    let mut bench = None;
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--json" => options.json = true,
+            "--only" => {
+                let picked = arguments.next().unwrap_or_default();
+                let Some((kind, names)) = picked.split_once('=') else {
+                    eprint!("--only takes KIND=NAME,…, not `{picked}`\n\n{USAGE}");
+                    return ExitCode::from(2);
+                };
+                options.only.extend(names.split(',').map(|name| (kind.to_string(), name.to_string())));
+            }
+            "--help" | "-h" => {
+                print!("{USAGE}");
+                return ExitCode::SUCCESS;
+            }
+            _ if bench.is_none() => bench = Some(argument),
+            _ => options.files.push(argument),
+        }
+    }
+    match bench.as_deref() {
+        Some("hot") => hot::run(&options),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    }
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,34 @@
+//! The examples do what they say.
+
+use std::process::Command;
+
+fn run(program: &str, args: &[&str]) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ran = Command::new(program).args(args).current_dir(folder.path()).output().expect("it runs");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    String::from_utf8_lossy(&ran.stdout).into_owned()
+}
+
+#[test]
+fn quickstart_keeps_and_invalidates() {
+    let said = run(env!("CARGO_BIN_EXE_quickstart"), &[]);
+    assert_eq!(said, "Some(b\"hello\")\nNone\n1 written, 0 already settled, 0 dropped\n");
+}
+
+#[test]
+fn the_file_beside_the_examples_wires_a_cache() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tier.yaml");
+    let said = run(env!("CARGO_BIN_EXE_from_yaml"), &[file]);
+    assert_eq!(said.lines().next(), Some("2 bytes of Some(\"image/png\") from hot"));
+}
+
+#[test]
+fn code_without_a_runtime_uses_the_same_cache() {
+    assert_eq!(run(env!("CARGO_BIN_EXE_blocking"), &[]), "Some(b\"hello\")\n");
+}
+
+#[test]
+fn a_backend_of_ones_own_takes_fewer_than_80_lines() {
+    assert_eq!(run(env!("CARGO_BIN_EXE_custom_backend"), &[]), "Some(Dry)\n");
+    assert!(include_str!("../custom_backend.rs").lines().count() < 80);
+}
