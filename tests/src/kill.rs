@@ -10,13 +10,15 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tiercache::disk::DiskTier;
 
 use crate::history::{Event, Tally, What, Written, judge};
 use crate::values::Random;
 
+/// No command takes so long, however busy the machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 const KEYS: u16 = 16;
 const TAGS: u64 = 3;
 
@@ -193,13 +195,18 @@ impl Ledger {
             other => return Err(format!("it did not start: {other:?}")),
         }
         let mut open = HashMap::new();
-        let at_once = 1 + self.random.below(12) as usize;
+        let mut at_once = 1 + self.random.below(12) as usize;
         let commands = u64::from(KEYS) + self.random.below(300);
+        // The last ones come all at once, so that many are under way when it is killed.
+        let burst = commands - self.random.below(40).min(commands);
         for id in 0..commands {
             let (act, key) = match u16::try_from(id) {
                 Ok(key) if key < KEYS => (Act::Get, key),
                 _ => (self.random.pick(ACTS), self.random.below(KEYS.into()) as u16),
             };
+            if id == burst {
+                at_once = usize::MAX;
+            }
             let order = self.order(id, act, key, &mut open);
             victim.orders.write_all(order.as_bytes()).map_err(|error| format!("it went away: {error}"))?;
             while open.len() >= at_once {
@@ -207,7 +214,9 @@ impl Ledger {
                 self.hear(life, heard, &mut open)?;
             }
         }
-        self.pause(300);
+        if self.random.once_in(2) {
+            self.pause(20);
+        }
         for heard in victim.kill()? {
             self.hear(life, heard, &mut open)?;
         }
@@ -251,6 +260,10 @@ impl Ledger {
         let mut words = line.split(' ');
         let id = words.next().and_then(|id| id.parse().ok());
         let open = id.and_then(|id: u64| open.remove(&id)).ok_or_else(|| format!("not an answer: {line}"))?;
+        let took = self.clock() - open.clock;
+        if took > PATIENCE.as_micros() as u64 {
+            return Err(format!("{:?} of key {} took {took} µs", open.act, open.key));
+        }
         let certain = match words.next() {
             Some("ok") => true,
             Some("degraded") => false,
