@@ -194,14 +194,6 @@ impl Namespace {
         })
     }
 
-    /// Forgets the fences of tags that one of that generation for the whole namespace includes.
-    fn forget_up_to(&mut self, generation: Generation) {
-        self.tags.retain(|_, values| {
-            values.retain(|_, fence| *fence > generation);
-            !values.is_empty()
-        });
-    }
-
     /// Forgets fences of tags that one for everything up to `covered` makes needless.
     fn forget_covered(&mut self, covered: Generation) {
         self.tags.retain(|_, values| {
