@@ -444,7 +444,8 @@ impl Shared {
         }
         let now = self.flow.now();
         if self.write != Write::Through {
-            let stripe = self.stripes.lock(hash);
+            let mut stripe = self.stripes.lock(hash);
+            stripe.detach(hash);
             if stripe.floor(hash) > generation {
                 // A later mutation has begun: it is as if this had come just before it. What this one
                 // replaces must not be there any more when it returns.
@@ -533,6 +534,7 @@ impl Shared {
             }
             let item = Item { writing: true, ..Item::new(entry.clone(), slot.level, slot.level) };
             self.flow.pending.push(key.clone(), item, false);
+            stripe.detach(key.hash64());
             Writing::begin(self.clone(), &mut stripe, key, entry, slot.level)
         };
         let result = self.write_below(slot, &writing, now).await;
