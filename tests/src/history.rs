@@ -197,6 +197,8 @@ struct Judge<'a> {
     excuses: Spans,
     /// Per tag: the removals of what carries it, and the writes that do.
     tagged: Vec<(Spans, Spans)>,
+    /// Writes that a kill can take away.
+    fragile: Spans,
     /// During these a read may miss what is being written anew.
     writing: Spans,
     touches: Spans,
@@ -254,6 +256,7 @@ impl<'a> Judge<'a> {
             ends: tags.iter().map(|tag| (*tag, ends(*tag))).collect(),
             excuses,
             tagged: tags.iter().flatten().map(|tag| tagged(*tag)).collect(),
+            fragile: spans(&|what| matches!(what, What::Write(written) if !written.durable)),
             writing: spans(&writing),
             touches: spans(&|what| matches!(what, What::Touch { .. })),
         }
@@ -322,7 +325,11 @@ impl<'a> Judge<'a> {
         let removed = |(removals, writes): &(Spans, Spans)| {
             removals.any_across(write.begun, read.ended) && writes.any_across(write.begun, read.ended)
         };
+        // So does a later write that a kill could take away, and did.
+        let life_began = self.events.iter().filter(|event| event.life == read.life).map(|event| event.begun);
+        let life_began = life_began.min().unwrap_or(read.begun);
         if self.excuses.any_across(write.begun, read.ended)
+            || self.fragile.any_across(write.begun, life_began)
             || self.tagged.iter().any(removed)
             || self.writing.any_across(read.begun, read.ended)
         {

@@ -3,6 +3,7 @@
 
 pub mod doubles;
 pub mod history;
+pub mod kill;
 pub mod rig;
 pub mod sim;
 pub mod storm;

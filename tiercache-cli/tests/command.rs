@@ -5,7 +5,7 @@ mod common;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use common::{Place, Server};
+use common::{Place, Server, try_put};
 
 #[test]
 fn what_init_writes_is_well() {
@@ -212,6 +212,37 @@ fn an_orderly_stop_keeps_everything_and_says_how_much() {
         let answer = server.get(&format!("/cache/k{number}"));
         assert_eq!(answer.text(), format!("value {number}"));
         assert_eq!(answer.header("cache-status"), "tiercache; hit; detail=dry");
+    }
+}
+
+#[test]
+fn whatever_was_answered_before_the_end_is_there_after_it() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let writers: Vec<_> = (0..3)
+        .map(|writer| {
+            let address = server.address.clone();
+            std::thread::spawn(move || {
+                // Until the service does not answer any more.
+                let put = |number: &u32| {
+                    let value = format!("value {writer} {number}").repeat(200);
+                    try_put(&address, &format!("/cache/w{writer}/{number}"), value.as_bytes())
+                };
+                (0..100_000).take_while(put).count()
+            })
+        })
+        .collect();
+    while server.get("/stats").json()["sets"].as_u64() < Some(200) {}
+    let (said, code) = server.stop();
+    assert_eq!((said["dropped"].as_u64(), code), (Some(0), 0), "{said}");
+    let answered: Vec<usize> = writers.into_iter().map(|writer| writer.join().expect("a writer")).collect();
+    assert!(answered.iter().sum::<usize>() >= 200, "{answered:?}");
+    let server = Server::start(&place, &[]);
+    for (writer, answered) in answered.into_iter().enumerate() {
+        for number in 0..answered {
+            let found = server.get(&format!("/cache/w{writer}/{number}"));
+            assert_eq!(found.text(), format!("value {writer} {number}").repeat(200));
+        }
     }
 }
 

@@ -124,6 +124,16 @@ impl DiskConfig {
             })
     }
 
+    /// Whether the level can be opened with these values; touches nothing.
+    ///
+    /// # Errors
+    /// [`Error::Config`], whose message begins with the key that is wrong.
+    pub fn check(&self) -> Result<()> {
+        self.segment()?;
+        self.compression.compression()?;
+        Ok(())
+    }
+
     /// Bytes of a segment.
     pub(crate) fn segment(&self) -> Result<u32> {
         let size = self.segment_size.unwrap_or_else(|| {

@@ -216,6 +216,13 @@ pub(crate) struct Loaded {
     pub(crate) header: Option<bool>,
 }
 
+impl Loaded {
+    /// Whether it has a name and nothing else: no file yet, or one with the header of another segment.
+    fn is_unbegun(&self, header: Option<Header>) -> bool {
+        self.rows.is_empty() && self.header.is_none() && (header.is_some() || self.capacity == 0)
+    }
+}
+
 /// Reads what is in the segments; `own` says that the directory is ours to change.
 pub(crate) fn read_dir(
     dir: &Dir,
@@ -266,6 +273,14 @@ pub(crate) fn read_dir(
             let loaded =
                 file.and_then(|file| load(&found.codec, seq, file, header, found.segments.is_empty()));
             match loaded {
+                // A kill between its name and its header: nothing was ever in it. Kept, it would stand between
+                // others with the header of the segment its file was before.
+                Ok(loaded) if found.segments.is_empty() && loaded.is_unbegun(header) => {
+                    if own {
+                        dir.remove(&segment_name(seq))?;
+                    }
+                    continue;
+                }
                 Ok(loaded) => {
                     size += u64::from(loaded.capacity);
                     if size <= max_size {

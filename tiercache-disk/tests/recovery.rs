@@ -346,6 +346,39 @@ async fn a_missing_segment_takes_what_is_older_with_it() {
 }
 
 #[tokio::test]
+async fn a_segment_that_got_its_name_and_nothing_else_stands_in_nobodys_way() {
+    // A new file, and one that is used again and still has the header of the segment it was.
+    for used_again in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let tier = open(dir.path());
+        for n in 0..200 {
+            put(&tier, &format!("key {n}"), &filler("v", 800), 1).await;
+        }
+        tier.sync().await.unwrap();
+        kill(tier, dir.path());
+        let files = segments(dir.path());
+        let next = dir.path().join("level").join(format!("{:08x}.seg", files.len() + 1));
+        if used_again {
+            std::fs::copy(&files[0], &next).unwrap();
+        } else {
+            std::fs::write(&next, "").unwrap();
+        }
+        for round in 0..3 {
+            let report = DiskTier::check(&dir.path().join("level"), false, &mut |_, _| {}).unwrap();
+            assert!(report.is_clean(), "{used_again}, round {round}: {report:?}");
+            let tier = open(dir.path());
+            for n in 0..200 {
+                assert_eq!(value(&tier, &format!("key {n}")).await.unwrap(), filler("v", 800), "{round}");
+            }
+            for n in 0..100 {
+                put(&tier, &format!("new {n}"), &filler("n", 800), 2 + round).await;
+            }
+            tier.close().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_unreadable_segment_is_set_aside() {
     let dir = tempfile::tempdir().unwrap();
     let tier = open(dir.path());

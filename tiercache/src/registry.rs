@@ -153,7 +153,9 @@ impl Registry {
         let open = Arc::new(open);
         let prepare = move |section: &Section| {
             let folder = || DiskConfig::default().directory().map(|path| path.display().to_string());
-            section.with_size().with_text("path", folder)?.prepare(&open, |tier| tier as Arc<dyn Tier>)
+            let section = section.with_size().with_text("path", folder)?;
+            section.read::<DiskConfig>()?.check().map_err(|error| section.blame(&error.to_string()))?;
+            section.prepare(&open, |tier| tier as Arc<dyn Tier>)
         };
         self.tiers.insert("local".to_owned(), Box::new(prepare));
         self
@@ -311,6 +313,17 @@ impl Section {
         }
         let text = text().map_err(|error| self.node.problem(error.to_string()))?;
         Ok(self.with(key, Kind::Text(text)))
+    }
+
+    /// The problem a backend found with its values, at the key with which its message begins.
+    #[cfg(feature = "disk")]
+    fn blame(&self, message: &str) -> Problem {
+        let (name, found) = message.split_once(": ").unwrap_or(("", message));
+        match &self.node.kind {
+            Kind::Map(entries) => entries.iter().find(|(key, _)| key.name == name),
+            _ => None,
+        }
+        .map_or_else(|| self.node.problem(message), |(_, value)| value.problem(found))
     }
 
     #[cfg(any(feature = "ram", feature = "disk"))]

@@ -152,6 +152,24 @@ const TABLE: &[(&str, &[Expected])] = &[
         &[("1:22", &["hot_cache.policy: unknown value `random`", "adaptive, lru, tinylfu"])],
     ),
     ("hot_cache: { policy: lfu }", &[("1:22", &["unknown value `lfu`", "did you mean `lru`?"])]),
+    ("dry_cache: { max_size: 1kB }", &[("1:24", &["dry_cache.max_size: 1000 is below the least"])]),
+    ("dry_cache: { segment_size: 1B }", &[("1:28", &["dry_cache.segment_size: 1 is not between"])]),
+    (
+        "dry_cache: { flush: often }",
+        &[("1:21", &["dry_cache.flush: unknown value `often`", "never, 1s, each"])],
+    ),
+    (
+        "dry_cache: { compression: gzip }",
+        &[("1:27", &["dry_cache.compression: unknown value `gzip`", "none, lz4, zstd"])],
+    ),
+    (
+        "tracking: { backend: memory, max_records: 0 }",
+        &[("1:43", &["tracking.max_records: found the number `0`", "nonzero"])],
+    ),
+    (
+        "hot_cache: { ttl: '${NOWHERE}' }",
+        &[("1:19", &["hot_cache.ttl: the environment variable NOWHERE is not set"])],
+    ),
     // Other keys.
     ("pending: 0", &[("1:10", &["pending: `0` is not above zero"])]),
     ("sweep: 1", &[("1:8", &["sweep: `1` has no unit"])]),

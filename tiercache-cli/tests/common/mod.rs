@@ -170,6 +170,22 @@ impl Drop for Server {
     }
 }
 
+/// Puts a value on a connection of its own; whether that was answered with 204.
+pub(crate) fn try_put(address: &str, path: &str, body: &[u8]) -> bool {
+    let request = format!(
+        "PUT {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut answer = Vec::new();
+    let exchanged = TcpStream::connect(address).and_then(|mut stream| {
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        stream.write_all(request.as_bytes())?;
+        stream.write_all(body)?;
+        stream.read_to_end(&mut answer)
+    });
+    exchanged.is_ok() && answer.starts_with(b"HTTP/1.1 204")
+}
+
 /// What a server answered.
 pub(crate) struct Answer {
     pub(crate) status: u16,

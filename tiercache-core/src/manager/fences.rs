@@ -101,18 +101,23 @@ impl Table {
     /// Returns whether fences had to be merged.
     fn raise(&mut self, scope: &Scope, generation: Generation) -> bool {
         match scope {
+            // What is covered now goes. Fences come in any order, so newer ones may be there already.
             Scope::All => {
-                // Nothing older matters any more.
-                self.namespaces.clear();
-                self.tags = 0;
                 self.all = self.all.max(generation);
+                let covered = self.all;
+                self.namespaces.retain(|_, namespace| {
+                    namespace.forget_covered(covered);
+                    namespace.all > covered || !namespace.tags.is_empty()
+                });
+                self.tags = self.namespaces.values().map(Namespace::tag_count).sum();
                 false
             }
             Scope::Namespace(namespace) => {
                 let namespace = self.namespaces.entry(namespace.clone()).or_default();
-                self.tags -= namespace.tag_count();
-                namespace.tags.clear();
                 namespace.all = namespace.all.max(generation);
+                self.tags -= namespace.tag_count();
+                namespace.forget_covered(namespace.all);
+                self.tags += namespace.tag_count();
                 false
             }
             Scope::Tag { namespace, name, value } => {
@@ -189,6 +194,14 @@ impl Namespace {
         })
     }
 
+    /// Forgets fences of tags that one for everything up to `covered` makes needless.
+    fn forget_covered(&mut self, covered: Generation) {
+        self.tags.retain(|_, values| {
+            values.retain(|_, fence| *fence > covered);
+            !values.is_empty()
+        });
+    }
+
     fn tag_count(&self) -> usize {
         self.tags.values().map(HashMap::len).sum()
     }
@@ -200,4 +213,46 @@ fn read(table: &RwLock<Table>) -> std::sync::RwLockReadGuard<'_, Table> {
 
 fn write(table: &RwLock<Table>) -> std::sync::RwLockWriteGuard<'_, Table> {
     table.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Key, Timestamp};
+
+    fn tagged(generation: u64, tag: &str) -> Entry {
+        let mut entry = Entry::new("v", Generation::new(generation), Timestamp::EPOCH);
+        entry.extras_mut().tags.insert("t".into(), tag.into());
+        entry
+    }
+
+    fn tag(value: &str) -> Scope {
+        Scope::Tag { namespace: "ns".into(), name: "t".into(), value: value.into() }
+    }
+
+    #[test]
+    fn a_wide_fence_does_not_take_away_a_newer_narrow_one() {
+        let key = Key::new("ns", b"k").unwrap();
+        for wide in [Scope::All, Scope::Namespace("ns".into())] {
+            let fences = Fences::default();
+            fences.remove(&tag("a"), Generation::new(11));
+            fences.remove(&wide, Generation::new(8));
+            assert!(fences.hides(key.as_ref(), &tagged(10, "a")), "{wide:?}");
+            assert!(!fences.hides(key.as_ref(), &tagged(10, "b")), "{wide:?}");
+            assert!(fences.hides(key.as_ref(), &tagged(7, "b")), "{wide:?}");
+            fences.forget(Generation::new(12), &|_| false);
+            assert_eq!(fences.len(), 0, "{wide:?}");
+        }
+    }
+
+    #[test]
+    fn too_many_fences_become_one_that_kills_more() {
+        let key = Key::new("ns", b"k").unwrap();
+        let fences = Fences::default();
+        for at in 0..=MOST_TAG_FENCES {
+            fences.remove(&tag(&at.to_string()), Generation::new(2 + at as u64));
+        }
+        assert_eq!((fences.merged(), fences.len()), (1, 1));
+        assert!(fences.hides(key.as_ref(), &tagged(5, "another")));
+    }
 }

@@ -242,6 +242,9 @@ impl Shared {
         if let Some(oldest) = self.stripes.oldest_flight() {
             below = below.min(oldest);
         }
+        if self.invalidating.load(std::sync::atomic::Ordering::Acquire) > 0 {
+            return;
+        }
         let mut remembered = Vec::new();
         for slot in self.lower_slots() {
             match slot.tier.fences() {
@@ -290,8 +293,8 @@ impl super::CacheManager {
         Ok((dropped, spilled))
     }
 
-    /// Waits until everything on its way down has arrived, as far as it can, and tracking was told of all that
-    /// happened before the call.
+    /// Waits until everything on its way down has arrived, as far as it can, to stay if the process is killed, and
+    /// tracking was told of all that happened before the call.
     ///
     /// # Errors
     /// [`Error::Closed`](crate::Error::Closed), or what the tracking store said.
@@ -306,6 +309,10 @@ impl super::CacheManager {
             }
             let _ = tokio::time::timeout(Duration::from_millis(50), left).await;
             self.shared.settle().await;
+        }
+        for slot in self.shared.lower_slots().filter(|slot| slot.profile.persistent) {
+            // Trouble is logged, and what it leaves behind is as if it had not arrived.
+            let _ = slot.call("sync", slot.limits.write_timeout, slot.tier.sync()).await;
         }
         self.shared.flow.recorder.flush(self.shared.flow.now(), &self.shared.flow.counters).await
     }

@@ -481,7 +481,13 @@ impl Shared {
         let mut refused = None;
         let mut limit = 0;
         for slot in candidates {
-            match self.put_below(slot, &key, &entry, now).await {
+            let mut put = self.put_below(slot, &key, &entry, now).await;
+            if self.write == Write::Through && matches!(put, Ok(Put::Stored | Put::Unchanged)) {
+                // A level may keep what it took in a buffer of its own for a moment.
+                let synced = slot.call("sync", slot.limits.write_timeout, slot.tier.sync()).await;
+                put = synced.and(put);
+            }
+            match put {
                 Ok(Put::Stored | Put::Unchanged | Put::Superseded) => {
                     self.flow.counters.count(Count::Set);
                     let stripe = self.stripes.lock(hash);

@@ -83,6 +83,8 @@ pub struct ConfigError {
 impl ConfigError {
     pub(crate) fn new(file: &str, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| problem.at);
+        // Of a value that is wrong in two ways the first is told: the second may follow from it.
+        problems.dedup_by(|second, first| second.at == first.at && second.path == first.path);
         Self { file: file.to_owned(), problems }
     }
 

@@ -83,7 +83,8 @@ impl File<'_> {
         let entries = self.note(node.entries())?.to_vec();
         let mut part = Part::new(&node, entries);
         let index = self.index_path();
-        let backend = self.backend(&mut part, if index.is_some() { "sqlite" } else { "memory" })?;
+        let lasting = index.is_some() && matches!(self.registry.knows("sqlite", true), Known::Here);
+        let backend = self.backend(&mut part, if lasting { "sqlite" } else { "memory" })?;
         if let Some(path) = index.filter(|_| backend == "sqlite" && part.take_null("path")) {
             part.put("path", Node { kind: Kind::Text(path), path: "tracking.path".to_owned(), at: part.at });
         }
