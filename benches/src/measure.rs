@@ -34,6 +34,13 @@ impl Pass {
         self.cpu.as_nanos() as f64 / self.operations.max(1) as f64
     }
 
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.operations += other.operations;
+        self.wall += other.wall;
+        self.cpu += other.cpu;
+        self.allocations += other.allocations;
+    }
+
     pub(crate) fn wall_ns(&self) -> f64 {
         self.wall.as_nanos() as f64 / self.operations.max(1) as f64
     }

@@ -1,7 +1,10 @@
-//! What the tests of the whole share: the simulator with its reference model, the storm, and what judges histories.
+//! What the tests of the whole share: the simulator with its reference model, the storm, what judges histories, and
+//! small caches over doubles for the tests of single promises.
 
+pub mod doubles;
 pub mod history;
 pub mod kill;
+pub mod rig;
 pub mod sim;
 pub mod storm;
 pub mod values;

@@ -40,7 +40,6 @@ mod chosen {
         ("read-below-floor", "what is below the floor is not answered to those who came later"),
         ("removal-overtakes-write", "a removal waits for the writes that were sent before it"),
         ("set-leaves-lower", "a set fences older copies below"),
-        ("sink-trusts-any-copy", "only the very same copy below spares the way down"),
         ("sink-below-floor", "what is being replaced does not begin to sink"),
         ("spill-drops", "an entry is at every moment in a tier or on its way"),
         ("stay-over-drops", "what stayed its time sinks and is not lost"),

@@ -91,12 +91,17 @@ fn look(path: &Path, repair: bool, mut progress: Option<&mut dyn FnMut(u64, u64)
                 dir.open_file(name, false).and_then(|file| file.metadata()).map_or(0, |meta| meta.len());
         }
         report.leftovers += u64::from(kind == Name::Damaged);
-        if repair && matches!(kind, Name::Spare | Name::Damaged) {
-            dir.remove(name).map_err(failed)?;
-        }
     }
     let now = SystemClock::start().now();
     let found = read_dir(&dir, &names, hash_key, u64::MAX, repair).map_err(failed)?;
+    if repair {
+        // Listed anew: reading has set aside what is no segment.
+        for name in dir.names().map_err(failed)? {
+            if matches!(Name::of(&name), Name::Spare | Name::Damaged) {
+                dir.remove(&name).map_err(failed)?;
+            }
+        }
+    }
     count(&found, &mut report, now);
     // With a process at work, what was missing was reclaimed meanwhile.
     report.lost = if report.owner.is_none() { found.lost.len() as u64 } else { 0 };

@@ -1,6 +1,7 @@
 //! Automation: `cargo xtask`. One file per command.
 
 mod bench;
+mod bugs;
 mod ci;
 mod run;
 mod test;
@@ -13,6 +14,7 @@ cargo xtask COMMAND
 
   test                                     install what is missing, run every test
   ci                                       format, lints, every feature alone, documentation, then test
+  bugs [NAME]                              seeded bugs, each of which the simulator must catch
   torture [--histories N] [--seed S]       generated histories against the reference model, as many as you like
   bench hot|disk|memory|hits [--json] [FILE…]
                                            tiercache and its peers side by side
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
     let done = match command {
         "test" => test::run(),
         "ci" => ci::run(),
+        "bugs" => bugs::run(rest),
         "torture" => torture::run(rest),
         "bench" => bench::run(rest),
         "help" | "--help" | "-h" => {

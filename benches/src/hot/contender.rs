@@ -40,10 +40,27 @@ impl Contender {
     }
 }
 
+/// What a get came to, in the contender's own type: turning it into another would count as its time.
+pub(crate) trait Answer {
+    fn is_hit(&self) -> bool;
+}
+
+impl<T> Answer for Option<T> {
+    fn is_hit(&self) -> bool {
+        self.is_some()
+    }
+}
+
+impl<T, E> Answer for Result<Option<T>, E> {
+    fn is_hit(&self) -> bool {
+        matches!(self, Ok(Some(_)))
+    }
+}
+
 /// A contender that answers at once.
-pub(crate) fn direct(
+pub(crate) fn direct<A: Answer>(
     name: &'static str,
-    get: impl Fn(&String) -> Option<Bytes> + Clone + Send + Sync + 'static,
+    get: impl Fn(&String) -> A + Clone + Send + Sync + 'static,
     set: impl Fn(&String, Bytes) + Clone + Send + Sync + 'static,
 ) -> Contender {
     let (fill_set, through_get, through_set, many_get) = (set.clone(), get.clone(), set.clone(), get.clone());
@@ -57,7 +74,7 @@ pub(crate) fn direct(
         }),
         through: Box::new(move |keys| {
             for key in keys {
-                if black_box(through_get(key)).is_none() {
+                if !black_box(through_get(key)).is_hit() {
                     through_set(key, through_value.clone());
                 }
             }
@@ -84,10 +101,10 @@ pub(crate) fn direct(
 }
 
 /// A contender that is awaited.
-pub(crate) fn awaited<C: Clone + Send + Sync + 'static>(
+pub(crate) fn awaited<C: Clone + Send + Sync + 'static, A: Answer>(
     name: &'static str,
     cache: C,
-    get: impl AsyncFn(&C, &String) -> Option<Bytes> + Clone + Send + Sync + 'static,
+    get: impl AsyncFn(&C, &String) -> A + Clone + Send + Sync + 'static,
     set: impl AsyncFn(&C, &String, Bytes) + Clone + Send + Sync + 'static,
 ) -> Contender {
     let (fill_set, through_get, through_set) = (set.clone(), get.clone(), set.clone());
@@ -106,7 +123,7 @@ pub(crate) fn awaited<C: Clone + Send + Sync + 'static>(
         through: each(move |keys| {
             wait(async {
                 for key in keys {
-                    if black_box(through_get(&through_cache, key).await).is_none() {
+                    if !black_box(through_get(&through_cache, key).await).is_hit() {
                         through_set(&through_cache, key, through_value.clone()).await;
                     }
                 }

@@ -10,7 +10,7 @@ mod ours;
 mod peers;
 mod raw;
 
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -21,6 +21,8 @@ use crate::keys::{Random, Zipf, key};
 use crate::measure::{Pass, Row, least, median};
 
 const ROUNDS: usize = 21;
+/// Parts of a pass that are timed by themselves.
+const PIECES: usize = 16;
 const VALUE_BYTES: usize = 256;
 /// Keys of a `get_many`.
 pub(crate) const MANY: usize = 100;
@@ -53,10 +55,10 @@ pub(crate) fn run(options: &Options) {
         ("zipf", 1_000_000, 100_000, 100_000),
     ];
     for (name, count, entries, pass) in sets {
-        let room = Room { entries, tight: entries < count };
-        let set = KeySet { name, keys: (0..count).map(key).collect(), room, pass, zipf: room.tight };
         if options.wants("keys", name) {
-            measure(options, &set);
+            let room = Room { entries, tight: entries < count };
+            let keys = (0..count).map(key).collect();
+            measure(options, &KeySet { name, keys, room, pass, zipf: room.tight });
         }
     }
 }
@@ -130,18 +132,16 @@ fn compare(options: &Options, set: &KeySet, contenders: &[Contender], case: &'st
     if case == "promote" && threads > 1 {
         return;
     }
+    let random = |seed: usize, of: &'_ [String]| -> Vec<usize> {
+        let mut random = Random::new(seed as u64);
+        (0..set.pass).map(|_| random.below(of.len())).collect()
+    };
     for round in 0..ROUNDS {
         let orders: Vec<Vec<&String>> = (0..threads)
-            .map(|thread| {
-                let seed = (round * 2 + thread) as u64 + 1_000;
-                match case {
-                    "miss" => {
-                        let mut random = Random::new(seed);
-                        (0..set.pass).map(|_| &absent[random.below(absent.len())]).collect()
-                    }
-                    "promote" => set.keys.iter().take(set.pass).collect(),
-                    _ => asked(set, set.pass, seed),
-                }
+            .map(|thread| match (case, round * 2 + thread + 1_000) {
+                ("miss", seed) => random(seed, &absent).into_iter().map(|at| &absent[at]).collect(),
+                ("promote", _) => set.keys.iter().collect(),
+                (_, seed) => asked(set, set.pass, seed as u64),
             })
             .collect();
         let count = entered.len();
@@ -153,15 +153,9 @@ fn compare(options: &Options, set: &KeySet, contenders: &[Contender], case: &'st
                 // What the others pushed out of the processor's caches.
                 run(&orders[0][..set.pass / 16]);
             }
-            if threads == 1 {
-                let pass = Pass::of(|| run(&orders[0]));
-                walls.push(pass.wall_ns());
-                passes.push(pass);
-            } else {
-                let (pass, wall) = together(run, &orders);
-                walls.push(wall);
-                passes.push(pass);
-            }
+            let (pass, wall) = together(run, &orders);
+            walls.push(wall);
+            passes.push(pass);
         }
     }
     for (contender, _, passes, walls) in &entered {
@@ -184,35 +178,69 @@ fn compare(options: &Options, set: &KeySet, contenders: &[Contender], case: &'st
     }
 }
 
-/// Several threads at once: their passes added up, and the wall time per operation of all of them.
+/// One thread per order, all at once. Returns what they took together, and the least wall time per operation of any
+/// sixteenth: short enough that neither thread was interrupted in it.
 fn together(run: &Run, orders: &[Vec<&String>]) -> (Pass, f64) {
-    let barrier = Barrier::new(orders.len());
-    let spans: Vec<(Pass, Instant, Instant)> = std::thread::scope(|scope| {
-        let threads: Vec<_> = orders
-            .iter()
-            .map(|order| {
-                let barrier = &barrier;
-                scope.spawn(move || {
-                    run(&order[..order.len() / 16]);
-                    barrier.wait();
-                    let started = Instant::now();
-                    let pass = Pass::of(|| run(order));
-                    (pass, started, Instant::now())
-                })
-            })
-            .collect();
+    if let [order] = orders {
+        let mut total = Pass::default();
+        let walls = pieces(order).map(|piece| {
+            let pass = Pass::of(|| run(piece));
+            total.add(&pass);
+            pass.wall_ns()
+        });
+        let wall = least(walls);
+        return (total, wall);
+    }
+    let line = StartLine::new(orders.len());
+    let spans: Vec<Vec<(Pass, Instant, Instant)>> = std::thread::scope(|scope| {
+        let run_order = |order: &Vec<&String>| -> Vec<_> {
+            let span = |piece: &[&String]| {
+                line.wait();
+                let started = Instant::now();
+                let pass = Pass::of(|| run(piece));
+                (pass, started, Instant::now())
+            };
+            pieces(order).map(span).collect()
+        };
+        let threads: Vec<_> = orders.iter().map(|order| scope.spawn(move || run_order(order))).collect();
         threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
     });
     let mut total = Pass::default();
-    for (pass, ..) in &spans {
-        total.operations += pass.operations;
-        total.cpu += pass.cpu;
-        total.allocations += pass.allocations;
+    spans.iter().flatten().for_each(|(pass, ..)| total.add(pass));
+    let walls = (0..PIECES).filter_map(|piece| {
+        let spans = || spans.iter().map(move |spans| &spans[piece]);
+        let wall = spans().map(|span| span.2).max()? - spans().map(|span| span.1).min()?;
+        let operations: u64 = spans().map(|span| span.0.operations).sum();
+        Some(wall.as_nanos() as f64 / operations.max(1) as f64)
+    });
+    let wall = least(walls);
+    (total, wall)
+}
+
+fn pieces<'a, 'k>(order: &'a [&'k String]) -> impl Iterator<Item = &'a [&'k String]> {
+    order.chunks(order.len().div_ceil(PIECES).max(1))
+}
+
+/// Lets threads begin at the same moment, again and again. They spin: waking takes longer than what is measured.
+struct StartLine {
+    threads: usize,
+    arrived: AtomicUsize,
+}
+
+impl StartLine {
+    fn new(threads: usize) -> Self {
+        Self { threads, arrived: AtomicUsize::new(0) }
     }
-    let started = spans.iter().map(|span| span.1).min();
-    let ended = spans.iter().map(|span| span.2).max();
-    if let (Some(started), Some(ended)) = (started, ended) {
-        total.wall = ended - started;
+
+    fn wait(&self) {
+        let mine = self.arrived.fetch_add(1, Ordering::AcqRel);
+        let all = (mine / self.threads + 1) * self.threads;
+        for spin in 1.. {
+            if self.arrived.load(Ordering::Acquire) >= all {
+                return;
+            }
+            // The other may wait for this processor.
+            if spin % 4096 == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
     }
-    (total, total.wall_ns())
 }

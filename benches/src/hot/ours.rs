@@ -56,7 +56,7 @@ fn contender(name: &'static str, room: Room, policy: Policy, tracked: bool) -> C
     let contender = awaited(
         name,
         cache.clone(),
-        async |cache: &CacheManager, key: &String| cache.get(key).await.ok().flatten(),
+        async |cache: &CacheManager, key: &String| cache.get(key).await,
         async |cache: &CacheManager, key: &String, value| {
             // Nothing here is too large, and nothing closed.
             drop(black_box(cache.set(key, value).await));

@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -165,6 +165,7 @@ impl Builder {
             stripes: Stripes::new(),
             write: self.write,
             closed: AtomicBool::new(false),
+            invalidating: AtomicUsize::new(0),
             runtime,
         });
         let (stop, stopped) = watch::channel(false);

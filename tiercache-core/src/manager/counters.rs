@@ -1,12 +1,16 @@
 //! Counts that every thread adds to without touching another's cache line.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::Level;
 use crate::tracking::Totals;
 
-const STRIPES: usize = 16;
+/// Stripes that belong to one thread each while it lives.
+const OWNED: usize = 63;
+/// The stripe of the threads that came when all others were taken.
+const SHARED: usize = OWNED;
 
 /// What is counted.
 #[derive(Clone, Copy, Debug)]
@@ -58,11 +62,13 @@ impl Count {
 #[derive(Debug, Default)]
 struct Stripe([AtomicU64; COUNTS]);
 
-#[derive(Debug, Default)]
-pub(super) struct Counters([Stripe; STRIPES]);
+#[derive(Debug)]
+pub(super) struct Counters(Box<[Stripe]>);
 
-thread_local! {
-    static STRIPE: Cell<usize> = const { Cell::new(usize::MAX) };
+impl Default for Counters {
+    fn default() -> Self {
+        Self((0..=OWNED).map(|_| Stripe::default()).collect())
+    }
 }
 
 impl Counters {
@@ -73,7 +79,14 @@ impl Counters {
 
     #[inline]
     pub(super) fn add(&self, what: Count, more: u64) {
-        self.0[stripe()].0[what.index()].fetch_add(more, Ordering::Relaxed);
+        let at = Place::mine();
+        let counter = &self.0[at].0[what.index()];
+        if at == SHARED {
+            counter.fetch_add(more, Ordering::Relaxed);
+        } else {
+            // Nobody else writes here: no need to keep others out, which is most of what counting would cost.
+            counter.store(counter.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn sum(&self, what: Count) -> u64 {
@@ -90,16 +103,61 @@ impl Counters {
     }
 }
 
-/// The stripe of this thread, dealt out in turn.
-#[inline]
-fn stripe() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    STRIPE.with(|stripe| {
-        let mut at = stripe.get();
-        if at == usize::MAX {
-            at = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES;
-            stripe.set(at);
+/// The stripe this thread counts in, in every manager. Given back when the thread ends.
+struct Place(Cell<usize>);
+
+/// Stripes that nobody has. The lock also hands what the last owner counted over to the next.
+static FREE: Mutex<[bool; OWNED]> = Mutex::new([true; OWNED]);
+
+const NONE: usize = usize::MAX;
+
+thread_local! {
+    static PLACE: Place = const { Place(Cell::new(NONE)) };
+}
+
+impl Place {
+    #[inline]
+    fn mine() -> usize {
+        // A thread that ends may count in what it drops.
+        PLACE
+            .try_with(|place| if place.0.get() == NONE { place.take() } else { place.0.get() })
+            .unwrap_or(SHARED)
+    }
+
+    #[cold]
+    fn take(&self) -> usize {
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = free.iter().position(|free| *free).unwrap_or(SHARED);
+        if let Some(free) = free.get_mut(at) {
+            *free = false;
         }
+        self.0.set(at);
         at
-    })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(free) = FREE.lock().unwrap_or_else(PoisonError::into_inner).get_mut(self.0.get()) {
+            *free = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_many_threads_at_once_and_one_after_the_other_are_all_there() {
+        let counters = Counters::default();
+        for _ in 0..3 {
+            std::thread::scope(|scope| {
+                for _ in 0..2 * OWNED {
+                    scope.spawn(|| (0..1_000).for_each(|_| counters.count(Count::Miss)));
+                }
+            });
+        }
+        assert_eq!(counters.sum(Count::Miss), 3 * 2 * OWNED as u64 * 1_000);
+    }
 }

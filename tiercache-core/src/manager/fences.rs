@@ -101,22 +101,23 @@ impl Table {
     /// Returns whether fences had to be merged.
     fn raise(&mut self, scope: &Scope, generation: Generation) -> bool {
         match scope {
-            // Nothing older matters any more. Fences come in any order, so newer ones may be there already.
+            // What is covered now goes. Fences come in any order, so newer ones may be there already.
             Scope::All => {
                 self.all = self.all.max(generation);
+                let covered = self.all;
                 self.namespaces.retain(|_, namespace| {
-                    namespace.forget_up_to(generation);
-                    namespace.all > generation || !namespace.tags.is_empty()
+                    namespace.forget_covered(covered);
+                    namespace.all > covered || !namespace.tags.is_empty()
                 });
                 self.tags = self.namespaces.values().map(Namespace::tag_count).sum();
                 false
             }
             Scope::Namespace(namespace) => {
                 let namespace = self.namespaces.entry(namespace.clone()).or_default();
-                self.tags -= namespace.tag_count();
-                namespace.forget_up_to(generation);
-                self.tags += namespace.tag_count();
                 namespace.all = namespace.all.max(generation);
+                self.tags -= namespace.tag_count();
+                namespace.forget_covered(namespace.all);
+                self.tags += namespace.tag_count();
                 false
             }
             Scope::Tag { namespace, name, value } => {
@@ -193,10 +194,10 @@ impl Namespace {
         })
     }
 
-    /// Forgets the fences of tags that one of that generation for the whole namespace includes.
-    fn forget_up_to(&mut self, generation: Generation) {
+    /// Forgets fences of tags that one for everything up to `covered` makes needless.
+    fn forget_covered(&mut self, covered: Generation) {
         self.tags.retain(|_, values| {
-            values.retain(|_, fence| *fence > generation);
+            values.retain(|_, fence| *fence > covered);
             !values.is_empty()
         });
     }
@@ -217,23 +218,41 @@ fn write(table: &RwLock<Table>) -> std::sync::RwLockWriteGuard<'_, Table> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Extras, Key, Timestamp};
+    use crate::{Key, Timestamp};
+
+    fn tagged(generation: u64, tag: &str) -> Entry {
+        let mut entry = Entry::new("v", Generation::new(generation), Timestamp::EPOCH);
+        entry.extras_mut().tags.insert("t".into(), tag.into());
+        entry
+    }
+
+    fn tag(value: &str) -> Scope {
+        Scope::Tag { namespace: "ns".into(), name: "t".into(), value: value.into() }
+    }
 
     #[test]
-    fn an_older_fence_of_everything_leaves_the_newer_one_of_a_tag() {
-        let tag = Scope::Tag { namespace: String::new(), name: "t".into(), value: "1".into() };
-        let key = Key::new("", b"k").unwrap();
-        let mut entry = Entry::new("v", Generation::new(15), Timestamp::EPOCH);
-        let tags = Tags::from([("t".to_owned(), "1".to_owned())]);
-        entry.extras = Some(std::sync::Arc::new(Extras { tags, ..Extras::default() }));
-        for wider in [Scope::All, Scope::Namespace(String::new())] {
+    fn a_wide_fence_does_not_take_away_a_newer_narrow_one() {
+        let key = Key::new("ns", b"k").unwrap();
+        for wide in [Scope::All, Scope::Namespace("ns".into())] {
             let fences = Fences::default();
-            fences.remove(&tag, Generation::new(20));
-            fences.remove(&wider, Generation::new(10));
-            assert!(fences.is_dead(key.as_ref(), &entry), "{wider:?} of 10 came after the tag's of 20");
-            assert_eq!(fences.len(), 2);
-            fences.remove(&wider, Generation::new(30));
-            assert_eq!(fences.len(), 1, "{wider:?} of 30 includes the tag's of 20");
+            fences.remove(&tag("a"), Generation::new(11));
+            fences.remove(&wide, Generation::new(8));
+            assert!(fences.hides(key.as_ref(), &tagged(10, "a")), "{wide:?}");
+            assert!(!fences.hides(key.as_ref(), &tagged(10, "b")), "{wide:?}");
+            assert!(fences.hides(key.as_ref(), &tagged(7, "b")), "{wide:?}");
+            fences.forget(Generation::new(12), &|_| false);
+            assert_eq!(fences.len(), 0, "{wide:?}");
         }
+    }
+
+    #[test]
+    fn too_many_fences_become_one_that_kills_more() {
+        let key = Key::new("ns", b"k").unwrap();
+        let fences = Fences::default();
+        for at in 0..=MOST_TAG_FENCES {
+            fences.remove(&tag(&at.to_string()), Generation::new(2 + at as u64));
+        }
+        assert_eq!((fences.merged(), fences.len()), (1, 1));
+        assert!(fences.hides(key.as_ref(), &tagged(5, "another")));
     }
 }

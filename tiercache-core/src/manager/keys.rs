@@ -1,6 +1,6 @@
 //! Listing keys.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use super::CacheManager;
 use super::guard::caught;
@@ -16,6 +16,8 @@ pub struct Keys {
     query: Query,
     source: Source,
     waiting: VecDeque<Record>,
+    /// What was told from the way down, and is not told again where it arrived.
+    told: HashSet<Key>,
     /// Nothing is told before this key was met.
     after: Option<Key>,
 }
@@ -24,6 +26,8 @@ pub struct Keys {
 enum Source {
     /// The tracking store, from behind that key.
     Tracking(Option<Key>),
+    /// What is on its way down, then the tiers.
+    Way,
     /// The tiers themselves: the levels still to list, and where the first of them goes on.
     Tiers(VecDeque<crate::Level>, Option<Vec<u8>>),
     Over,
@@ -40,12 +44,16 @@ impl CacheManager {
         if !self.namespace.is_empty() {
             query.namespace = Some(self.namespace.to_string());
         }
-        let source = if self.shared.flow.recorder.is_enabled() {
-            Source::Tracking(None)
-        } else {
-            Source::Tiers(self.shared.slots().map(|slot| slot.level).collect(), None)
-        };
-        Keys { manager: self.clone(), query, source, waiting: VecDeque::new(), after: None }
+        let source =
+            if self.shared.flow.recorder.is_enabled() { Source::Tracking(None) } else { Source::Way };
+        Keys {
+            manager: self.clone(),
+            query,
+            source,
+            waiting: VecDeque::new(),
+            told: HashSet::new(),
+            after: None,
+        }
     }
 
     /// Removes every key that matches the glob (`*`, `?`, `[a-z]`, `\` to quote) and returns how many there were.
@@ -137,6 +145,15 @@ impl Keys {
                 self.waiting.extend(page.into_iter().filter(|record| shared.may_be_there(record)));
                 self.source = if is_last { Source::Over } else { Source::Tracking(last) };
             }
+            Source::Way => {
+                let mut way = Vec::new();
+                flow.pending.each(|key, item| way.push(super::flow::Flow::record(key, &item.entry, item.to)));
+                way.retain(|record| query.matches(record) && shared.may_be_there(record));
+                way.sort_by(|one, other| one.key.cmp(&other.key));
+                self.told.extend(way.iter().map(|record| record.key.clone()));
+                self.waiting.extend(way);
+                self.source = Source::Tiers(shared.slots().map(|slot| slot.level).collect(), None);
+            }
             Source::Tiers(levels, after) => {
                 let Some(slot) = levels.front().and_then(|level| shared.slot(*level)) else {
                     self.source = Source::Over;
@@ -158,7 +175,11 @@ impl Keys {
                         .any(|resident| resident.peek(listed.key.as_ref()).is_some());
                     let mut record = super::flow::Flow::record(&listed.key, &listed.entry, slot.level);
                     record.size = listed.size;
-                    if !above && query.matches(&record) && shared.may_be_there(&record) {
+                    if !above
+                        && !self.told.contains(&record.key)
+                        && query.matches(&record)
+                        && shared.may_be_there(&record)
+                    {
                         self.waiting.push_back(record);
                     }
                 }

@@ -23,7 +23,7 @@ mod typed;
 mod write;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::watch;
 
@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     stripes: Stripes,
     write: Write,
     closed: AtomicBool,
+    /// Invalidations of many that some level has not made durable yet. Their fences are not forgotten.
+    invalidating: AtomicUsize,
     /// The runtime the manager was built in, where what it owns runs.
     runtime: tokio::runtime::Handle,
 }

@@ -75,7 +75,7 @@ impl CacheManager {
         if let Some(value) = self.shared.hit(key) {
             return Ok(Some(value));
         }
-        Ok(Box::pin(self.shared.find(key)).await?.map(|found| found.entry.value))
+        Ok(self.shared.find(key).await?.map(|found| found.entry.value))
     }
 
     /// The entry of `key` with its level, age, time left, tags and hits. A use like `get`.
@@ -85,7 +85,7 @@ impl CacheManager {
     pub async fn entry(&self, key: impl AsKey) -> Result<Option<EntryInfo>> {
         let key = self.key(&key)?;
         let shared = &self.shared;
-        let Some(found) = Box::pin(shared.find(key)).await? else { return Ok(None) };
+        let Some(found) = shared.find(key).await? else { return Ok(None) };
         let recorder = &shared.flow.recorder;
         let mut hits = 0;
         if recorder.is_enabled() {
@@ -142,7 +142,7 @@ impl CacheManager {
         // A bounded number of slow reads at a time, each owned by a task of its own.
         for chunk in missing.chunks(16) {
             if let [at] = chunk {
-                values[*at] = Box::pin(self.shared.find(keys[*at])).await?.map(|found| found.entry.value);
+                values[*at] = self.shared.find(keys[*at]).await?.map(|found| found.entry.value);
                 continue;
             }
             let mut reads = tokio::task::JoinSet::new();
@@ -183,34 +183,46 @@ impl Shared {
         }
     }
 
-    /// Steps 2 to 6: finds, promotes and counts.
+    /// Steps 2 to 6: finds, promotes and counts. Allocates nothing for a future unless it has to wait.
     pub(super) async fn find(&self, key: KeyRef<'_>) -> Result<Option<Found>> {
         self.check_open()?;
-        let found = loop {
-            match self.find_at_once(key) {
-                AtOnce::Found(found) => break Some(found),
-                AtOnce::Nowhere => break None,
-                AtOnce::Join(mut reading) => {
-                    self.flow.counters.count(Count::Joined);
-                    // An error means that the reader was dropped half-way: somebody else must read.
-                    if let Ok(answer) = reading.wait_for(Option::is_some).await {
-                        break answer.as_ref().and_then(|found| Option::clone(found));
-                    }
-                }
-                AtOnce::Read { floor, answer } => {
-                    let reading = Announced { shared: self, hash: key.hash64(), answer };
-                    let found = self.read_below(key, floor).await;
-                    let found = found.map(|(found, flushed)| self.publish(key, found, flushed));
-                    reading.answer.send_replace(Some(Arc::new(found.clone())));
-                    break found;
-                }
-            }
+        let found = match self.find_at_once(key) {
+            AtOnce::Found(found) => Some(found),
+            AtOnce::Nowhere => None,
+            AtOnce::Wait(wait) => Box::pin(self.find_below(key, wait)).await,
         };
         match &found {
             Some(found) => self.flow.counters.count(Count::Hit(found.level)),
             None => self.flow.counters.count(Count::Miss),
         }
         Ok(found)
+    }
+
+    /// Steps 4 to 6, and the others once more when the read that was waited for came to nothing.
+    async fn find_below(&self, key: KeyRef<'_>, mut wait: Wait) -> Option<Found> {
+        loop {
+            match wait {
+                Wait::Join(mut reading) => {
+                    self.flow.counters.count(Count::Joined);
+                    // An error means that the reader was dropped half-way: somebody else must read.
+                    if let Ok(answer) = reading.wait_for(Option::is_some).await {
+                        return answer.as_ref().and_then(|found| Option::clone(found));
+                    }
+                }
+                Wait::Read { floor, answer } => {
+                    let reading = Announced { shared: self, hash: key.hash64(), answer };
+                    let found = self.read_below(key, floor).await;
+                    let found = found.map(|(found, flushed)| self.publish(key, found, flushed));
+                    reading.answer.send_replace(Some(Arc::new(found.clone())));
+                    return found;
+                }
+            }
+            match self.find_at_once(key) {
+                AtOnce::Found(found) => return Some(found),
+                AtOnce::Nowhere => return None,
+                AtOnce::Wait(next) => wait = next,
+            }
+        }
     }
 
     /// Steps 2 to 4, under the stripe.
@@ -249,16 +261,17 @@ impl Shared {
             }
             // Exclusive: out of here, in at the top.
             if let Some(resting) = resident.take(key, entry.generation) {
-                flow.recorder.used(now, || key.to_key(), resting.uses + 1);
+                let key = key.to_key();
+                flow.recorder.used(now, || key.clone(), resting.uses + 1);
                 let found = Found { entry: resting.entry, level: slot.level };
-                if !self.promote(key.to_key(), &found.entry, now) {
+                if !self.promote(key.clone(), &found.entry, now) {
                     let hold = flow.hold(
                         slot.level,
                         &found.entry,
                         self.is_last(slot.level, found.entry.levels),
                         now,
                     );
-                    resident.insert(key.to_key(), found.entry.clone(), hold);
+                    resident.insert(key, found.entry.clone(), hold);
                 }
                 return AtOnce::Found(found);
             }
@@ -282,12 +295,12 @@ impl Shared {
             return AtOnce::Nowhere;
         }
         if let Some(reading) = stripe.reading(hash) {
-            return AtOnce::Join(reading);
+            return AtOnce::Wait(Wait::Join(reading));
         }
         let floor = stripe.enter(hash, flow.generation());
         let (answer, reading) = watch::channel(None);
         stripe.announce(hash, reading);
-        AtOnce::Read { floor, answer }
+        AtOnce::Wait(Wait::Read { floor, answer })
     }
 
     /// Step 5. Also tells the flushes the level had seen when it was asked.
@@ -405,7 +418,14 @@ impl Shared {
 enum AtOnce {
     Found(Found),
     Nowhere,
+    Wait(Wait),
+}
+
+/// What to wait for.
+enum Wait {
+    /// Another's read.
     Join(super::stripes::Reading),
+    /// Levels that have to be asked, in a flight that has been registered.
     Read { floor: Generation, answer: watch::Sender<Option<Arc<Option<Found>>>> },
 }
 

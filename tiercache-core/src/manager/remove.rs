@@ -288,6 +288,8 @@ impl Shared {
     /// Raises the fence in this process, then durably, then returns; what it killed is swept out later.
     async fn invalidate(self: Arc<Self>, scope: Scope) -> Removed {
         let flow = &self.flow;
+        // Before the generation is taken, so that a sweep that began after it knows of this.
+        let _unsettled = Invalidating::begin(&self);
         let generation = flow.next_generation();
         flow.fences.remove(&scope, generation);
         let mut degraded = Vec::new();
@@ -297,7 +299,9 @@ impl Shared {
                 tracing::warn!(level = %slot.level, ?scope, %error, "could not invalidate, fenced until it can");
                 degraded.push((slot.level, error));
                 let (shared, scope, level) = (self.clone(), scope.clone(), slot.level);
+                let unsettled = Invalidating::begin(&self);
                 self.runtime.spawn(async move {
+                    let _unsettled = unsettled;
                     let again = || async {
                         match shared.slot(level) {
                             Some(slot) => shared.invalidate_slot(slot, &scope, generation).await,
@@ -396,6 +400,22 @@ impl Shared {
             .discard_where(generation, |key, item| within(key) && (item.from == level || item.to == level));
         flow.recorder.flushed(flow.now(), level, namespace.clone(), generation);
         result
+    }
+}
+
+/// An invalidation that some level has not made durable, until it is dropped.
+struct Invalidating(Arc<Shared>);
+
+impl Invalidating {
+    fn begin(shared: &Arc<Shared>) -> Self {
+        shared.invalidating.fetch_add(1, Ordering::AcqRel);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Invalidating {
+    fn drop(&mut self) {
+        self.0.invalidating.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -242,6 +242,9 @@ impl Shared {
         if let Some(oldest) = self.stripes.oldest_flight() {
             below = below.min(oldest);
         }
+        if self.invalidating.load(std::sync::atomic::Ordering::Acquire) > 0 {
+            return;
+        }
         let mut remembered = Vec::new();
         for slot in self.lower_slots() {
             match slot.tier.fences() {

@@ -55,7 +55,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> TypedCache<T> {
             shared.flow.counters.count(Count::Hit(Level::Hot));
             return Ok(Some(value));
         }
-        let Some(found) = Box::pin(shared.find(key)).await? else { return Ok(None) };
+        let Some(found) = shared.find(key).await? else { return Ok(None) };
         let entry = found.entry;
         let decoded = entry.extras.as_ref().and_then(|extras| extras.decoded.get()).cloned();
         if let Some(value) = decoded.and_then(|decoded| decoded.downcast::<T>().ok()) {

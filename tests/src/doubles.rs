@@ -1,0 +1,241 @@
+//! Doubles for tests of single promises, beside those of `tiercache_core::testing`.
+
+#![allow(missing_docs, reason = "a test's own vocabulary")]
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tiercache_core::testing::Op;
+use tiercache_core::tier::{
+    Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Resident, Scope, Spill, Swept, Usage,
+};
+use tiercache_core::{Clock, Entry, Generation, Key, Result, Tier, Timestamp};
+
+/// What a [`Hooked`] tier does around the calls it passes on.
+#[async_trait]
+pub trait Hooks: std::fmt::Debug + Send + Sync + 'static {
+    async fn before(&self, _op: Op) {}
+    async fn after(&self, _op: Op) {}
+    fn attached(&self, spill: Arc<dyn Spill>) -> Arc<dyn Spill> {
+        spill
+    }
+}
+
+/// Lets others run before and after every call.
+#[derive(Debug)]
+pub struct Yielding;
+
+#[async_trait]
+impl Hooks for Yielding {
+    async fn before(&self, _op: Op) {
+        tokio::task::yield_now().await;
+    }
+
+    async fn after(&self, _op: Op) {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A tier with something around its calls.
+#[derive(Debug)]
+pub struct Hooked<H> {
+    inner: Arc<dyn Tier>,
+    transparent: bool,
+    pub hooks: H,
+}
+
+impl<H: Hooks> Hooked<H> {
+    /// Without the inner tier's [`Resident`] and [`Index`], so that every call is hooked.
+    pub fn opaque(inner: Arc<dyn Tier>, hooks: H) -> Arc<Self> {
+        Arc::new(Self { inner, transparent: false, hooks })
+    }
+
+    /// With them; their calls are not hooked.
+    pub fn transparent(inner: Arc<dyn Tier>, hooks: H) -> Arc<Self> {
+        Arc::new(Self { inner, transparent: true, hooks })
+    }
+
+    async fn around<T>(&self, op: Op, call: impl Future<Output = T>) -> T {
+        self.hooks.before(op).await;
+        let answer = call.await;
+        self.hooks.after(op).await;
+        answer
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl<H: Hooks> Tier for Hooked<H> {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn profile(&self) -> Profile {
+        self.inner.profile()
+    }
+
+    fn attach(&self, spill: Arc<dyn Spill>) {
+        self.inner.attach(self.hooks.attached(spill));
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Entry>> {
+        self.around(Op::Get, self.inner.get(key)).await
+    }
+
+    async fn put(&self, key: &Key, entry: &Entry, hold: Hold, permit: &dyn Permit) -> Result<Put> {
+        self.around(Op::Put, self.inner.put(key, entry, hold, permit)).await
+    }
+
+    async fn remove(&self, key: &Key, below: Generation) -> Result<()> {
+        self.around(Op::Remove, self.inner.remove(key, below)).await
+    }
+
+    async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
+        self.around(Op::Clear, self.inner.clear(namespace, below)).await
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        self.around(Op::Usage, self.inner.usage()).await
+    }
+
+    async fn sweep(&self, now: Timestamp, dead: &dyn Dead) -> Result<Swept> {
+        self.around(Op::Sweep, self.inner.sweep(now, dead)).await
+    }
+
+    async fn sync(&self) -> Result<()> {
+        self.around(Op::Sync, self.inner.sync()).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.around(Op::Close, self.inner.close()).await
+    }
+
+    fn resident(&self) -> Option<&dyn Resident> {
+        self.inner.resident().filter(|_| self.transparent)
+    }
+
+    fn index(&self) -> Option<&dyn Index> {
+        self.inner.index().filter(|_| self.transparent)
+    }
+
+    fn listing(&self) -> Option<&dyn Listing> {
+        self.inner.listing().map(|_| self as &dyn Listing)
+    }
+
+    fn fences(&self) -> Option<&dyn FenceLog> {
+        self.inner.fences().map(|_| self as &dyn FenceLog)
+    }
+}
+
+#[async_trait]
+impl<H: Hooks> Listing for Hooked<H> {
+    async fn list(&self, namespace: Option<&str>, after: Option<Vec<u8>>, limit: usize) -> Result<Listed> {
+        match self.inner.listing() {
+            Some(listing) => self.around(Op::List, listing.list(namespace, after, limit)).await,
+            None => Ok(Listed::default()),
+        }
+    }
+}
+
+#[async_trait]
+impl<H: Hooks> FenceLog for Hooked<H> {
+    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<()> {
+        match self.inner.fences() {
+            Some(fences) => self.around(Op::Fence, fences.fence(scope, generation)).await,
+            None => Ok(()),
+        }
+    }
+
+    fn remembered(&self) -> Vec<(Scope, Generation)> {
+        self.inner.fences().map(FenceLog::remembered).unwrap_or_default()
+    }
+}
+
+/// A clock that goes with the runtime's, paused or not.
+#[derive(Debug)]
+pub struct RuntimeClock {
+    started: tokio::time::Instant,
+    coarse: Arc<AtomicU64>,
+}
+
+impl RuntimeClock {
+    /// Begins at a fixed time in 2024.
+    pub fn start() -> Arc<Self> {
+        // Nothing ticks here: with the coarse time at its end, whatever has a deadline asks for the exact one.
+        let coarse = Arc::new(AtomicU64::new(u64::MAX - tiercache_core::COARSE_SLACK_MILLIS));
+        Arc::new(Self { started: tokio::time::Instant::now(), coarse })
+    }
+}
+
+impl Clock for RuntimeClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(1_700_000_000_000).after(self.started.elapsed())
+    }
+
+    fn coarse(&self) -> Arc<AtomicU64> {
+        self.coarse.clone()
+    }
+}
+
+/// A manual clock that runs something right after it was asked for the time: between reading and acting on it.
+pub struct TrapClock {
+    time: Arc<AtomicU64>,
+    trap: Mutex<Option<Trap>>,
+}
+
+type Trap = Box<dyn FnOnce() + Send>;
+
+impl TrapClock {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { time: Arc::new(AtomicU64::new(1_700_000_000_000)), trap: Mutex::default() })
+    }
+
+    pub fn advance(&self, by: Duration) {
+        self.time.fetch_add(by.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Runs `trap` the next time somebody asks.
+    pub fn set_trap(&self, trap: impl FnOnce() + Send + 'static) {
+        *self.trap.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(trap));
+    }
+}
+
+impl Clock for TrapClock {
+    fn now(&self) -> Timestamp {
+        let now = Timestamp::from_millis(self.time.load(Ordering::Relaxed));
+        let trap = self.trap.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(trap) = trap {
+            trap();
+        }
+        now
+    }
+
+    fn coarse(&self) -> Arc<AtomicU64> {
+        self.time.clone()
+    }
+}
+
+impl std::fmt::Debug for TrapClock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TrapClock").field("time", &self.time).finish_non_exhaustive()
+    }
+}
+
+/// Polls `future` that many times at most and drops it then. `None`: it was dropped.
+pub async fn poll_at_most<F: Future>(future: F, polls: usize) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = polls;
+    poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => {
+            left -= 1;
+            if left == 0 { Poll::Ready(None) } else { Poll::Pending }
+        }
+    })
+    .await
+}

@@ -1,0 +1,252 @@
+//! Every public future, dropped at its n-th poll, for every n.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tiercache_core::testing::{ManualClock, MemoryTier};
+use tiercache_core::tier::Resident;
+use tiercache_core::tracking::Query;
+use tiercache_core::{CacheManager, Error, Level, Result, Write};
+use tiercache_ram::RamTier;
+use tiercache_tests::doubles::{Hooked, Yielding, poll_at_most};
+use tiercache_tests::rig::{builder, get, idle, ram};
+use tiercache_tracking::{MemoryTracking, SqliteConfig, SqliteTracking};
+
+type Call = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+/// A cache in which every call of a lower level takes several polls, with one key in every place there is.
+struct Subject {
+    cache: CacheManager,
+    hot: Arc<RamTier>,
+    store: Arc<MemoryTier>,
+}
+
+const PLACES: [&str; 5] = ["hot", "way", "cold", "dry", "nowhere"];
+
+impl Subject {
+    async fn new(write: Write) -> Self {
+        let store = MemoryTier::persistent();
+        let (hot, clock) = (ram(), ManualClock::new());
+        let cold = Hooked::opaque(MemoryTier::new(), Yielding);
+        let cache = builder(&clock)
+            .hot(hot.clone())
+            .cold(cold)
+            .dry(Hooked::opaque(store.clone(), Yielding))
+            .tracking(Arc::new(MemoryTracking::new(&Default::default())))
+            .write(write)
+            .build()
+            .await
+            .unwrap();
+        cache.set("dry", "old").tag("t", "1").skip(Level::Hot).skip(Level::Cold).await.unwrap();
+        cache.set("cold", "old").tag("t", "1").skip(Level::Hot).skip(Level::Dry).await.unwrap();
+        cache.set("way", "old").tag("t", "1").await.unwrap();
+        hot.drain();
+        cache.set("hot", "old").tag("t", "1").await.unwrap();
+        Self { cache, hot, store }
+    }
+
+    /// Whatever became of the call: the cache answers, nothing is left in flight or on the way, and each key has
+    /// the value of before or that of after, the same one every time.
+    async fn is_sound(&self, after: impl Fn(&str) -> Option<&'static str>, what: &str) {
+        idle().await;
+        let cache = &self.cache;
+        let mut values = Vec::new();
+        for key in PLACES {
+            let value = get(cache, key).await;
+            let before = (key != "nowhere").then_some("old");
+            assert!([before, after(key)].contains(&value.as_deref()), "{what}: {key} is {value:?}");
+            assert_eq!(cache.contains(key).await.unwrap(), value.is_some(), "{what}: {key}");
+            values.push(value);
+        }
+        self.hot.drain();
+        cache.settle().await.unwrap();
+        idle().await;
+        let stats = cache.stats().await.unwrap();
+        assert_eq!((stats.in_flight, stats.pending), (0, (0, 0)), "{what}: {stats:?}");
+        for (key, value) in PLACES.iter().zip(values) {
+            assert_eq!(get(cache, key).await, value, "{what}: {key}, after sinking");
+            assert!(cache.set(*key, "next").await.unwrap().degraded.is_empty(), "{what}: {key}");
+            assert_eq!(get(cache, key).await.unwrap(), "next", "{what}: {key}");
+            cache.delete(*key).await.unwrap();
+            assert_eq!(get(cache, key).await, None, "{what}: {key}");
+        }
+        assert_eq!(cache.stats().await.unwrap().in_flight, 0, "{what}");
+    }
+}
+
+/// What a call with that key makes of a place, if it changes it.
+type After = fn(key: &str, place: &str) -> Option<&'static str>;
+
+/// Drops `call` at its first poll, its second, and so on until it completes; looks after each at what it left.
+async fn drop_at_every_poll(what: &str, after: After, call: impl Fn(CacheManager, &'static str) -> Call) {
+    for write in [Write::Back, Write::Behind, Write::Through] {
+        for key in PLACES {
+            for polls in 1.. {
+                let subject = Subject::new(write).await;
+                let done = poll_at_most(call(subject.cache.clone(), key), polls).await;
+                let what = format!("{what} of {key}, {write:?}, dropped at poll {polls}");
+                if let Some(result) = &done {
+                    result.as_ref().unwrap_or_else(|error| panic!("{what}: {error}"));
+                }
+                subject.is_sound(|place| after(key, place), &what).await;
+                assert!(polls < 1_000, "{what}: never completes");
+                if done.is_some() {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+macro_rules! dropped {
+    ($name:ident, $after:expr, |$cache:ident, $key:ident| $call:expr) => {
+        #[tokio::test]
+        async fn $name() {
+            let call = |$cache: CacheManager, $key: &'static str| -> Call {
+                Box::pin(async move {
+                    $call;
+                    Ok(())
+                })
+            };
+            drop_at_every_poll(stringify!($name), $after, call).await;
+        }
+    };
+}
+
+const UNCHANGED: After = |_, place| (place != "nowhere").then_some("old");
+const WRITTEN: After = |key, place| if place == key { Some("new") } else { UNCHANGED(key, place) };
+const REMOVED: After = |key, place| if place == key { None } else { UNCHANGED(key, place) };
+const EMPTY: After = |_, _| None;
+
+dropped!(a_dropped_get, UNCHANGED, |cache, key| cache.get(key).await?);
+dropped!(a_dropped_get_many, UNCHANGED, |cache, key| cache.get_many(&[key, "dry", "cold", "way"]).await?);
+dropped!(a_dropped_entry, UNCHANGED, |cache, key| cache.entry(key).await?);
+dropped!(a_dropped_contains, UNCHANGED, |cache, key| cache.contains(key).await?);
+dropped!(a_dropped_typed_get, UNCHANGED, |cache, key| cache.typed::<String>().get(key).await?);
+dropped!(a_dropped_set, WRITTEN, |cache, key| cache.set(key, "new").await?);
+dropped!(a_dropped_set_with_options, WRITTEN, |cache, key| {
+    let set = cache.set(key, "new").ttl(Duration::from_secs(60)).tag("t", "2").user("a", "b");
+    set.content_type("text/plain").await?
+});
+dropped!(a_dropped_set_if_absent, WRITTEN, |cache, key| cache.set(key, "new").only_if_absent().await?);
+dropped!(a_dropped_set_below_hot, WRITTEN, |cache, key| cache.set(key, "new").skip(Level::Hot).await?);
+dropped!(a_dropped_set_pinned_to_dry, WRITTEN, |cache, key| cache.set(key, "new").pin(Level::Dry).await?);
+dropped!(
+    a_dropped_set_many,
+    |key, place| if ["hot", "dry"].contains(&place) { Some("new") } else { WRITTEN(key, place) },
+    |cache, key| {
+        for written in cache.set_many([(key, "new"), ("hot", "new"), ("dry", "new")]).await {
+            written?;
+        }
+    }
+);
+dropped!(a_dropped_touch, UNCHANGED, |cache, key| cache.touch(key, Duration::from_secs(60)).await?);
+dropped!(a_dropped_delete, REMOVED, |cache, key| cache.delete(key).await?);
+dropped!(
+    a_dropped_delete_many,
+    |key, place| REMOVED(key, place).filter(|_| !["cold", "dry"].contains(&place)),
+    |cache, key| cache.delete_many(&[key, "cold", "dry"]).await?
+);
+dropped!(a_dropped_pop, REMOVED, |cache, key| cache.pop(key).await?);
+dropped!(a_dropped_invalidate_tag, EMPTY, |cache, _key| cache.invalidate_tag("t", "1").await?);
+dropped!(a_dropped_expire_tag, EMPTY, |cache, _key| cache.expire_tag("t", "1").await?);
+dropped!(a_dropped_clear, EMPTY, |cache, _key| cache.clear().await?);
+dropped!(a_dropped_flush, EMPTY, |cache, _key| cache.flush(Level::Dry).await?);
+dropped!(
+    a_dropped_flush_of_hot,
+    |_, place| (place == "cold" || place == "dry").then_some("old"),
+    |cache, _key| cache.flush(Level::Hot).await?
+);
+dropped!(a_dropped_purge, EMPTY, |cache, _key| cache.purge("*").await?);
+dropped!(a_dropped_listing, UNCHANGED, |cache, _key| cache.keys(Query::all()).next().await?);
+dropped!(a_dropped_stats, UNCHANGED, |cache, _key| cache.stats().await?);
+dropped!(a_dropped_reset_stats, UNCHANGED, |cache, _key| cache.reset_stats().await?);
+dropped!(a_dropped_settle, UNCHANGED, |cache, _key| cache.settle().await?);
+dropped!(a_dropped_prune, UNCHANGED, |cache, _key| cache.prune().await?);
+
+#[tokio::test]
+async fn a_dropped_set_that_began_is_carried_out() {
+    for write in [Write::Back, Write::Behind, Write::Through] {
+        for key in PLACES {
+            let subject = Subject::new(write).await;
+            let set = subject.cache.set(key, "new").into_future();
+            drop(poll_at_most(set, 1).await);
+            idle().await;
+            assert_eq!(get(&subject.cache, key).await.unwrap(), "new", "{write:?} {key}");
+            subject.cache.delete(key).await.unwrap();
+            drop(poll_at_most(subject.cache.delete("cold"), 1).await);
+            idle().await;
+            assert_eq!(get(&subject.cache, "cold").await, None, "{write:?} {key}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_close_closes_and_loses_nothing() {
+    for polls in 1.. {
+        let subject = Subject::new(Write::Back).await;
+        let done = poll_at_most(subject.cache.close(Duration::from_secs(5)), polls).await;
+        idle().await;
+        idle().await;
+        assert!(matches!(subject.cache.get("hot").await, Err(Error::Closed)), "poll {polls}");
+        let cache =
+            builder(&ManualClock::new()).hot(ram()).dry(subject.store.reopen()).build().await.unwrap();
+        for key in ["hot", "way", "dry"] {
+            assert_eq!(get(&cache, key).await.unwrap(), "old", "{key}, dropped at poll {polls}");
+        }
+        if done.is_some() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_listing_goes_on_where_it_was() {
+    let subject = Subject::new(Write::Back).await;
+    for n in 0..600 {
+        subject.cache.set(format!("key {n:03}"), "v").await.unwrap();
+    }
+    let mut keys = subject.cache.keys(Query { prefix: b"key".to_vec(), ..Query::default() });
+    let mut listed = Vec::new();
+    for attempt in 0.. {
+        assert!(attempt < 10_000, "it never gets to its end");
+        match poll_at_most(keys.next(), 1 + attempt % 7).await {
+            Some(Ok(Some(record))) => listed.push(record.key.display().into_owned()),
+            Some(Ok(None)) => break,
+            Some(Err(error)) => panic!("{error}"),
+            None => idle().await,
+        }
+    }
+    assert_eq!(listed, (0..600).map(|n| format!("key {n:03}")).collect::<Vec<_>>());
+}
+
+/// With a store of records that answers from another thread.
+#[tokio::test]
+async fn dropped_calls_over_a_database_lose_no_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = SqliteConfig { path: dir.path().join("tracking").join("index.db") };
+    let tracking = SqliteTracking::open(config).await.unwrap();
+    let cache = builder(&ManualClock::new())
+        .hot(ram())
+        .dry(Hooked::opaque(MemoryTier::persistent(), Yielding))
+        .tracking(Arc::new(tracking))
+        .build()
+        .await
+        .unwrap();
+    for n in 0..40 {
+        cache.set(format!("key {n}"), "v").await.unwrap();
+        let polls = 1 + n % 5;
+        drop(poll_at_most(cache.settle(), polls).await);
+        drop(poll_at_most(cache.entry(format!("key {n}")), polls).await);
+        drop(poll_at_most(cache.stats(), polls).await);
+        drop(poll_at_most(cache.reset_stats(), polls).await);
+        drop(poll_at_most(cache.purge("nothing*"), polls).await);
+    }
+    cache.settle().await.unwrap();
+    assert_eq!(cache.keys(Query::all()).page(100).await.unwrap().len(), 40);
+    assert!(cache.close(Duration::from_secs(10)).await.unwrap().is_clean());
+}
