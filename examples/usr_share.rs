@@ -132,7 +132,7 @@ impl Job {
             loop {
                 let at = next.fetch_add(1, Ordering::Relaxed);
                 let Some(file) = files.get(at) else { return Ok((bytes, levels)) };
-                if shown && at % 256 == 0 {
+                if shown && at.is_multiple_of(256) {
                     eprint!("\r{name}: {at} of {}", files.len());
                 }
                 let key = file.strip_prefix(&self.folder)?;
