@@ -502,7 +502,8 @@ impl Log {
     /// The ticket of the last record appended; `None` when everything is written.
     pub(crate) fn last_ticket(&self) -> Option<Arc<Ticket>> {
         let state = self.lock();
-        if state.open.len > 0 || state.open.activates {
+        // A segment that was begun and has no record yet is written with its first one, whenever that comes.
+        if state.open.len > 0 {
             Some(Arc::clone(&state.open.ticket))
         } else {
             state.queue.back().map(|group| Arc::clone(&group.ticket))

@@ -386,3 +386,25 @@ async fn puts_faster_than_the_disk_wait_for_room() {
         assert_eq!(value(&tier, &format!("{n}")).await.unwrap(), filler(&format!("{n} "), 1 << 20));
     }
 }
+
+#[tokio::test]
+async fn sync_does_not_wait_for_a_segment_that_has_no_record_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let tier = open(dir.path());
+    for n in 0..4_000 {
+        put(&tier, &format!("key {n}"), "v", 1).await;
+    }
+    tier.sync().await.unwrap();
+    let mut rolls = 0;
+    for n in 0..4_000 {
+        let key = key(&format!("key {n}"));
+        // A removal that would be the first of a new segment is not made inline.
+        if tier.try_remove(key.as_ref(), Generation::new(2)).is_none() {
+            rolls += 1;
+            tokio::time::timeout(Duration::from_secs(10), tier.sync()).await.expect("no hang").unwrap();
+            tier.remove(&key, Generation::new(2)).await.unwrap();
+            tier.sync().await.unwrap();
+        }
+    }
+    assert!(rolls > 0, "no segment was begun by a removal");
+}
