@@ -346,7 +346,9 @@ impl Ttl {
 impl Shared {
     /// The whole write if nothing has to be waited for, else what is left of it.
     fn write_at_once(self: &Arc<Self>, key: Key, draft: Draft) -> Begun {
-        let now = self.flow.now();
+        // Only a deadline needs the exact time; a stay may begin a few milliseconds early.
+        let exact = !matches!(draft.ttl, Ttl::Unset);
+        let now = if exact { self.flow.now() } else { self.flow.recently() };
         let mut entry = draft.entry(now);
         if self.top(entry.levels).is_none() {
             let reason = "no configured level is left for it".into();
@@ -419,15 +421,20 @@ impl Shared {
                 Put::TooLarge | Put::Full => {}
             }
         }
-        self.forget_in_ram(key, entry.generation);
+        // The level that took it has nothing older of the key.
+        self.forget_in_ram_but(taken, key, entry.generation);
         taken
     }
 
     /// Removes what RAM and the way down hold of `key` from before the mutation; returns whether they did.
     pub(super) fn forget_in_ram(&self, key: &Key, below: Generation) -> bool {
+        self.forget_in_ram_but(None, key, below)
+    }
+
+    fn forget_in_ram_but(&self, spared: Option<Level>, key: &Key, below: Generation) -> bool {
         let mut held = false;
         // Coldest first: what leaves a level meanwhile goes down, ahead of us, and the way down comes last.
-        for slot in self.slots().rev() {
+        for slot in self.slots().rev().filter(|slot| Some(slot.level) != spared) {
             if let Some(resident) = slot.resident() {
                 held |= resident.discard(key.as_ref(), below).is_some();
             }
