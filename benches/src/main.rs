@@ -1,9 +1,12 @@
 //! tiercache and its peers side by side in one run: `cargo xtask bench`.
 
 mod allocations;
+mod disk;
+mod hits;
 mod hot;
 mod keys;
 mod measure;
+mod memory;
 
 use std::process::ExitCode;
 
@@ -24,7 +27,6 @@ cargo xtask bench hot|disk|memory|hits [--json] [--only KIND=NAME,…] [FILE…]
 pub(crate) struct Options {
     pub(crate) json: bool,
     only: Vec<(String, String)>,
-    #[allow(dead_code)]
     pub(crate) files: Vec<String>,
 }
 
@@ -60,7 +62,10 @@ fn main() -> ExitCode {
         }
     }
     match bench.as_deref() {
+        Some("disk") => disk::run(&options),
+        Some("hits") => hits::run(&options),
         Some("hot") => hot::run(&options),
+        Some("memory") => memory::run(&options),
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);

@@ -67,6 +67,9 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
 /// is decided by [`Clock::now`].
 pub const COARSE_SLACK_MILLIS: u64 = 1_000;
 
+/// The coarse time of a clock that has no ticker: every decision by it goes to [`Clock::now`].
+pub(crate) const NO_TICKER: u64 = u64::MAX - COARSE_SLACK_MILLIS;
+
 /// The machine's clock: monotonic, anchored to the wall clock when it was made.
 #[derive(Debug)]
 pub struct SystemClock {
@@ -95,7 +98,7 @@ impl SystemClock {
             // Without a ticker the coarse time would stand still and nothing would ever be seen to expire on
             // the fast path. A coarse time at the end of time sends every decision to the exact clock.
             tracing::warn!(%error, "no clock ticker, every hit asks the exact clock");
-            clock.coarse.store(u64::MAX - COARSE_SLACK_MILLIS, Ordering::Relaxed);
+            clock.coarse.store(NO_TICKER, Ordering::Relaxed);
         }
         clock
     }

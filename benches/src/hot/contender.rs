@@ -57,6 +57,12 @@ impl<T, E> Answer for Result<Option<T>, E> {
     }
 }
 
+/// Looks at an answer where it is: moving it would count as its time.
+#[inline]
+pub(crate) fn seen<T>(answer: &T) {
+    black_box(answer);
+}
+
 /// A contender that answers at once.
 pub(crate) fn direct<A: Answer>(
     name: &'static str,
@@ -81,7 +87,7 @@ pub(crate) fn direct<A: Answer>(
             keys.len()
         }),
         get: Box::new(move |keys| {
-            keys.iter().for_each(|key| drop(black_box(get(key))));
+            keys.iter().for_each(|key| seen(&get(key)));
             keys.len()
         }),
         set: Box::new(move |keys| {
@@ -132,7 +138,7 @@ pub(crate) fn awaited<C: Clone + Send + Sync + 'static, A: Answer>(
         get: each(move |keys| {
             wait(async {
                 for key in keys {
-                    drop(black_box(get(&get_cache, key).await));
+                    seen(&get(&get_cache, key).await);
                 }
             });
         }),

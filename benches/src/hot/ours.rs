@@ -10,7 +10,7 @@ use tiercache_ram::{Policy, RamConfig, RamTier};
 use tiercache_tracking::{MemoryConfig, MemoryTracking};
 use tokio::runtime::{Builder, Runtime};
 
-use super::contender::{Contender, awaited, each, wait};
+use super::contender::{Contender, awaited, each, seen, wait};
 use super::{MANY, Room, VALUE_BYTES};
 
 /// Where the managers' background work runs: beside the threads that are measured, as in a program.
@@ -84,7 +84,7 @@ fn contender(name: &'static str, room: Room, policy: Policy, tracked: bool) -> C
             each(move |keys| {
                 wait(async {
                     for key in keys.iter().filter(|key| ***key < limit) {
-                        drop(black_box(typed.get(key).await));
+                        seen(&typed.get(key).await);
                     }
                 });
             })

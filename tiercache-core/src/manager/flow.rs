@@ -9,6 +9,7 @@ use super::pending::{Item, Pending};
 use super::recorder::Recorder;
 use crate::bugs::seeded;
 use crate::tier::{Dead, Hold, Left, Spill};
+use crate::time::NO_TICKER;
 use crate::tracking::Record;
 use crate::{Clock, Entry, Generation, Key, KeyRef, Level, Rules, Tier, Timestamp};
 
@@ -51,6 +52,13 @@ impl Flow {
 
     pub(super) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// The time some milliseconds ago, never later than now, without asking the clock.
+    pub(super) fn recently(&self) -> Timestamp {
+        let coarse = self.coarse.load(Ordering::Relaxed);
+        // A clock without a ticker says so by a time that nothing is alive at.
+        if coarse < NO_TICKER { Timestamp::from_millis(coarse) } else { self.now() }
     }
 
     /// A new generation, higher than every one before.

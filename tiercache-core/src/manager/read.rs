@@ -87,22 +87,30 @@ impl CacheManager {
         let shared = &self.shared;
         let Some(found) = shared.find(key).await? else { return Ok(None) };
         let recorder = &shared.flow.recorder;
-        let mut hits = 0;
+        // Uses that RAM has counted and no sweep has collected yet.
+        let uncollected = || {
+            let resting = shared.slots().filter_map(|slot| slot.resident()?.peek(key));
+            let same = resting.filter(|resting| resting.entry.generation == found.entry.generation);
+            same.map(|resting| u64::from(resting.uses)).sum::<u64>()
+        };
+        let mut hits = uncollected();
         if recorder.is_enabled() {
-            // Tracking may lag and may fail; then the hits it has not been told of yet are all there is.
-            recorder.catch_up(shared.flow.now(), &shared.flow.counters).await;
             let key = key.to_key();
-            if let Ok(Some(record)) = recorder.ask("lookup", recorder.tracking().lookup(&key)).await
-                && record.generation == found.entry.generation
-            {
-                hits = record.hits;
-            }
-        }
-        for slot in shared.slots() {
-            if let Some(resting) = slot.resident().and_then(|resident| resident.peek(key))
-                && resting.entry.generation == found.entry.generation
-            {
-                hits += u64::from(resting.uses);
+            loop {
+                let before = uncollected();
+                // Tracking may lag and may fail; then the hits it has not been told of yet are all there is.
+                recorder.catch_up(shared.flow.now(), &shared.flow.counters).await;
+                let record = recorder.ask("lookup", recorder.tracking().lookup(&key)).await;
+                let told = match &record {
+                    Ok(Some(record)) if record.generation == found.entry.generation => record.hits,
+                    _ => 0,
+                };
+                let waiting = uncollected();
+                hits = hits.max(told + waiting);
+                // Fewer than before: a sweep has collected them meanwhile, and tracking is about to be told.
+                if waiting >= before || record.is_err() {
+                    break;
+                }
             }
         }
         let now = shared.flow.now();

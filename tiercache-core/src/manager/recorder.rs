@@ -1,11 +1,10 @@
 //! Events on their way to the tracking store: aggregated, batched, off every path that a caller waits on.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry as Place;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hashbrown::HashTable;
 use tokio::sync::Notify;
 
 use super::counters::Counters;
@@ -277,7 +276,9 @@ struct Change {
 
 /// One event of a kind per key at most, and how many hit details were added together.
 fn aggregate(events: Vec<Event>) -> (Vec<Event>, u64) {
-    let mut changes: BTreeMap<Key, Change> = BTreeMap::new();
+    // In the order the keys first occur in, found by their own hash.
+    let mut changes: Vec<(Key, Change)> = Vec::new();
+    let mut places: HashTable<usize> = HashTable::with_capacity(events.len());
     let mut merged = 0;
     for Event { at, what } in events {
         let (What::Stored(Record { key, .. })
@@ -287,10 +288,17 @@ fn aggregate(events: Vec<Event>) -> (Vec<Event>, u64) {
         else {
             continue;
         };
-        let change = match changes.entry(key.clone()) {
-            Place::Vacant(place) => place.insert(Change::default()),
-            Place::Occupied(place) => place.into_mut(),
+        let same = |&place: &usize| changes[place].0 == *key;
+        let place = match places.find(key.hash64(), same) {
+            Some(&place) => place,
+            None => {
+                let place = changes.len();
+                places.insert_unique(key.hash64(), place, |&place| changes[place].0.hash64());
+                changes.push((key.clone(), Change::default()));
+                place
+            }
         };
+        let change = &mut changes[place].1;
         change.first_at.get_or_insert(at);
         change.last_at = Some(at);
         let newest = change

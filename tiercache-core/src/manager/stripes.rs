@@ -135,6 +135,13 @@ impl Stripe {
         }
     }
 
+    /// Keeps gets from joining a read that began before something was published.
+    pub(super) fn detach(&mut self, hash: u64) {
+        if let Some(flight) = self.flight(hash) {
+            flight.reading = None;
+        }
+    }
+
     /// The floor of the key: what is below it is old.
     pub(super) fn floor(&self, hash: u64) -> Generation {
         self.flights.iter().find(|flight| flight.hash == hash).map_or(Generation::ZERO, |flight| flight.floor)

@@ -12,10 +12,9 @@
 //! `touch`, `set(..).only_if_absent()` and the like read first; they register a flight before they look, and begin
 //! anew when its floor shows a mutation by the time they hold the stripe again.
 
-use std::future::{Future, IntoFuture};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,12 +23,13 @@ use super::builder::Write;
 use super::counters::Count;
 use super::flow::Flow;
 use super::pending::{Item, Ticket};
+use super::set::{Draft, Set, Ttl, checked};
 use super::slot::Slot;
 use super::stripes::Stripe;
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
 use crate::tier::{Permit, Put};
-use crate::{AsKey, Entry, Error, Extras, Generation, Key, Level, Levels, Result, Stay, Timestamp};
+use crate::{AsKey, Entry, Error, Generation, Key, Level, Levels, Result, Timestamp};
 
 /// The longest a writer waits for the way down to clear before it goes on and the oldest there is dropped.
 const CROWDED_WAIT: Duration = Duration::from_secs(1);
@@ -108,201 +108,9 @@ impl CacheManager {
     }
 }
 
-/// A write on its way: options, then `.await`.
-#[must_use = "nothing is written until it is awaited"]
-#[derive(Debug)]
-pub struct Set<'a> {
-    manager: &'a CacheManager,
-    key: Result<Key>,
-    draft: Result<Draft>,
-}
+pub(super) type Work = Pin<Box<dyn Future<Output = Result<Written>> + Send>>;
 
-/// A value that has no generation yet.
-#[derive(Debug)]
-struct Draft {
-    value: Bytes,
-    ttl: Ttl,
-    levels: Levels,
-    only_if_absent: bool,
-    extras: Option<Arc<Extras>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Ttl {
-    Unset,
-    For(Duration),
-    Never,
-}
-
-impl Set<'_> {
-    /// The time the value lives, from now: afterwards it is dead at every level, and until then no stay of the
-    /// last level cuts it short. Less than a millisecond counts as one; zero is refused.
-    pub fn ttl(self, ttl: Duration) -> Self {
-        self.try_with(|draft| {
-            draft.ttl = Ttl::For(checked(ttl, "ttl")?);
-            Ok(())
-        })
-    }
-
-    /// The value lives until it is removed or no level has room for it, whatever the levels' stays.
-    pub fn never(self) -> Self {
-        self.with(|draft| draft.ttl = Ttl::Never)
-    }
-
-    /// Adds a tag. Rules choose stays by tags, and `invalidate_tag` removes by them.
-    pub fn tag(self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.try_with(|draft| {
-            let (name, value) = (name.into(), value.into());
-            if name.is_empty() || name.len() > 255 || value.len() > 1024 {
-                let reason = "a tag's name has 1 to 255 bytes, its value at most 1024".into();
-                return Err(Error::InvalidOption { option: "tag", reason });
-            }
-            let tags = &mut draft.extras().tags;
-            tags.insert(name, value);
-            if tags.len() > 64 {
-                let reason = "an entry has at most 64 tags".into();
-                return Err(Error::InvalidOption { option: "tag", reason });
-            }
-            Ok(())
-        })
-    }
-
-    /// How long the entry stays at `level` without a use, instead of what rules and defaults say.
-    pub fn stay(self, level: Level, stay: Stay) -> Self {
-        self.try_with(|draft| {
-            if let Stay::For(stay) = stay {
-                checked(stay, "stay")?;
-            }
-            draft.extras().stays[level.index()] = Some(stay);
-            Ok(())
-        })
-    }
-
-    /// Only if the key has no live entry; [`Written::stored`] tells.
-    pub fn only_if_absent(self) -> Self {
-        self.with(|draft| draft.only_if_absent = true)
-    }
-
-    /// At this level and no other: it does not sink from there, nor rise.
-    pub fn pin(self, level: Level) -> Self {
-        self.with(|draft| draft.levels = Levels::only(level))
-    }
-
-    /// Not at this level.
-    pub fn skip(self, level: Level) -> Self {
-        self.with(|draft| draft.levels = draft.levels.without(level))
-    }
-
-    /// The media type, kept with the value.
-    pub fn content_type(self, media_type: impl Into<String>) -> Self {
-        self.with(|draft| draft.extras().content_type = Some(media_type.into()))
-    }
-
-    /// A field of your own, kept with the value.
-    pub fn user(self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.with(|draft| {
-            draft.extras().user.insert(name.into(), value.into());
-        })
-    }
-
-    pub(super) fn decoded(self, decoded: crate::Decoded) -> Self {
-        self.with(|draft| {
-            // Fresh extras: nobody set the cell before.
-            let _ = draft.extras().decoded.set(decoded);
-        })
-    }
-
-    fn with(self, change: impl FnOnce(&mut Draft)) -> Self {
-        self.try_with(|draft| {
-            change(draft);
-            Ok(())
-        })
-    }
-
-    fn try_with(mut self, change: impl FnOnce(&mut Draft) -> Result<()>) -> Self {
-        if let Ok(draft) = &mut self.draft
-            && let Err(error) = change(draft)
-        {
-            self.draft = Err(error);
-        }
-        self
-    }
-}
-
-impl<'a> IntoFuture for Set<'a> {
-    type Output = Result<Written>;
-    type IntoFuture = SetFuture<'a>;
-
-    fn into_future(self) -> SetFuture<'a> {
-        SetFuture(State::Begin(self))
-    }
-}
-
-/// The future of a [`Set`]. Boxes nothing when nothing has to be waited for.
-#[must_use = "futures do nothing unless polled"]
-pub struct SetFuture<'a>(State<'a>);
-
-enum State<'a> {
-    Begin(Set<'a>),
-    Waiting(Pin<Box<dyn Future<Output = Result<Written>> + Send + 'a>>),
-    Over,
-}
-
-impl Future for SetFuture<'_> {
-    type Output = Result<Written>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if matches!(self.0, State::Begin(_))
-            && let State::Begin(set) = std::mem::replace(&mut self.0, State::Over)
-        {
-            let (key, draft) = match (set.key, set.draft) {
-                (Ok(key), Ok(draft)) => (key, draft),
-                (Err(error), _) | (_, Err(error)) => return Poll::Ready(Err(error)),
-            };
-            let shared = &set.manager.shared;
-            if let Err(error) = shared.check_open() {
-                return Poll::Ready(Err(error));
-            }
-            let begun = if draft.only_if_absent || shared.write != Write::Back {
-                Begun::Slow(shared.clone().write_slowly(key, draft))
-            } else {
-                shared.write_at_once(key, draft)
-            };
-            match begun {
-                Begun::Done(result) if !shared.flow.pending.is_crowded() => return Poll::Ready(result),
-                Begun::Done(result) => {
-                    self.0 = State::Waiting(Box::pin(async move {
-                        shared.wait_for_room().await;
-                        result
-                    }));
-                }
-                // Owned: it goes on when the caller does not wait any longer.
-                Begun::Slow(work) => {
-                    let task = shared.runtime.spawn(work);
-                    self.0 = State::Waiting(Box::pin(async move {
-                        match task.await {
-                            Ok(result) => result,
-                            Err(error) if error.is_panic() => Err(Error::Panicked { what: "a tier" }),
-                            Err(_) => Err(Error::Closed),
-                        }
-                    }));
-                }
-            }
-        }
-        match &mut self.0 {
-            State::Waiting(work) => {
-                let result = std::task::ready!(work.as_mut().poll(context));
-                self.0 = State::Over;
-                Poll::Ready(result)
-            }
-            State::Begin(_) | State::Over => Poll::Ready(Err(Error::Closed)),
-        }
-    }
-}
-
-type Work = Pin<Box<dyn Future<Output = Result<Written>> + Send>>;
-
-enum Begun {
+pub(super) enum Begun {
     Done(Result<Written>),
     Slow(Work),
 }
@@ -315,38 +123,12 @@ pub(super) enum Lower {
     Wait,
 }
 
-impl Draft {
-    fn new(value: Bytes) -> Self {
-        Self { value, ttl: Ttl::Unset, levels: Levels::ALL, only_if_absent: false, extras: None }
-    }
-
-    fn extras(&mut self) -> &mut Extras {
-        Arc::make_mut(self.extras.get_or_insert_with(Default::default))
-    }
-
-    fn entry(self, now: Timestamp) -> Entry {
-        let mut entry = Entry::new(self.value, Generation::ZERO, now);
-        entry.levels = self.levels;
-        entry.extras = self.extras;
-        self.ttl.apply(&mut entry, now);
-        entry
-    }
-}
-
-impl Ttl {
-    fn apply(self, entry: &mut Entry, now: Timestamp) {
-        (entry.deadline, entry.explicit_ttl) = match self {
-            Self::Unset => (Timestamp::NEVER, false),
-            Self::For(ttl) => (now.after(ttl), true),
-            Self::Never => (Timestamp::NEVER, true),
-        };
-    }
-}
-
 impl Shared {
     /// The whole write if nothing has to be waited for, else what is left of it.
-    fn write_at_once(self: &Arc<Self>, key: Key, draft: Draft) -> Begun {
-        let now = self.flow.now();
+    pub(super) fn write_at_once(self: &Arc<Self>, key: Key, draft: Draft) -> Begun {
+        // Only a deadline needs the exact time; a stay may begin a few milliseconds early.
+        let exact = !matches!(draft.ttl, Ttl::Unset);
+        let now = if exact { self.flow.now() } else { self.flow.recently() };
         let mut entry = draft.entry(now);
         if self.top(entry.levels).is_none() {
             let reason = "no configured level is left for it".into();
@@ -419,15 +201,20 @@ impl Shared {
                 Put::TooLarge | Put::Full => {}
             }
         }
-        self.forget_in_ram(key, entry.generation);
+        // The level that took it has nothing older of the key.
+        self.forget_in_ram_but(taken, key, entry.generation);
         taken
     }
 
     /// Removes what RAM and the way down hold of `key` from before the mutation; returns whether they did.
     pub(super) fn forget_in_ram(&self, key: &Key, below: Generation) -> bool {
+        self.forget_in_ram_but(None, key, below)
+    }
+
+    fn forget_in_ram_but(&self, spared: Option<Level>, key: &Key, below: Generation) -> bool {
         let mut held = false;
         // Coldest first: what leaves a level meanwhile goes down, ahead of us, and the way down comes last.
-        for slot in self.slots().rev() {
+        for slot in self.slots().rev().filter(|slot| Some(slot.level) != spared) {
             if let Some(resident) = slot.resident() {
                 held |= resident.discard(key.as_ref(), below).is_some();
             }
@@ -444,7 +231,8 @@ impl Shared {
         }
         let now = self.flow.now();
         if self.write != Write::Through {
-            let stripe = self.stripes.lock(hash);
+            let mut stripe = self.stripes.lock(hash);
+            stripe.detach(hash);
             if stripe.floor(hash) > generation {
                 // A later mutation has begun: it is as if this had come just before it. What this one
                 // replaces must not be there any more when it returns.
@@ -533,6 +321,7 @@ impl Shared {
             }
             let item = Item { writing: true, ..Item::new(entry.clone(), slot.level, slot.level) };
             self.flow.pending.push(key.clone(), item, false);
+            stripe.detach(key.hash64());
             Writing::begin(self.clone(), &mut stripe, key, entry, slot.level)
         };
         let result = self.write_below(slot, &writing, now).await;
@@ -557,7 +346,7 @@ impl Shared {
     }
 
     /// A write in a task of its own from the start: one with a condition, or one that must reach a lower level.
-    fn write_slowly(self: Arc<Self>, key: Key, draft: Draft) -> Work {
+    pub(super) fn write_slowly(self: Arc<Self>, key: Key, draft: Draft) -> Work {
         Box::pin(async move {
             if self.top(draft.levels).is_none() {
                 let reason = "no configured level is left for it".into();
@@ -685,13 +474,4 @@ impl Drop for Writing {
         stripe.end_write(key.hash64(), &self.ticket);
         stripe.leave(key.hash64());
     }
-}
-
-/// A duration that can be meant: not zero, and at least the clock's millisecond.
-fn checked(duration: Duration, option: &'static str) -> Result<Duration> {
-    if duration.is_zero() {
-        let reason = "zero is not a time to keep something; leave it out, or use `never`".into();
-        return Err(Error::InvalidOption { option, reason });
-    }
-    Ok(duration.max(Duration::from_millis(1)))
 }

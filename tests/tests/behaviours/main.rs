@@ -1,0 +1,9 @@
+//! What users of the systems before this one relied on, or were bitten by: behaviours by number, each a test.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod durability;
+mod keys;
+mod levels;
+mod life;
+mod tracking;
