@@ -20,6 +20,8 @@ use serde_json::{Value, json};
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const LARGEST: u64 = 1 << 20;
+/// A prime: steps of that many visit every file once, in an order that is not the one they were stored in.
+const STEP: usize = 1_000_003;
 
 /// What to do with which files.
 #[derive(Debug)]
@@ -104,13 +106,13 @@ impl Job {
         let files: Vec<PathBuf> = files.into_iter().step_by(step).collect();
 
         let server = Server::start(&self.tiercache, &config)?;
-        let stored = self.pass("stored", &server, &files, store)?;
-        let read = self.pass("read", &server, &files, compare)?;
+        let stored = self.pass("stored", &server, &files, 1, store)?;
+        let read = self.pass("read", &server, &files, STEP, compare)?;
         let began = Instant::now();
         let stopped = server.stop()?;
         let stop_seconds = rounded(began.elapsed().as_secs_f64());
         let server = Server::start(&self.tiercache, &config)?;
-        let again = self.pass("read after restart", &server, &files, compare)?;
+        let again = self.pass("read after restart", &server, &files, STEP, compare)?;
         server.stop()?;
         Ok(json!({
             "files": files.len(),
@@ -122,7 +124,7 @@ impl Job {
     }
 
     /// Does one thing with every file, over several connections at once.
-    fn pass(&self, name: &str, server: &Server, files: &[PathBuf], work: Work) -> Result<Value> {
+    fn pass(&self, name: &str, server: &Server, files: &[PathBuf], step: usize, work: Work) -> Result<Value> {
         let began = Instant::now();
         let next = AtomicUsize::new(0);
         let shown = io::stderr().is_terminal();
@@ -131,7 +133,10 @@ impl Job {
             let (mut bytes, mut levels) = (0, BTreeMap::new());
             loop {
                 let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(file) = files.get(at) else { return Ok((bytes, levels)) };
+                if at >= files.len() {
+                    return Ok((bytes, levels));
+                }
+                let file = &files[at * step % files.len()];
                 if shown && at.is_multiple_of(256) {
                     eprint!("\r{name}: {at} of {}", files.len());
                 }

@@ -23,7 +23,7 @@ use super::slot::Slot;
 use super::write::Writing;
 use crate::bugs::seeded;
 use crate::tier::{Hold, Put, Swept};
-use crate::{Generation, Key, Level, Result};
+use crate::{Error, Generation, Key, Level, Result};
 
 /// Writers per level outside RAM.
 const WRITERS: usize = 4;
@@ -220,6 +220,8 @@ impl Shared {
             let sweep = slot.tier.sweep(now, &*flow.fences);
             match slot.call("sweep", slot.limits.write_timeout.max(Duration::from_secs(60)), sweep).await {
                 Ok(done) => swept[slot.level.index()] = done,
+                // The cache was closed since the sweep began: there is nothing to tell anybody.
+                Err(Error::Closed) => {}
                 Err(error) => tracing::warn!(level = %slot.level, %error, "sweep failed"),
             }
         }
