@@ -1,7 +1,8 @@
 //! `bench hits`: how much of what is possible each policy finds again.
 //!
 //! Every trace is read through each policy at 2, 10 and 30 % of its distinct keys; what is missed is set.
-//! `hot+cold` is two levels under a manager, a fifth and four fifths of the same room. `optimum` is Belady's: it
+//! `hot+cold` is two levels under a manager, a fifth and four fifths of the same room, both adaptive; in
+//! `hot+cold-lru` cold is `lru`. `optimum` is Belady's: it
 //! knows the future and drops what is asked for last.
 
 mod optimum;
@@ -42,7 +43,7 @@ pub(crate) fn run(options: &Options) {
     if !options.json {
         for (name, shares) in of_optimum {
             let mean = shares.iter().sum::<f64>() / shares.len() as f64;
-            println!("{name:<10} {:5.1} % of the optimum on average, {} cases", mean * 100.0, shares.len());
+            println!("{name:<12} {:5.1} % of the optimum on average, {} cases", mean * 100.0, shares.len());
         }
     }
 }
@@ -55,8 +56,10 @@ fn policies(options: &Options, trace: &Trace, room: usize) -> Vec<(&'static str,
         .filter(|(name, _)| options.wants("contender", name))
         .map(|(name, policy)| (name, one_level(trace, room, policy)))
         .collect();
-    if options.wants("contender", "hot+cold") {
-        found.push(("hot+cold", two_levels(trace, room)));
+    for (name, cold) in [("hot+cold", Policy::Adaptive), ("hot+cold-lru", Policy::Lru)] {
+        if options.wants("contender", name) {
+            found.push((name, two_levels(trace, room, cold)));
+        }
     }
     found
 }
@@ -84,13 +87,15 @@ fn one_level(trace: &Trace, room: usize, policy: Policy) -> f64 {
     f64::from(hits) / trace.keys.len().max(1) as f64
 }
 
-fn two_levels(trace: &Trace, room: usize) -> f64 {
+fn two_levels(trace: &Trace, room: usize, below: Policy) -> f64 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let policy = Policy::Adaptive;
     runtime.block_on(async {
-        let level = |part: usize| Arc::new(RamTier::new(RamConfig { max_size: bytes(policy, part), policy }));
+        let level = |part: usize, policy: Policy| {
+            Arc::new(RamTier::new(RamConfig { max_size: bytes(policy, part), policy }))
+        };
         let hot = (room / 5).max(1);
-        let cache = CacheManager::builder().hot(level(hot)).cold(level(room - hot)).build().await;
+        let (hot, cold) = (level(hot, Policy::Adaptive), level(room - hot, below));
+        let cache = CacheManager::builder().hot(hot).cold(cold).build().await;
         let cache = cache.expect("levels in RAM need nothing");
         let mut hits = 0;
         for (at, number) in trace.keys.iter().enumerate() {
@@ -118,7 +123,7 @@ fn print(options: &Options, trace: &Trace, room: usize, name: &str, found: f64) 
         println!("{line}");
     } else {
         println!(
-            "{:<28} {:>9} asked, {:>8} keys, room {:>8}  {:<10} {:6.2} %",
+            "{:<28} {:>9} asked, {:>8} keys, room {:>8}  {:<12} {:6.2} %",
             trace.name,
             trace.keys.len(),
             trace.distinct,
