@@ -214,7 +214,14 @@ impl Shared {
                     self.flow.counters.count(Count::Joined);
                     // An error means that the reader was dropped half-way: somebody else must read.
                     if let Ok(answer) = reading.wait_for(Option::is_some).await {
-                        return answer.as_ref().and_then(|found| Option::clone(found));
+                        let found = answer.as_ref().and_then(|found| Option::clone(found));
+                        drop(answer);
+                        // No flight is told of an invalidation of many: the read may have begun before one that
+                        // ended before this call.
+                        let alive = |found: &Found| self.flow.is_alive(key, &found.entry, self.flow.now());
+                        if found.as_ref().is_none_or(alive) {
+                            return found;
+                        }
                     }
                 }
                 Wait::Read { floor, answer } => {
