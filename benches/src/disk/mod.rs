@@ -39,15 +39,17 @@ pub(crate) trait Store {
 type Open = fn(&Path, usize) -> Box<dyn Store>;
 
 fn contenders() -> Vec<(&'static str, Open)> {
-    let mut contenders = vec![
-        ("tiercache", ours::tier as Open),
+    let ours: [(&str, Open); 4] = [
+        ("tiercache", ours::tier),
         ("tiercache-manager", ours::manager),
         ("pread/write", raw::open),
         ("files", raw::files),
     ];
     #[cfg(feature = "peers")]
-    contenders.extend(peers::all());
-    contenders
+    let peers = peers::all();
+    #[cfg(not(feature = "peers"))]
+    let peers = Vec::new();
+    ours.into_iter().chain(peers).collect()
 }
 
 pub(crate) fn run(options: &Options) {

@@ -15,10 +15,10 @@ pub(super) fn hit_ratio(keys: &[u64], room: usize) -> f64 {
     // What is held, by when it is asked for next. Nothing asked for never again is worth holding.
     let mut held: BTreeSet<usize> = BTreeSet::new();
     let mut hits = 0u64;
-    for at in 0..keys.len() {
+    for (at, again) in next.into_iter().enumerate() {
         hits += u64::from(held.remove(&at));
-        if next[at] != usize::MAX {
-            held.insert(next[at]);
+        if again != usize::MAX {
+            held.insert(again);
             if held.len() > room {
                 held.pop_last();
             }

@@ -39,7 +39,7 @@ pub(super) fn bytes(number: u64) -> [u8; KEY_BYTES] {
 }
 
 /// A key per line, or the caffeine simulator's text formats, told apart by the file's name:
-/// `.trace` of ARC (`start count ignored number`: blocks in a row), and lines of which the first word is the key.
+/// `.lis` and `.arc` of ARC (`start count ignored number`: blocks in a row), and lines of which the first word is the key.
 fn read(path: &Path) -> std::io::Result<Trace> {
     let arc = path.extension().is_some_and(|extension| extension == "lis" || extension == "arc");
     let mut keys = Vec::new();
