@@ -240,12 +240,13 @@ async fn a_flush_reaches_what_waits_to_sink() {
                 worker.await.unwrap();
             }
             rig.cache.settle().await.unwrap();
+            let mut found = 0;
             for n in 0..10 {
-                let found = get(&rig.cache, &format!("k{n}")).await;
-                // One that was being written when hot was flushed is dry's by then.
-                let may_be = held && level == Level::Hot && n == 0;
-                assert!(found.is_none() || may_be, "{level} {held} k{n}");
+                found += usize::from(get(&rig.cache, &format!("k{n}")).await.is_some());
             }
+            // The one that was being written when hot was flushed is dry's by then.
+            let most = usize::from(held && level == Level::Hot);
+            assert!(found <= most, "{level} {held}: {found} are back");
         }
     }
 }

@@ -124,8 +124,7 @@ async fn the_record_of_a_key_is_true_at_every_step() {
 
 /// A copy stays below what rose from there: when hot is flushed it is dry's again, and listed as such.
 #[tokio::test]
-#[ignore = "fails: a flush of hot forgets the record of what dry still has"]
-async fn defect_after_a_flush_of_hot_tracking_does_not_know_what_dry_still_has() {
+async fn after_a_flush_of_hot_tracking_knows_what_dry_still_has() {
     let dir = tempfile::tempdir().unwrap();
     let clock = ManualClock::new();
     let hot = ram();

@@ -60,7 +60,7 @@ type Shared = State<Arc<Service>>;
 async fn read(State(service): Shared, uri: Uri, headers: HeaderMap) -> Answer {
     let key = key(&uri)?;
     no_parameters(&uri)?;
-    let Some(entry) = service.cache.entry(&key).await? else {
+    let Some(entry) = service.cache.read(&key).await? else {
         let mut response = json_response(StatusCode::NOT_FOUND, &json!({ "error": "the key is not there" }));
         response.headers_mut().insert("cache-status", HeaderValue::from_static("tiercache; fwd=miss"));
         return Ok(response);

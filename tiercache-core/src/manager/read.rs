@@ -78,7 +78,20 @@ impl CacheManager {
         Ok(self.shared.find(key).await?.map(|found| found.entry.value))
     }
 
-    /// The entry of `key` with its level, age, time left, tags and hits. A use like `get`.
+    /// The entry of `key` with its level, age, time left and tags. A use like `get`, and as fast: tracking is not
+    /// asked, so [`EntryInfo::hits`] counts only what RAM has and no sweep has collected.
+    ///
+    /// # Errors
+    /// As for [`CacheManager::get`].
+    pub async fn read(&self, key: impl AsKey) -> Result<Option<EntryInfo>> {
+        let key = self.key(&key)?;
+        let Some(found) = self.shared.find(key).await? else { return Ok(None) };
+        let hits = self.shared.uncollected(key, found.entry.generation);
+        Ok(Some(EntryInfo::new(found, hits, self.shared.flow.now())))
+    }
+
+    /// The entry of `key` with its level, age, time left, tags and hits. A use like `get`; asks tracking for the
+    /// hits, and waits for it a second at most.
     ///
     /// # Errors
     /// As for [`CacheManager::get`].
@@ -86,26 +99,21 @@ impl CacheManager {
         let key = self.key(&key)?;
         let shared = &self.shared;
         let Some(found) = shared.find(key).await? else { return Ok(None) };
+        let generation = found.entry.generation;
         let recorder = &shared.flow.recorder;
-        // Uses that RAM has counted and no sweep has collected yet.
-        let uncollected = || {
-            let resting = shared.slots().filter_map(|slot| slot.resident()?.peek(key));
-            let same = resting.filter(|resting| resting.entry.generation == found.entry.generation);
-            same.map(|resting| u64::from(resting.uses)).sum::<u64>()
-        };
-        let mut hits = uncollected();
+        let mut hits = shared.uncollected(key, generation);
         if recorder.is_enabled() {
-            let key = key.to_key();
+            let owned = key.to_key();
             loop {
-                let before = uncollected();
+                let before = shared.uncollected(key, generation);
                 // Tracking may lag and may fail; then the hits it has not been told of yet are all there is.
                 recorder.catch_up(shared.flow.now(), &shared.flow.counters).await;
-                let record = recorder.ask("lookup", recorder.tracking().lookup(&key)).await;
+                let record = recorder.ask("lookup", recorder.tracking().lookup(&owned)).await;
                 let told = match &record {
-                    Ok(Some(record)) if record.generation == found.entry.generation => record.hits,
+                    Ok(Some(record)) if record.generation == generation => record.hits,
                     _ => 0,
                 };
-                let waiting = uncollected();
+                let waiting = shared.uncollected(key, generation);
                 hits = hits.max(told + waiting);
                 // Fewer than before: a sweep has collected them meanwhile, and tracking is about to be told.
                 if waiting >= before || record.is_err() {
@@ -113,20 +121,7 @@ impl CacheManager {
                 }
             }
         }
-        let now = shared.flow.now();
-        let Found { entry, level } = found;
-        let extras = entry.extras.as_deref();
-        Ok(Some(EntryInfo {
-            level,
-            generation: entry.generation,
-            age: now.since(entry.created),
-            time_left: (!entry.deadline.is_never()).then(|| entry.deadline.since(now)),
-            tags: extras.map(|extras| extras.tags.clone()).unwrap_or_default(),
-            content_type: extras.and_then(|extras| extras.content_type.clone()),
-            user: extras.map(|extras| extras.user.clone()).unwrap_or_default(),
-            hits,
-            value: entry.value,
-        }))
+        Ok(Some(EntryInfo::new(found, hits, shared.flow.now())))
     }
 
     /// Whether `get` would find the key. Not a use: nothing is counted, promoted or renewed.
@@ -167,7 +162,32 @@ impl CacheManager {
     }
 }
 
+impl EntryInfo {
+    fn new(found: Found, hits: u64, now: Timestamp) -> Self {
+        let Found { entry, level } = found;
+        let extras = entry.extras.as_deref();
+        Self {
+            level,
+            generation: entry.generation,
+            age: now.since(entry.created),
+            time_left: (!entry.deadline.is_never()).then(|| entry.deadline.since(now)),
+            tags: extras.map(|extras| extras.tags.clone()).unwrap_or_default(),
+            content_type: extras.and_then(|extras| extras.content_type.clone()),
+            user: extras.map(|extras| extras.user.clone()).unwrap_or_default(),
+            hits,
+            value: entry.value,
+        }
+    }
+}
+
 impl Shared {
+    /// Uses of an entry that RAM has counted and no sweep has collected yet.
+    fn uncollected(&self, key: KeyRef<'_>, generation: Generation) -> u64 {
+        let resting = self.slots().filter_map(|slot| slot.resident()?.peek(key));
+        let same = resting.filter(|resting| resting.entry.generation == generation);
+        same.map(|resting| u64::from(resting.uses)).sum()
+    }
+
     /// Step 1 of a read: what hot answers without a lock.
     #[inline]
     pub(super) fn hit(&self, key: KeyRef<'_>) -> Option<Bytes> {

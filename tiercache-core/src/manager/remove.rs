@@ -22,6 +22,7 @@ use super::write::Lower;
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
 use crate::tier::Scope;
+use crate::tracking::Query;
 use crate::{AsKey, Error, Generation, Key, Level, Result};
 
 /// The pause after the first retry of a removal; it doubles up to [`LONGEST_PAUSE`].
@@ -398,8 +399,41 @@ impl Shared {
         // Last, like everywhere: what the level gave up before it was cleared is on its way by now.
         flow.pending
             .discard_where(generation, |key, item| within(key) && (item.from == level || item.to == level));
-        flow.recorder.flushed(flow.now(), level, namespace.clone(), generation);
+        self.tell_what_remains(level, namespace.as_deref()).await;
+        flow.recorder.flushed(flow.now(), level, namespace, generation);
         result
+    }
+
+    /// Tells tracking of copies that a flush of `level` leaves at lower levels, which know what they hold: they stand
+    /// there from now on. Of what is left the flush makes an end.
+    async fn tell_what_remains(&self, level: Level, namespace: Option<&str>) {
+        let recorder = &self.flow.recorder;
+        if !recorder.is_enabled() || !self.lower_slots().any(|slot| slot.level > level) {
+            return;
+        }
+        recorder.catch_up(self.flow.now(), &self.flow.counters).await;
+        let query =
+            Query { level: Some(level), namespace: namespace.map(str::to_string), ..Query::default() };
+        let mut after: Option<Key> = None;
+        loop {
+            let page = recorder.tracking().find(&query, after.as_ref(), 1_000);
+            // A store that does not answer is told less, and lists less until the keys are used again.
+            let Ok(page) = recorder.ask("find", page).await else { return };
+            for record in &page {
+                let holds = |slot: &&Slot| {
+                    let index = slot.index();
+                    let held = index.and_then(|index| index.holds(record.key.as_ref()));
+                    slot.level > level && held == Some(record.generation)
+                };
+                if let Some(slot) = self.lower_slots().find(holds) {
+                    recorder.moved(self.flow.now(), &record.key, record.generation, Some(slot.level));
+                }
+            }
+            match page.last() {
+                Some(last) if page.len() == 1_000 => after = Some(last.key.clone()),
+                _ => return,
+            }
+        }
     }
 }
 
