@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::flow::{Chute, Flow};
+use super::flow::Flow;
 use super::slot::{Limits, Slot};
 use super::stripes::Stripes;
 use super::{CacheManager, Running, Shared};
@@ -151,14 +151,6 @@ impl Builder {
         for (scope, generation) in fences.into_iter().filter(|_| !seeded("fences-not-remembered")) {
             flow.fences.remove(&scope, generation);
         }
-        for slot in present() {
-            let below = present().filter(|lower| lower.level > slot.level);
-            slot.tier.attach(Arc::new(Chute {
-                flow: flow.clone(),
-                from: slot.level,
-                below: below.map(|lower| (lower.level, lower.tier.clone())).collect(),
-            }));
-        }
         let shared = Arc::new(Shared {
             flow,
             slots,
@@ -168,6 +160,9 @@ impl Builder {
             invalidating: AtomicUsize::new(0),
             runtime,
         });
+        for slot in shared.slots() {
+            slot.tier.attach(Arc::new(shared.chute(slot.level)));
+        }
         let (stop, stopped) = watch::channel(false);
         if !self.manual {
             shared.start(&stopped, self.sweep_every.unwrap_or(Duration::from_secs(1)));

@@ -315,10 +315,8 @@ impl Shared {
             if flow.is_alive(key, &item.entry, now) {
                 flow.recorder.used(now, || key.to_key(), 1);
                 // A write that has begun may end; one that has not is not needed any more.
-                if !item.writing && self.promote(key.to_key(), &item.entry, now) {
+                if self.promote(key.to_key(), &item.entry, now) && !item.writing {
                     flow.pending.take_unless_returned(key, &item);
-                } else {
-                    self.promote(key.to_key(), &item.entry, now);
                 }
                 return AtOnce::Found(Found { level: item.to, entry: item.entry });
             }

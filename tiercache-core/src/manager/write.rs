@@ -258,13 +258,9 @@ impl Shared {
                 return Ok(Written { stored: true, generation, degraded });
             }
         }
-        let target = match self.write {
-            Write::Through => self.durable(entry.levels),
-            Write::Back | Write::Behind => None,
-        };
-        let candidates: Vec<&Slot> = match target {
-            Some(slot) => vec![slot],
-            None => self.lower_slots().filter(|slot| entry.levels.contains(slot.level)).collect(),
+        let candidates: Vec<&Slot> = match (self.write, self.durable(entry.levels)) {
+            (Write::Through, Some(slot)) => vec![slot],
+            _ => self.lower_slots().filter(|slot| entry.levels.contains(slot.level)).collect(),
         };
         let mut refused = None;
         let mut limit = 0;
