@@ -1,0 +1,1 @@
+//! The MongoDB level and tracking of tiercache.

@@ -1,0 +1,1 @@
+//! The SQLite level of tiercache, for several processes on one directory.
