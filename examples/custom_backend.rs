@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tiercache::prelude::*;
-use tiercache::tier::{Dead, Hold, Permit, Profile, Put, Spill, Swept, Usage};
+use tiercache::tier::{Dead, Hold, Permit, Profile, Put, Removal, Spill, Swept, Usage};
 use tiercache::{Entry, Generation, Result, Tier, Timestamp, async_trait, from_yaml};
 
 /// What a section with `backend: shelf` may say.
@@ -50,8 +50,9 @@ impl Tier for Shelf {
         };
         Ok(Put::Stored)
     }
-    async fn remove(&self, key: &Key, below: Generation) -> Result<()> {
-        self.keep(|kept, entry| kept != key || entry.generation >= below)
+    async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
+        self.keep(|kept, entry| kept != key || entry.generation >= below)?;
+        Ok(Removal::Done)
     }
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
         self.keep(|key, entry| namespace.is_some_and(|name| name != key.namespace()) || entry.generation >= below)

@@ -12,7 +12,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tiercache_core::testing::Op;
 use tiercache_core::tier::{
-    Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Resident, Scope, Spill, Swept, Usage,
+    Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope, Spill,
+    Swept, Usage,
 };
 use tiercache_core::{Clock, Entry, Generation, Key, Result, Tier, Timestamp};
 
@@ -91,7 +92,7 @@ impl<H: Hooks> Tier for Hooked<H> {
         self.around(Op::Put, self.inner.put(key, entry, hold, permit)).await
     }
 
-    async fn remove(&self, key: &Key, below: Generation) -> Result<()> {
+    async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
         self.around(Op::Remove, self.inner.remove(key, below)).await
     }
 
@@ -144,10 +145,10 @@ impl<H: Hooks> Listing for Hooked<H> {
 
 #[async_trait]
 impl<H: Hooks> FenceLog for Hooked<H> {
-    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<()> {
+    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<Generation> {
         match self.inner.fences() {
             Some(fences) => self.around(Op::Fence, fences.fence(scope, generation)).await,
-            None => Ok(()),
+            None => Ok(generation),
         }
     }
 

@@ -7,6 +7,7 @@
 mod bugs;
 #[cfg(tiercache_bugs)]
 pub mod bugs;
+mod codec;
 mod entry;
 pub mod envelope;
 mod error;
@@ -14,12 +15,14 @@ mod key;
 mod level;
 mod manager;
 pub mod rules;
+pub mod secret;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod tier;
 mod time;
 pub mod tracking;
 
+pub use codec::{Codec, Packing};
 pub use entry::{Decoded, Entry, Extras, Generation, Tags};
 pub use error::{BoxError, Error, Result};
 pub use key::{AsKey, ContentKey, Key, KeyRef, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES};
@@ -29,6 +32,7 @@ pub use manager::{
     Popped, Removed, Set, Stats, TypedCache, Write, Written,
 };
 pub use rules::{Rule, Rules};
+pub use secret::{Address, Secret};
 pub use tier::Tier;
 pub use time::{COARSE_SLACK_MILLIS, Clock, SystemClock, Timestamp};
 pub use tracking::Tracking;

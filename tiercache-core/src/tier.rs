@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -39,8 +40,9 @@ pub trait Tier: fmt::Debug + Send + Sync + 'static {
     /// Keeps `entry` if it is newer than what is kept and `permit` still holds where it is committed.
     async fn put(&self, key: &Key, entry: &Entry, hold: Hold, permit: &dyn Permit) -> Result<Put>;
 
-    /// Forgets `key` as far as its generation is below `below`, durably where the tier is durable.
-    async fn remove(&self, key: &Key, below: Generation) -> Result<()>;
+    /// Forgets `key` as far as its generation is below `below`, durably where the tier is durable. A shared tier
+    /// leaves a mark for a while, so that a write with a lower generation that arrives late is refused.
+    async fn remove(&self, key: &Key, below: Generation) -> Result<Removal>;
 
     /// Forgets every entry (of `namespace`, or of all) whose generation is below `below`, durably likewise.
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()>;
@@ -75,6 +77,11 @@ pub trait Tier: fmt::Debug + Send + Sync + 'static {
 
     /// The tier as one that keeps invalidations of whole tags and namespaces across restarts.
     fn fences(&self) -> Option<&dyn FenceLog> {
+        None
+    }
+
+    /// The tier as one that counts.
+    fn counting(&self) -> Option<&dyn Counting> {
         None
     }
 }
@@ -121,6 +128,16 @@ pub enum Put {
     TooLarge,
     /// There is no room and none can be made now.
     Full,
+}
+
+/// What became of a `remove`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// Nothing of the key from before the mutation is left.
+    Done,
+    /// A shared tier has the key, or the mark of its removal, at this generation, which is not below the one that
+    /// was asked for: another process is ahead. The mutation must be made anew with a higher one.
+    Behind(Generation),
 }
 
 /// Whether a write that was decided earlier may still be made. Asked by the tier where it commits, under the lock
@@ -336,10 +353,83 @@ pub enum Scope {
 /// A tier that keeps invalidations of many across restarts.
 #[async_trait]
 pub trait FenceLog: Tier {
-    /// Remembers, durably, that what is in `scope` and below `generation` is dead. Returns when that would
-    /// survive the end of the process. The tier may forget the fence once nothing it holds can be hit by it.
-    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<()>;
+    /// Remembers, durably, that what is in `scope` and below a generation is dead: that generation is returned. It is
+    /// `generation`, or at a shared tier a higher one when other processes have put entries at or above it.
+    /// Returns when the fence would survive the end of the process. The tier may forget it once nothing it
+    /// holds can be hit by it.
+    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<Generation>;
 
     /// The fences it remembers.
     fn remembered(&self) -> Vec<(Scope, Generation)>;
+}
+
+/// A tier with atomic counters. They are kept apart from entries: `get`, `put` and listings do not see them, and
+/// [`Tier::clear`] drops those of the namespace.
+#[async_trait]
+pub trait Counting: Tier {
+    /// Adds `delta` to the counter of `key` and returns the sum. A counter that is absent or dead begins at `start`
+    /// and dies at `deadline`; one that lives keeps its deadline.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`](crate::Error::InvalidOption) when the sum would leave the range of `i64`: nothing
+    /// was added. [`Error::TimedOut`](crate::Error::TimedOut) and
+    /// [`Error::Unavailable`](crate::Error::Unavailable): it may have been added, or not. It is never added twice.
+    async fn add(
+        &self,
+        key: &Key,
+        delta: i64,
+        start: i64,
+        deadline: Timestamp,
+        now: Timestamp,
+    ) -> Result<i64>;
+
+    /// The counter of `key`, if it lives.
+    async fn counter(&self, key: &Key, now: Timestamp) -> Result<Option<i64>>;
+
+    /// Forgets the counter of `key`; returns whether there was one.
+    async fn remove_counter(&self, key: &Key) -> Result<bool>;
+}
+
+/// How far a shared or persistent store's record of the highest generation reaches. A tier whose store cannot tell
+/// cheaply what it holds raises the record in steps, ahead of what it writes, and a later process begins above it.
+#[derive(Debug)]
+pub struct HighWater {
+    covered: AtomicU64,
+    raising: tokio::sync::Mutex<()>,
+}
+
+/// Generations the record is raised ahead by.
+const STEP: u64 = 1 << 16;
+
+impl HighWater {
+    /// As the store has it.
+    pub fn new(recorded: Generation) -> Self {
+        Self { covered: AtomicU64::new(recorded.get()), raising: tokio::sync::Mutex::new(()) }
+    }
+
+    /// Returns when the store's record covers `generation`. `raise` makes the record at least as high as it is
+    /// told to, durably, and returns what it then is; it is called once for many generations.
+    ///
+    /// # Errors
+    /// What `raise` said; then `generation` must not be written.
+    pub async fn cover<F: Future<Output = Result<Generation>>>(
+        &self,
+        generation: Generation,
+        raise: impl FnOnce(Generation) -> F,
+    ) -> Result<()> {
+        if self.covers(generation) {
+            return Ok(());
+        }
+        let _one = self.raising.lock().await;
+        if self.covers(generation) {
+            return Ok(());
+        }
+        let recorded = raise(Generation::new(generation.get() + STEP)).await?;
+        self.covered.fetch_max(recorded.get(), Ordering::AcqRel);
+        Ok(())
+    }
+
+    fn covers(&self, generation: Generation) -> bool {
+        generation.get() <= self.covered.load(Ordering::Acquire)
+    }
 }

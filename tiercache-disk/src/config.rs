@@ -1,8 +1,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use tiercache_core::envelope::Compression;
-use tiercache_core::{Error, Result};
+use tiercache_core::{Error, Packing, Result};
 
 /// The largest segment: offsets in it stay far below 32 bits.
 const MAX_SEGMENT: u64 = 1 << 30;
@@ -74,35 +73,6 @@ pub enum Flush {
     /// Before a put or a removal is answered.
     #[serde(rename = "each")]
     Each,
-}
-
-/// How values are made smaller before they are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Packing {
-    /// Not at all.
-    #[default]
-    None,
-    /// LZ4: fast.
-    Lz4,
-    /// Zstandard, level 3: small.
-    Zstd,
-}
-
-impl Packing {
-    pub(crate) fn compression(self) -> Result<Compression> {
-        match self {
-            Self::None => Ok(Compression::None),
-            Self::Lz4 if cfg!(feature = "lz4") => Ok(Compression::Lz4),
-            Self::Zstd if cfg!(feature = "zstd") => Ok(Compression::Zstd(3)),
-            Self::Lz4 => Err(missing("lz4")),
-            Self::Zstd => Err(missing("zstd")),
-        }
-    }
-}
-
-fn missing(feature: &str) -> Error {
-    Error::Config(format!("compression: {feature} is not compiled in, enable the feature `{feature}`"))
 }
 
 impl DiskConfig {

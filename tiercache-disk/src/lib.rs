@@ -16,5 +16,6 @@ mod tests;
 mod tier;
 
 pub use check::Report;
-pub use config::{DiskConfig, Flush, Packing};
+pub use config::{DiskConfig, Flush};
+pub use tiercache_core::Packing;
 pub use tier::DiskTier;

@@ -4,8 +4,8 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use tiercache_core::tier::{
-    Cause, Dead, FenceLog, Hold, Index, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Scope,
-    Spill, Swept, TryGet, Usage,
+    Cause, Dead, FenceLog, Hold, Index, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal,
+    Scope, Spill, Swept, TryGet, Usage,
 };
 use tiercache_core::{Clock, Entry, Error, Generation, Key, KeyRef, Result, Tier, Timestamp};
 
@@ -157,11 +157,12 @@ impl Tier for DiskTier {
         self.store.put(key, entry, hold, permit).await
     }
 
-    async fn remove(&self, key: &Key, below: Generation) -> Result<()> {
+    async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
         match self.try_remove(key.as_ref(), below) {
-            Some(done) => done,
-            None => self.store.remove(key.as_ref(), below).await,
+            Some(done) => done?,
+            None => self.store.remove(key.as_ref(), below).await?,
         }
+        Ok(Removal::Done)
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
@@ -298,8 +299,9 @@ impl Listing for DiskTier {
 
 #[async_trait]
 impl FenceLog for DiskTier {
-    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<()> {
-        self.store.fence(scope, generation).await
+    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<Generation> {
+        self.store.fence(scope, generation).await?;
+        Ok(generation)
     }
 
     fn remembered(&self) -> Vec<(Scope, Generation)> {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tiercache_core::tier::{
-    Cause, Dead, Hold, Look, Permit, Profile, Put, Resident, Resting, Spill, Swept, Tier, Usage,
+    Cause, Dead, Hold, Look, Permit, Profile, Put, Removal, Resident, Resting, Spill, Swept, Tier, Usage,
 };
 use tiercache_core::{Decoded, Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 
@@ -83,11 +83,11 @@ impl Tier for RamTier {
         Ok(self.insert(key.clone(), entry.clone(), hold))
     }
 
-    async fn remove(&self, key: &Key, below: Generation) -> Result<()> {
+    async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
         self.open()?;
         let _ordered = self.puts.lock(key.as_ref());
         self.discard(key.as_ref(), below);
-        Ok(())
+        Ok(Removal::Done)
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use tiercache_core::tier::{
-    Dead, FenceLog, Hold, Index, Permit, Profile, Put, Scope, Spill, Swept, Tier, TryGet, Usage,
+    Dead, FenceLog, Hold, Index, Permit, Profile, Put, Removal, Scope, Spill, Swept, Tier, TryGet, Usage,
 };
 use tiercache_core::{Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 use tokio::sync::oneshot;
@@ -161,9 +161,10 @@ impl Tier for Life {
         .await
     }
 
-    async fn remove(&self, key: &Key, below: Generation) -> Result<()> {
+    async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
         let what = format!("remove {key:?} below {}", below.get());
-        self.step(what, |contents| contents.remove(key, below, self.local)).await
+        self.step(what, |contents| contents.remove(key, below, self.local)).await?;
+        Ok(Removal::Done)
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
@@ -227,13 +228,14 @@ impl Index for Life {
 
 #[async_trait]
 impl FenceLog for Life {
-    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<()> {
+    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<Generation> {
         self.step(format!("fence {scope:?}"), |contents| {
             contents.last = contents.last.max(generation);
             let fence = contents.fences.entry(scope.clone()).or_default();
             *fence = (*fence).max(generation);
         })
-        .await
+        .await?;
+        Ok(generation)
     }
 
     fn remembered(&self) -> Vec<(Scope, Generation)> {

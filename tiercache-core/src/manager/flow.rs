@@ -13,6 +13,9 @@ use crate::time::NO_TICKER;
 use crate::tracking::Record;
 use crate::{Clock, Entry, Generation, Key, KeyRef, Level, Rules, Tier, Timestamp};
 
+/// Half of what an envelope can say: at a million mutations a second, four years.
+const MOST_JOINED: u64 = 1 << 47;
+
 /// State without tiers. Tiers hold it through their spill, so it must not hold them.
 #[derive(Debug)]
 pub(super) struct Flow {
@@ -64,6 +67,19 @@ impl Flow {
     /// A new generation, higher than every one before.
     pub(super) fn next_generation(&self) -> Generation {
         Generation::new(self.sequence.fetch_add(1, Ordering::AcqRel) + 1)
+    }
+
+    /// Goes on above a generation that another process has given out.
+    ///
+    /// # Errors
+    /// Whoever says a number that no process can have counted to is broken, and must not wear ours out.
+    pub(super) fn join(&self, backend: &'static str, seen: Generation) -> crate::Result<()> {
+        if seen.get() > MOST_JOINED {
+            let reason = format!("generation {} is beyond any that was given out", seen.get());
+            return Err(crate::Error::unavailable(backend, "compare generations", reason));
+        }
+        self.sequence.fetch_max(seen.get(), Ordering::AcqRel);
+        Ok(())
     }
 
     /// The newest generation given out.

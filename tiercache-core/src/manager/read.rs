@@ -375,6 +375,11 @@ impl Shared {
         let started = tokio::time::Instant::now();
         let answer = slot.call("get", limit, slot.tier.get(key)).await;
         budget.spend(started.elapsed());
+        let answer = answer.and_then(|entry| {
+            // What a mutation of this process takes from now on must be above what it may have seen.
+            entry.as_ref().map_or(Ok(()), |entry| self.flow.join(slot.tier.name(), entry.generation))?;
+            Ok(entry)
+        });
         answer.unwrap_or_else(|error| {
             tracing::debug!(level = %slot.level, ?key, %error, "read failed, taken as a miss");
             None

@@ -21,7 +21,7 @@ use super::slot::Slot;
 use super::write::Lower;
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
-use crate::tier::Scope;
+use crate::tier::{Removal, Scope};
 use crate::tracking::Query;
 use crate::{AsKey, Error, Generation, Key, Level, Result};
 
@@ -146,9 +146,9 @@ impl Shared {
         match self.remove_at_once(&key) {
             Ok(removed) => Ok(removed),
             Err(flight) => {
-                let (shared, generation) = (self.clone(), flight.1);
+                let shared = self.clone();
                 let work = async move {
-                    let degraded = shared.remove_lower(&key, generation).await;
+                    let degraded = shared.remove_lower_too(&key, flight.1).await;
                     drop(flight);
                     Removed { found: true, degraded }
                 };
@@ -160,8 +160,17 @@ impl Shared {
     /// Removes `key` here and now, whatever is being written below.
     pub(super) async fn remove_now(self: &Arc<Self>, key: &Key) {
         if let Err(flight) = self.remove_at_once(key) {
-            self.remove_lower(key, flight.1).await;
+            self.remove_lower_too(key, flight.1).await;
         }
+    }
+
+    /// What is left of a removal; tracking has been told of it.
+    async fn remove_lower_too(self: &Arc<Self>, key: &Key, generation: Generation) -> Vec<(Level, Error)> {
+        let (raised, degraded) = self.remove_lower(key, generation).await;
+        if raised > generation {
+            self.flow.recorder.removed(self.flow.now(), key.clone(), raised);
+        }
+        degraded
     }
 
     /// The whole removal if nothing has to be waited for, else the flight to hold while it is.
@@ -213,7 +222,7 @@ impl Shared {
             };
             self.flow.counters.count(Count::Delete);
             let degraded = match removal {
-                Some(generation) => self.remove_lower(key, generation).await,
+                Some(generation) => self.remove_lower_too(key, generation).await,
                 None => Vec::new(),
             };
             drop(flight);
@@ -222,26 +231,69 @@ impl Shared {
     }
 
     /// Removes copies below the mutation from every level that must be waited for, coldest first. The caller
-    /// holds a flight. Levels that failed are cleaned in the background and returned.
-    pub(super) async fn remove_lower(self: &Arc<Self>, key: &Key, below: Generation) -> Vec<(Level, Error)> {
+    /// holds a flight. Returns the mutation's generation, which is a higher one when another process was ahead, and
+    /// the levels that failed, which are cleaned in the background.
+    pub(super) async fn remove_lower(
+        self: &Arc<Self>,
+        key: &Key,
+        below: Generation,
+    ) -> (Generation, Vec<(Level, Error)>) {
+        let mut generation = below;
         let mut degraded = Vec::new();
-        for slot in self.lower_slots().rev() {
-            if slot.index().is_some_and(|index| index.holds(key.as_ref()).is_none()) {
-                continue;
-            }
-            let limit = slot.limits.write_timeout.min(slot.limits.read_timeout.max(Duration::from_secs(1)));
-            if let Err(error) = self.remove_at(slot, key, below, limit).await {
-                self.flow.counters.count(Count::Degraded);
-                tracing::warn!(level = %slot.level, ?key, %error, "could not remove, fenced until it can");
-                self.clean_later(slot.level, key.clone(), below);
-                degraded.push((slot.level, error));
+        let mut again = true;
+        while std::mem::take(&mut again) {
+            degraded.clear();
+            for slot in self.lower_slots().rev() {
+                if slot.index().is_some_and(|index| index.holds(key.as_ref()).is_none()) {
+                    continue;
+                }
+                let limit =
+                    slot.limits.write_timeout.min(slot.limits.read_timeout.max(Duration::from_secs(1)));
+                match self.remove_at(slot, key, generation, limit).await {
+                    Ok(Removal::Done) => {}
+                    Ok(Removal::Behind(found)) => match self.overtake(slot, key, generation, found) {
+                        Ok(Some(raised)) => {
+                            (generation, again) = (raised, true);
+                            break;
+                        }
+                        Ok(None) => {}
+                        Err(error) => degraded.push((slot.level, error)),
+                    },
+                    Err(error) => degraded.push((slot.level, error)),
+                }
             }
         }
-        degraded
+        for (level, error) in &degraded {
+            self.flow.counters.count(Count::Degraded);
+            tracing::warn!(%level, ?key, %error, "could not remove, fenced until it can");
+            self.clean_later(*level, key.clone(), generation);
+        }
+        (generation, degraded)
+    }
+
+    /// A higher generation for a mutation, in whose flight the caller is, when a shared tier has one at or above it.
+    /// `None` when a later mutation of this process has begun: that one sees to what is there.
+    fn overtake(
+        &self,
+        slot: &Slot,
+        key: &Key,
+        generation: Generation,
+        found: Generation,
+    ) -> Result<Option<Generation>> {
+        let mut stripe = self.stripes.lock(key.hash64());
+        if stripe.floor(key.hash64()) > generation || seeded("behind-is-done") {
+            return Ok(None);
+        }
+        self.flow.join(slot.tier.name(), found)?;
+        let raised = self.flow.next_generation();
+        stripe.mutate(key.hash64(), raised);
+        // A read that began before may have brought up what the other process put there.
+        self.forget_in_ram(key, raised);
+        Ok(Some(raised))
     }
 
     /// Removes from one level, after the writes that were sent to it before.
-    async fn remove_at(&self, slot: &Slot, key: &Key, below: Generation, limit: Duration) -> Result<()> {
+    async fn remove_at(&self, slot: &Slot, key: &Key, below: Generation, limit: Duration) -> Result<Removal> {
         let writes = self.stripes.lock(key.hash64()).writes_before(key.hash64(), below);
         let removal = async {
             writes_to(slot, &writes).await;
@@ -259,9 +311,18 @@ impl Shared {
         let flight = InFlight { shared: self.clone(), hash };
         self.runtime.spawn(async move {
             let shared = flight.shared.clone();
+            let generation = std::sync::atomic::AtomicU64::new(below.get());
             let again = || async {
                 let Some(slot) = shared.slot(level) else { return Ok(()) };
-                shared.remove_at(slot, &key, below, slot.limits.write_timeout).await
+                let below = Generation::new(generation.load(Ordering::Relaxed));
+                let removal = shared.remove_at(slot, &key, below, slot.limits.write_timeout).await?;
+                if let Removal::Behind(found) = removal
+                    && let Some(raised) = shared.overtake(slot, &key, below, found)?
+                {
+                    generation.store(raised.get(), Ordering::Relaxed);
+                    return Err(Error::unavailable(slot.tier.name(), "remove", "another process was ahead"));
+                }
+                Ok(())
             };
             shared.until_it_works(again).await;
             drop(flight);
@@ -291,26 +352,31 @@ impl Shared {
         let flow = &self.flow;
         // Before the generation is taken, so that a sweep that began after it knows of this.
         let _unsettled = Invalidating::begin(&self);
-        let generation = flow.next_generation();
+        let mut generation = flow.next_generation();
         flow.fences.remove(&scope, generation);
         let mut degraded = Vec::new();
         for slot in self.lower_slots().rev() {
-            if let Err(error) = self.invalidate_slot(slot, &scope, generation).await {
-                flow.counters.count(Count::Degraded);
-                tracing::warn!(level = %slot.level, ?scope, %error, "could not invalidate, fenced until it can");
-                degraded.push((slot.level, error));
-                let (shared, scope, level) = (self.clone(), scope.clone(), slot.level);
-                let unsettled = Invalidating::begin(&self);
-                self.runtime.spawn(async move {
-                    let _unsettled = unsettled;
-                    let again = || async {
-                        match shared.slot(level) {
-                            Some(slot) => shared.invalidate_slot(slot, &scope, generation).await,
-                            None => Ok(()),
-                        }
-                    };
-                    shared.until_it_works(again).await;
-                });
+            match self.invalidate_slot(slot, &scope, generation).await {
+                Ok(raised) => generation = raised,
+                Err(error) => {
+                    flow.counters.count(Count::Degraded);
+                    tracing::warn!(level = %slot.level, ?scope, %error, "could not invalidate, fenced until it can");
+                    degraded.push((slot.level, error));
+                    let (shared, scope, level) = (self.clone(), scope.clone(), slot.level);
+                    let unsettled = Invalidating::begin(&self);
+                    self.runtime.spawn(async move {
+                        let _unsettled = unsettled;
+                        let again = || async {
+                            match shared.slot(level) {
+                                Some(slot) => {
+                                    shared.invalidate_slot(slot, &scope, generation).await.map(drop)
+                                }
+                                None => Ok(()),
+                            }
+                        };
+                        shared.until_it_works(again).await;
+                    });
+                }
             }
         }
         flow.recorder.invalidated(flow.now(), scope.clone(), generation);
@@ -333,8 +399,14 @@ impl Shared {
         Removed { found: true, degraded }
     }
 
-    /// Makes the invalidation outlive this process at one level.
-    async fn invalidate_slot(&self, slot: &Slot, scope: &Scope, generation: Generation) -> Result<()> {
+    /// Makes the invalidation outlive this process at one level; returns its generation, raised when other processes
+    /// are ahead.
+    async fn invalidate_slot(
+        &self,
+        slot: &Slot,
+        scope: &Scope,
+        mut generation: Generation,
+    ) -> Result<Generation> {
         let limit = slot.limits.write_timeout;
         if slot.tier.fences().is_none() {
             let writes = self.stripes.writes_before(generation);
@@ -346,18 +418,23 @@ impl Shared {
         }
         match (scope, slot.tier.fences()) {
             (_, Some(fences)) => {
-                slot.call("fence", limit, fences.fence(scope, generation)).await?;
+                let raised = slot.call("fence", limit, fences.fence(scope, generation)).await?;
+                if raised > generation {
+                    self.flow.join(slot.tier.name(), raised)?;
+                    self.flow.fences.remove(scope, raised);
+                    generation = raised;
+                }
                 match scope {
-                    Scope::All => slot.call("clear", limit, slot.tier.clear(None, generation)).await,
+                    Scope::All => slot.call("clear", limit, slot.tier.clear(None, generation)).await?,
                     Scope::Namespace(name) => {
-                        slot.call("clear", limit, slot.tier.clear(Some(name), generation)).await
+                        slot.call("clear", limit, slot.tier.clear(Some(name), generation)).await?;
                     }
-                    Scope::Tag { .. } => Ok(()),
+                    Scope::Tag { .. } => {}
                 }
             }
-            (Scope::All, None) => slot.call("clear", limit, slot.tier.clear(None, generation)).await,
+            (Scope::All, None) => slot.call("clear", limit, slot.tier.clear(None, generation)).await?,
             (Scope::Namespace(name), None) => {
-                slot.call("clear", limit, slot.tier.clear(Some(name), generation)).await
+                slot.call("clear", limit, slot.tier.clear(Some(name), generation)).await?;
             }
             (Scope::Tag { namespace, name, value }, None) => {
                 let Some(listing) = slot.tier.listing() else {
@@ -375,11 +452,12 @@ impl Shared {
                     }
                     match page.next {
                         Some(next) => after = Some(next),
-                        None => return Ok(()),
+                        None => break,
                     }
                 }
             }
         }
+        Ok(generation)
     }
 
     async fn flush_level(self: Arc<Self>, level: Level, namespace: Option<String>) -> Result<()> {

@@ -223,11 +223,12 @@ impl Shared {
     }
 
     /// What is left of a write that has to wait for a level. The caller holds the flight.
-    async fn finish_write(self: Arc<Self>, key: Key, entry: Entry, fenced: bool) -> Result<Written> {
-        let (hash, generation) = (key.hash64(), entry.generation);
+    async fn finish_write(self: Arc<Self>, key: Key, mut entry: Entry, fenced: bool) -> Result<Written> {
+        let (hash, mut generation) = (key.hash64(), entry.generation);
         let mut degraded = Vec::new();
         if !fenced {
-            degraded = self.remove_lower(&key, generation).await;
+            (generation, degraded) = self.remove_lower(&key, generation).await;
+            entry.generation = generation;
         }
         let now = self.flow.now();
         if self.write != Write::Through {

@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use crate::testing::Op;
 use crate::tier::{
-    Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Resident, Scope, Spill, Swept, Usage,
+    Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope, Spill,
+    Swept, Usage,
 };
 use crate::{Entry, Error, Generation, Key, Result, Tier, Timestamp};
 
@@ -203,8 +204,8 @@ impl Tier for FaultTier {
         }
     }
 
-    async fn remove(&self, key: &Key, below: Generation) -> Result<()> {
-        self.befallen(Op::Remove, || self.inner.remove(key, below), ()).await
+    async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
+        self.befallen(Op::Remove, || self.inner.remove(key, below), Removal::Done).await
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
@@ -259,10 +260,10 @@ impl Listing for FaultTier {
 
 #[async_trait]
 impl FenceLog for FaultTier {
-    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<()> {
+    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<Generation> {
         match self.inner.fences() {
-            Some(inner) => self.befallen(Op::Fence, || inner.fence(scope, generation), ()).await,
-            None => Ok(()),
+            Some(inner) => self.befallen(Op::Fence, || inner.fence(scope, generation), generation).await,
+            None => Ok(generation),
         }
     }
 

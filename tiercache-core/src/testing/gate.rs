@@ -6,7 +6,8 @@ use tokio::sync::watch;
 
 use crate::testing::Op;
 use crate::tier::{
-    Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Resident, Scope, Spill, Swept, Usage,
+    Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope, Spill,
+    Swept, Usage,
 };
 use crate::{Entry, Generation, Key, Result, Tier, Timestamp};
 
@@ -147,7 +148,7 @@ impl Tier for GateTier {
         self.around(Op::Put, self.inner.put(key, entry, hold, permit)).await
     }
 
-    async fn remove(&self, key: &Key, below: Generation) -> Result<()> {
+    async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
         self.around(Op::Remove, self.inner.remove(key, below)).await
     }
 
@@ -200,10 +201,10 @@ impl Listing for GateTier {
 
 #[async_trait]
 impl FenceLog for GateTier {
-    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<()> {
+    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<Generation> {
         match self.inner.fences() {
             Some(fences) => self.around(Op::Fence, fences.fence(scope, generation)).await,
-            None => Ok(()),
+            None => Ok(generation),
         }
     }
 

@@ -6,17 +6,18 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use async_trait::async_trait;
 
 use crate::tier::{
-    Cause, Dead, FenceLog, Hold, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Scope, Spill,
-    Swept, Usage,
+    Cause, Dead, FenceLog, Hold, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal, Scope,
+    Spill, Swept, Usage,
 };
 use crate::{Entry, Error, Generation, Key, Result, Tier, Timestamp};
 
 /// The smallest tier that keeps the whole contract: a sorted map under a mutex, without a limit. It remembers
-/// removals, and may stand in for a store that outlives the process.
+/// removals, and may stand in for a store that outlives the process, or for one that several processes share.
 #[derive(Debug)]
 pub struct MemoryTier {
     store: Arc<Mutex<Store>>,
     persistent: bool,
+    shared: bool,
     last_generation: Generation,
     spill: OnceLock<Arc<dyn Spill>>,
     closed: AtomicBool,
@@ -42,22 +43,28 @@ struct Kept {
 impl MemoryTier {
     /// An empty tier that ends with the process.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self::over(Arc::default(), false))
+        Arc::new(Self::over(Arc::default(), false, false))
     }
 
     /// An empty tier that says it outlives the process; [`MemoryTier::reopen`] is the next process.
     pub fn persistent() -> Arc<Self> {
-        Arc::new(Self::over(Arc::default(), true))
+        Arc::new(Self::over(Arc::default(), true, false))
+    }
+
+    /// An empty tier that says other processes see it too; [`MemoryTier::reopen`] is another process.
+    pub fn shared() -> Arc<Self> {
+        Arc::new(Self::over(Arc::default(), true, true))
     }
 
     /// Another tier over what this one stored, whether this one was closed or not.
     pub fn reopen(&self) -> Arc<Self> {
-        Arc::new(Self::over(self.store.clone(), self.persistent))
+        Arc::new(Self::over(self.store.clone(), self.persistent, self.shared))
     }
 
-    fn over(store: Arc<Mutex<Store>>, persistent: bool) -> Self {
+    fn over(store: Arc<Mutex<Store>>, persistent: bool, shared: bool) -> Self {
         let last_generation = store.lock().unwrap_or_else(PoisonError::into_inner).last_generation;
-        Self { store, persistent, last_generation, spill: OnceLock::new(), closed: AtomicBool::new(false) }
+        let (spill, closed) = (OnceLock::new(), AtomicBool::new(false));
+        Self { store, persistent, shared, last_generation, spill, closed }
     }
 
     fn open(&self) -> Result<MutexGuard<'_, Store>> {
@@ -88,8 +95,8 @@ impl Tier for MemoryTier {
     }
 
     fn profile(&self) -> Profile {
-        let Self { persistent, last_generation, .. } = *self;
-        Profile { persistent, shared: false, max_entry_bytes: None, last_generation }
+        let Self { persistent, shared, last_generation, .. } = *self;
+        Profile { persistent, shared, max_entry_bytes: None, last_generation }
     }
 
     fn attach(&self, spill: Arc<dyn Spill>) {
@@ -115,15 +122,20 @@ impl Tier for MemoryTier {
         Ok(Put::Stored)
     }
 
-    async fn remove(&self, key: &Key, below: Generation) -> Result<()> {
+    async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
         let mut store = self.open()?;
         store.note(below);
+        let standing = store.kept.get(key).map(|kept| kept.entry.generation);
+        let newest = standing.max(store.removed.get(key).copied());
+        if let Some(newest) = newest.filter(|&newest| self.shared && newest >= below) {
+            return Ok(Removal::Behind(newest));
+        }
         let removed = store.removed.entry(key.clone()).or_default();
         *removed = below.max(*removed);
-        if store.kept.get(key).is_some_and(|kept| kept.entry.generation < below) {
+        if standing < Some(below) {
             store.kept.remove(key);
         }
-        Ok(())
+        Ok(Removal::Done)
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
@@ -216,12 +228,14 @@ fn decode(encoded: &[u8]) -> Option<Key> {
 
 #[async_trait]
 impl FenceLog for MemoryTier {
-    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<()> {
+    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<Generation> {
         let mut store = self.open()?;
+        let ahead = Generation::new(store.last_generation.get() + 1);
+        let generation = if self.shared { generation.max(ahead) } else { generation };
         store.note(generation);
         let fence = store.fences.entry(scope.clone()).or_default();
         *fence = generation.max(*fence);
-        Ok(())
+        Ok(generation)
     }
 
     fn remembered(&self) -> Vec<(Scope, Generation)> {

@@ -25,9 +25,9 @@ pub use self::error::{ConfigError, Position, Problem};
 pub(crate) use self::node::Node;
 use self::parts::PreparedLevel;
 use self::read::Settings;
-pub use self::secret::Secret;
 use crate::Registry;
 use crate::registry::Prepared;
+pub use tiercache_core::Secret;
 
 pub(crate) use self::de::read as read_node;
 pub(crate) use self::show::{hidden as show_hidden, json as node_json};
