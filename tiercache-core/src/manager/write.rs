@@ -234,7 +234,7 @@ impl Shared {
         if self.write != Write::Through {
             let mut stripe = self.stripes.lock(hash);
             stripe.detach(hash);
-            if stripe.floor(hash) > generation {
+            if stripe.is_overtaken(hash, generation) {
                 // A later mutation has begun: it is as if this had come just before it. What this one
                 // replaces must not be there any more when it returns.
                 self.forget_in_ram(&key, generation);
@@ -313,7 +313,7 @@ impl Shared {
             // From here on reads may find it, so nothing older may be found before it; and if a later mutation
             // has begun, what this one replaces must be gone all the same when it returns.
             self.forget_in_ram(key, entry.generation);
-            if stripe.floor(key.hash64()) > entry.generation {
+            if stripe.is_overtaken(key.hash64(), entry.generation) {
                 return Ok(Put::Superseded);
             }
             let item = Item { writing: true, ..Item::new(entry.clone(), slot.level, slot.level) };
@@ -335,6 +335,10 @@ impl Shared {
         let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
         let result =
             slot.call("put", slot.limits.write_timeout, slot.tier.put(key, entry, hold, ticket)).await;
+        if matches!(result, Ok(Put::Stored)) {
+            // Whatever a removal was to reach there, this replaced it.
+            self.stripes.lock(key.hash64()).end_lag(key.hash64(), slot.level);
+        }
         if ticket.holds() {
             return result;
         }
@@ -397,7 +401,9 @@ impl Shared {
                 let found = found.filter(|entry| self.flow.is_alive(key.as_ref(), entry, now));
                 // Below the floor it is being replaced by a mutation that has not published yet. That one
                 // comes first in order, so what it replaces must not be carried past it.
-                let found = found.filter(|entry| entry.generation >= before || seeded("touch-below-floor"));
+                // Above it another process wrote it, before or after that mutation: nobody knows, so before.
+                let settled = |entry: &Entry| entry.generation == before || before == Generation::ZERO;
+                let found = found.filter(|entry| settled(entry) || seeded("touch-below-floor"));
                 let Some(mut entry) = change(found, now) else { return Ok(None) };
                 entry.generation = self.flow.next_generation();
                 self.write_locked(&mut stripe, key.clone(), entry, now)
