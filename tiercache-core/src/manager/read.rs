@@ -404,13 +404,12 @@ impl Shared {
             && flow.is_alive(key, entry, now)
             && !doubt.touches(key, entry)
             && self.slot(found.level).is_some_and(|slot| slot.flushed.load(Ordering::Acquire) == flushed);
+        if self.slot(found.level).is_some_and(|slot| slot.profile.shared) {
+            // Another process may have written it after what this one still has.
+            self.forget_in_ram(&key.to_key(), entry.generation);
+        }
         if current {
-            let key = key.to_key();
-            if self.slot(found.level).is_some_and(|slot| slot.profile.shared) {
-                // Another process may have written it after what this one still has.
-                self.forget_in_ram(&key, entry.generation);
-            }
-            self.promote(key, entry, now);
+            self.promote(key.to_key(), entry, now);
         } else {
             flow.counters.count(Count::Refused);
         }
