@@ -186,6 +186,17 @@ impl Header {
         self.flags & SEALED != 0
     }
 
+    /// What two envelopes of the same entry have in common, and two of one generation that differ do not: the
+    /// checksum. No two sealed ones are alike, so there it is made of sizes and times.
+    pub fn identity(&self) -> u64 {
+        if !self.is_sealed() {
+            return self.checksum;
+        }
+        let seen = [self.stored_len as u64, self.created.as_millis(), self.deadline.as_millis()];
+        let bytes: Vec<u8> = seen.iter().flat_map(|number| number.to_le_bytes()).collect();
+        xxhash_rust::xxh3::xxh3_64_with_seed(&bytes, self.generation.get())
+    }
+
     /// Bytes between the fixed part and the namespace.
     const fn optional_len(&self) -> usize {
         (self.flags & HAS_LEVELS != 0) as usize

@@ -185,6 +185,8 @@ mod sealed {
             let (now, then) = (encode(&codec, &key, &entry), golden(&name));
             assert_eq!(now.len(), then.len(), "{name}");
             assert_eq!((&now[..29], &now[37..49]), (&then[..29], &then[37..49]), "{name}");
+            let identity = |bytes| envelope::verify(bytes).unwrap().identity();
+            assert_eq!(identity(&now), identity(&then), "{name}");
             assert_ne!(now[49..73], then[49..73], "{name}");
         }
     }
