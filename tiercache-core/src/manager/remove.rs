@@ -18,7 +18,7 @@ use std::time::Duration;
 use super::counters::Count;
 use super::pending::Ticket;
 use super::slot::Slot;
-use super::stripes::{RemovalOutcome, Stripe};
+use super::stripes::{Joined, RemovalOutcome, Stripe};
 use super::write::Lower;
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
@@ -151,7 +151,7 @@ impl Shared {
             Err(flight) => {
                 let shared = self.clone();
                 let work = async move {
-                    let degraded = shared.remove_lower_too(&key, flight.1).await;
+                    let degraded = shared.remove_lower_too(&key, &flight.1).await;
                     drop(flight);
                     Removed { found: true, degraded }
                 };
@@ -163,21 +163,21 @@ impl Shared {
     /// Removes `key` here and now, whatever is being written below.
     pub(super) async fn remove_now(self: &Arc<Self>, key: &Key) {
         if let Err(flight) = self.remove_at_once(key) {
-            self.remove_lower_too(key, flight.1).await;
+            self.remove_lower_too(key, &flight.1).await;
         }
     }
 
     /// What is left of a removal; tracking has been told of it.
-    async fn remove_lower_too(self: &Arc<Self>, key: &Key, generation: Generation) -> Vec<(Level, Error)> {
-        let (raised, degraded) = self.remove_lower(key, generation).await;
-        if raised > generation {
+    async fn remove_lower_too(self: &Arc<Self>, key: &Key, joined: &Joined) -> Vec<(Level, Error)> {
+        let (raised, degraded) = self.remove_lower(key, joined).await;
+        if raised > joined.generation {
             self.flow.recorder.removed(self.flow.now(), key.clone(), raised);
         }
         degraded
     }
 
     /// The whole removal if nothing has to be waited for, else the flight to hold while it is.
-    fn remove_at_once(self: &Arc<Self>, key: &Key) -> Result<Removed, (InFlight<Arc<Self>>, Generation)> {
+    fn remove_at_once(self: &Arc<Self>, key: &Key) -> Result<Removed, (InFlight<Arc<Self>>, Joined)> {
         let hash = key.hash64();
         let mut stripe = self.stripes.lock(hash);
         let generation = self.flow.next_generation();
@@ -194,7 +194,8 @@ impl Shared {
             Lower::Wait => {
                 stripe.enter(hash, generation);
                 stripe.mutate(hash, generation);
-                Err((InFlight { shared: self.clone(), hash }, generation))
+                let joined = stripe.join_removal(hash, generation);
+                Err((InFlight { shared: self.clone(), hash }, joined))
             }
         }
     }
@@ -203,11 +204,15 @@ impl Shared {
         let hash = key.hash64();
         loop {
             self.check_open()?;
-            let before = self.stripes.lock(hash).enter(hash, self.flow.generation());
+            let (before, unsettled) = self.enter_to_change(hash);
             let flight = InFlight { shared: &**self, hash };
+            if let Some(unsettled) = unsettled {
+                self.remove_lower(key, &unsettled).await;
+                continue;
+            }
             let Some(found) = self.look(key.as_ref()).await else { return Ok(Popped::default()) };
-            if found.entry.generation != before && before != Generation::ZERO {
-                // Being replaced or removed by a mutation that comes first in order, as in `replace`.
+            if found.entry.generation < before {
+                // Being replaced or removed by a mutation that comes first in order.
                 return Ok(Popped::default());
             }
             let removal = {
@@ -221,11 +226,11 @@ impl Shared {
                 let lower = self.fence_lower(key, generation);
                 self.forget_in_ram(key, generation);
                 self.flow.recorder.removed(self.flow.now(), key.clone(), generation);
-                matches!(lower, Lower::Wait).then_some(generation)
+                matches!(lower, Lower::Wait).then(|| stripe.join_removal(hash, generation))
             };
             self.flow.counters.count(Count::Delete);
             let degraded = match removal {
-                Some(generation) => self.remove_lower_too(key, generation).await,
+                Some(joined) => self.remove_lower_too(key, &joined).await,
                 None => Vec::new(),
             };
             drop(flight);
@@ -242,18 +247,17 @@ impl Shared {
     pub(super) async fn remove_lower(
         self: &Arc<Self>,
         key: &Key,
-        generation: Generation,
+        joined: &Joined,
     ) -> (Generation, Vec<(Level, Error)>) {
-        let hash = key.hash64();
-        let (turn, batch) = self.stripes.lock(hash).join_removal(hash, generation);
-        let _turn = turn.lock().await;
-        let outcome = match batch.outcome.get() {
+        let _turn = joined.turn.lock().await;
+        let outcome = match joined.batch.outcome.get() {
             Some(outcome) => outcome,
             None => {
                 let outcome = self.remove_batch(key).await;
-                batch.outcome.get_or_init(|| outcome)
+                joined.batch.outcome.get_or_init(|| outcome)
             }
         };
+        let generation = joined.generation;
         // The newest of those that shared it comes last, and the others are as if they had come just before.
         let generation = if outcome.newest == generation { outcome.generation } else { generation };
         (generation, outcome.degraded.clone())
@@ -268,6 +272,7 @@ impl Shared {
             let passed = stripe.floor(hash) > newest && !seeded("no-floor");
             (newest, if passed { self.raise(&mut stripe, key) } else { newest })
         };
+        let _removing = Removing { shared: self, hash };
         let mut degraded = Vec::new();
         for slot in self.lower_slots().rev() {
             if slot.index().is_some_and(|index| index.holds(key.as_ref()).is_none()) {
@@ -555,6 +560,18 @@ impl Shared {
                 _ => return,
             }
         }
+    }
+}
+
+/// A removal under way, until it is over or dropped.
+struct Removing<'a> {
+    shared: &'a Shared,
+    hash: u64,
+}
+
+impl Drop for Removing<'_> {
+    fn drop(&mut self) {
+        self.shared.stripes.lock(self.hash).end_removal(self.hash);
     }
 }
 

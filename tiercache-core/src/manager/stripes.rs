@@ -49,6 +49,8 @@ struct Flight {
     lagging: Vec<Level>,
     /// Held while copies below are removed.
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// Whether they are being removed for mutations that wait for it.
+    removing: bool,
     /// The removal that mutations which begin now will share, and the newest of them.
     removal: Option<(Arc<RemovalBatch>, Generation)>,
 }
@@ -59,8 +61,16 @@ pub(super) struct RemovalBatch {
     pub(super) outcome: OnceLock<RemovalOutcome>,
 }
 
+/// The place of a mutation, of that generation, in a removal that it shares.
+#[derive(Debug, Default)]
+pub(super) struct Joined {
+    pub(super) generation: Generation,
+    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
+    pub(super) batch: Arc<RemovalBatch>,
+}
+
 /// What came of it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct RemovalOutcome {
     /// The newest mutation's generation as it was, and as it is now.
     pub(super) newest: Generation,
@@ -134,6 +144,7 @@ impl Stripe {
             met: Generation::ZERO,
             lagging: Vec::new(),
             turn: Arc::default(),
+            removing: false,
             removal: None,
         });
         Generation::ZERO
@@ -227,21 +238,40 @@ impl Stripe {
 
     /// Adds a mutation to those that share the next removal, which one of them makes once it has the turn; the
     /// flight must have been entered.
-    pub(super) fn join_removal(
-        &mut self,
-        hash: u64,
-        generation: Generation,
-    ) -> (Arc<tokio::sync::Mutex<()>>, Arc<RemovalBatch>) {
-        let Some(flight) = self.flight(hash) else { return Default::default() };
+    pub(super) fn join_removal(&mut self, hash: u64, generation: Generation) -> Joined {
+        let Some(flight) = self.flight(hash) else { return Joined { generation, ..Joined::default() } };
         let (batch, newest) = flight.removal.get_or_insert_with(Default::default);
         *newest = generation.max(*newest);
-        (flight.turn.clone(), batch.clone())
+        Joined { generation, turn: flight.turn.clone(), batch: batch.clone() }
+    }
+
+    /// What to see through before the key is read to be changed: a removal that waits or is under way. What is found
+    /// now may be from before it.
+    pub(super) fn unsettled(&self, hash: u64) -> Option<Joined> {
+        let flight = self.flights.iter().find(|flight| flight.hash == hash)?;
+        let batch = match &flight.removal {
+            Some((batch, _)) => batch.clone(),
+            // Nothing but the turn is left to wait for.
+            None if flight.removing => {
+                Arc::new(RemovalBatch { outcome: OnceLock::from(RemovalOutcome::default()) })
+            }
+            None => return None,
+        };
+        Some(Joined { generation: Generation::ZERO, turn: flight.turn.clone(), batch })
     }
 
     /// Begins the removal: mutations from here on share another. Returns the newest that shares this.
     pub(super) fn begin_removal(&mut self, hash: u64) -> Generation {
-        let removal = self.flight(hash).and_then(|flight| flight.removal.take());
-        removal.map_or(Generation::ZERO, |(_, newest)| newest)
+        let Some(flight) = self.flight(hash) else { return Generation::ZERO };
+        flight.removing = true;
+        flight.removal.take().map_or(Generation::ZERO, |(_, newest)| newest)
+    }
+
+    /// Ends it.
+    pub(super) fn end_removal(&mut self, hash: u64) {
+        if let Some(flight) = self.flight(hash) {
+            flight.removing = false;
+        }
     }
 
     /// Registers a write to a lower level; the flight must have been entered.

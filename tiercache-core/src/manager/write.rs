@@ -25,7 +25,7 @@ use super::flow::Flow;
 use super::pending::{Item, Ticket};
 use super::set::{Draft, Set, Ttl, checked};
 use super::slot::Slot;
-use super::stripes::Stripe;
+use super::stripes::{Joined, Stripe};
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
 use crate::tier::{Permit, Put};
@@ -164,10 +164,11 @@ impl Shared {
         stripe.enter(hash, generation);
         // The floor must hold for this flight too, which the mutation above may have come before.
         stripe.mutate(hash, generation);
+        let removal = (!fenced).then(|| stripe.join_removal(hash, generation));
         let flight = InFlight { shared: self.clone(), hash };
         Begun::Slow(Box::pin(async move {
             let shared = flight.shared.clone();
-            let result = shared.finish_write(key, entry, fenced, derived).await;
+            let result = shared.finish_write(key, entry, removal, derived).await;
             drop(flight);
             result
         }))
@@ -235,13 +236,13 @@ impl Shared {
         self: Arc<Self>,
         key: Key,
         mut entry: Entry,
-        fenced: bool,
+        removal: Option<Joined>,
         derived: bool,
     ) -> Result<Written> {
         let (hash, mut generation) = (key.hash64(), entry.generation);
         let mut degraded = Vec::new();
-        if !fenced {
-            (generation, degraded) = self.remove_lower(&key, generation).await;
+        if let Some(joined) = removal {
+            (generation, degraded) = self.remove_lower(&key, &joined).await;
             if derived && generation != entry.generation && !seeded("derived-overtakes") {
                 return Ok(Written { stored: false, generation, degraded });
             }
@@ -404,8 +405,12 @@ impl Shared {
         let hash = key.hash64();
         loop {
             self.check_open()?;
-            let before = self.stripes.lock(hash).enter(hash, self.flow.generation());
+            let (before, unsettled) = self.enter_to_change(hash);
             let flight = InFlight { shared: &**self, hash };
+            if let Some(unsettled) = unsettled {
+                self.remove_lower(key, &unsettled).await;
+                continue;
+            }
             let found = self.look(key.as_ref()).await;
             let begun = {
                 let mut stripe = self.stripes.lock(hash);
@@ -418,9 +423,7 @@ impl Shared {
                 let found = found.filter(|entry| self.flow.is_alive(key.as_ref(), entry, now));
                 // Below the floor it is being replaced by a mutation that has not published yet. That one
                 // comes first in order, so what it replaces must not be carried past it.
-                // Above it another process wrote it, before or after that mutation: nobody knows, so before.
-                let settled = |entry: &Entry| entry.generation == before || before == Generation::ZERO;
-                let found = found.filter(|entry| settled(entry) || seeded("touch-below-floor"));
+                let found = found.filter(|entry| entry.generation >= before || seeded("touch-below-floor"));
                 let derived = found.is_some();
                 let Some(mut entry) = change(found, now) else { return Ok(None) };
                 entry.generation = self.flow.next_generation();
@@ -435,6 +438,13 @@ impl Shared {
                 return Ok(Some(written));
             }
         }
+    }
+
+    /// Registers an operation that reads a key to change it: the floor it begins above, and the removal it has to
+    /// see through first, if any.
+    pub(super) fn enter_to_change(&self, hash: u64) -> (Generation, Option<Joined>) {
+        let mut stripe = self.stripes.lock(hash);
+        (stripe.enter(hash, self.flow.generation()), stripe.unsettled(hash))
     }
 
     /// The lowest level that outlives the process and may have such an entry.
