@@ -14,7 +14,7 @@ use tiercache_core::{Error, Generation, Key, Result, envelope};
 use crate::SqliteTier;
 use crate::config::Synchronous;
 use crate::open::{Setup, Trouble, check_library, look_into};
-use crate::place::Dir;
+use crate::place::{Dir, Membership};
 use crate::room::key_of;
 use crate::step::Row;
 use crate::tier::NAME;
@@ -101,7 +101,7 @@ struct Check {
     /// Nobody else has the level open, and nobody can open it meanwhile.
     alone: bool,
     /// Held for as long as the check takes.
-    _locks: Vec<Box<dyn std::fmt::Debug>>,
+    _members: Option<Membership>,
     report: Report,
 }
 
@@ -109,7 +109,7 @@ impl Check {
     fn of(path: &Path, repair: bool) -> Result<Self> {
         check_library()?;
         let dir = Dir::open(path, false)?;
-        let mut check = Self { dir, repair, alone: false, _locks: Vec::new(), report: Report::default() };
+        let mut check = Self { dir, repair, alone: false, _members: None, report: Report::default() };
         if check.dir.shards()?.is_none() {
             return Ok(check);
         }
@@ -120,10 +120,8 @@ impl Check {
         if !(repair && check.alone) {
             members.share()?;
         }
-        check._locks.push(Box::new(members));
-        if repair {
-            check._locks.push(Box::new(opening));
-        }
+        check._members = Some(members);
+        drop(opening);
         Ok(check)
     }
 

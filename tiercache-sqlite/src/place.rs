@@ -178,6 +178,12 @@ impl Dir {
         Ok(())
     }
 
+    /// What tells a shard's database file from every other; None when it is gone.
+    pub(crate) fn identity(&self, shard: usize) -> Option<(u64, u64)> {
+        use std::os::unix::fs::MetadataExt;
+        self.database(shard).symlink_metadata().ok().map(|meta| (meta.dev(), meta.ino()))
+    }
+
     /// Whether the file is there. Makes it ours alone to read.
     fn judge_file(&self, name: &str) -> Result<bool> {
         let path = self.path.join(name);

@@ -40,6 +40,8 @@ pub(crate) struct Common {
     pub(crate) damaged: AtomicU64,
     pub(crate) evicted: AtomicU64,
     pub(crate) closed: AtomicBool,
+    /// Whether a database is not where it was any more.
+    pub(crate) lost: AtomicBool,
 }
 
 #[derive(Debug)]

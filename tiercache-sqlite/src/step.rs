@@ -138,6 +138,8 @@ impl<'a> Step<'a> {
         let standing = self.standing(key)?;
         if let Some(row) = &standing {
             if row.generation == image.generation {
+                // It came down again unchanged: its stay begins anew.
+                self.shard.touch(row.id, image.used);
                 return Ok(if row.checksum == image.checksum { Put::Unchanged } else { Put::Superseded });
             }
             if row.generation > image.generation {

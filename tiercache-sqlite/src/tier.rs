@@ -80,6 +80,7 @@ impl SqliteTier {
             damaged: Default::default(),
             evicted: Default::default(),
             closed: Default::default(),
+            lost: Default::default(),
         });
         let durable = config.synchronous == Synchronous::Full;
         let mut last = 0;
@@ -161,7 +162,18 @@ impl SqliteTier {
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
-        if self.common.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+        if self.common.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        if self.common.lost.load(Ordering::Acquire) {
+            // Other processes would make it anew and not see what is put here.
+            return Err(Error::unavailable(
+                NAME,
+                "use",
+                "the directory was removed or replaced: open it again",
+            ));
+        }
+        Ok(())
     }
 
     /// Has every shard's writer do the same, as one step of the caller's.
@@ -263,6 +275,9 @@ impl Tier for SqliteTier {
 
     async fn put(&self, key: &Key, entry: &Entry, hold: Hold, permit: &dyn Permit) -> Result<Put> {
         self.check_open()?;
+        let shard = self.shard(key);
+        // Before a file is written, so that what waits here is bounded.
+        let room = shard.room(entry.value.len()).await.map_err(|failure| failure.into_error("put"))?;
         let image = match self.image(key, entry, hold).await {
             Ok(image) => image,
             Err(Unready::TooLarge) => return Ok(Put::TooLarge),
@@ -270,8 +285,6 @@ impl Tier for SqliteTier {
             Err(Unready::Failed(error)) => return Err(Error::unavailable(NAME, "put", error)),
             Err(Unready::Blocks) => return Err(Error::unavailable(NAME, "put", "a file where none may be")),
         };
-        let shard = self.shard(key);
-        let room = shard.room(image.value.len()).await.map_err(|failure| failure.into_error("put"))?;
         if !permit.holds() {
             return Ok(Put::Superseded);
         }

@@ -5,6 +5,7 @@
 //! replaced go, and the callers are told. When a call fails, all are rolled back and each is tried alone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
@@ -23,6 +24,7 @@ const TIDY: Duration = Duration::from_secs(10);
 /// Writes until the queue is closed and empty.
 pub(crate) fn run(shard: &Shard, connection: Connection) {
     let (mut touched, mut tidied) = (Instant::now(), Instant::now());
+    let identity = shard.common.dir.identity(shard.number);
     // A level that was given less room than it has begins to shrink.
     alone(shard, &connection, "make room", |_| Ok(()));
     loop {
@@ -35,6 +37,11 @@ pub(crate) fn run(shard: &Shard, connection: Connection) {
         if touched.elapsed() >= TOUCH {
             touched = Instant::now();
             write_touched(shard, &connection);
+            if shard.common.dir.identity(shard.number) != identity
+                && !shard.common.lost.swap(true, Ordering::AcqRel)
+            {
+                tracing::error!(tier = NAME, path = %shard.common.dir.path.display(), "the directory was removed or replaced");
+            }
         }
         if tidied.elapsed() >= TIDY {
             tidied = Instant::now();
