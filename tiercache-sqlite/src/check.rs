@@ -100,6 +100,8 @@ struct Check {
     repair: bool,
     /// Nobody else has the level open, and nobody can open it meanwhile.
     alone: bool,
+    /// What this repair has set aside: counted as broken.
+    aside: Vec<String>,
     /// Held for as long as the check takes.
     _members: Option<Membership>,
     report: Report,
@@ -109,7 +111,8 @@ impl Check {
     fn of(path: &Path, repair: bool) -> Result<Self> {
         check_library()?;
         let dir = Dir::open(path, false)?;
-        let mut check = Self { dir, repair, alone: false, _members: None, report: Report::default() };
+        let mut check =
+            Self { dir, repair, alone: false, aside: Vec::new(), _members: None, report: Report::default() };
         if check.dir.shards()?.is_none() {
             return Ok(check);
         }
@@ -219,6 +222,7 @@ impl Check {
             let aside = self.dir.set_aside(shard).map_err(failed)?;
             tracing::warn!(tier = NAME, %aside, "damaged database set aside, to be removed");
             self.dir.clear_suspicion(shard);
+            self.aside.push(aside);
         }
         Ok(None)
     }
@@ -310,9 +314,8 @@ impl Check {
             let bytes = self.dir.open_file(&name, false).and_then(|file| file.metadata());
             self.report.file_bytes += bytes.map_or(0, |meta| meta.len());
             let Some((_, aside)) = rest.split_once(".db.damaged-") else { continue };
-            // One that this repair has set aside itself was counted as broken.
-            self.report.leftovers +=
-                u64::from(!aside.contains('-') && !(self.repair && self.report.broken > 0));
+            let counted = aside.contains('-') || self.aside.contains(&name);
+            self.report.leftovers += u64::from(!counted);
             if self.repair {
                 self.dir.remove(&name)?;
             }

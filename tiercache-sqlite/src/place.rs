@@ -153,7 +153,7 @@ impl Dir {
         let fresh = format!("{FORMAT}.{}", random_id());
         let written = || {
             let mut file = self.create(&fresh)?;
-            write!(file, "{VERSION}{shards}\n")?;
+            writeln!(file, "{VERSION}{shards}")?;
             file.sync_all()?;
             fs::renameat(&self.fd, &fresh, &self.fd, FORMAT)?;
             Ok(fs::fsync(&self.fd)?)

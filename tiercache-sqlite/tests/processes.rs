@@ -99,7 +99,7 @@ async fn four_processes_count_and_nothing_is_lost() {
 }
 
 fn value_of(n: u64, generation: u64) -> Vec<u8> {
-    let size = if n % 5 == 0 { 100_000 } else { 500 };
+    let size = if n.is_multiple_of(5) { 100_000 } else { 500 };
     format!("{n} {generation} ").repeat(size / 8).into_bytes()
 }
 
