@@ -142,8 +142,8 @@ pub(crate) fn page(
     let mut page = Page { entries: Vec::new(), next: None, heavy: false };
     let (mut seen, mut bytes) = (0, 0);
     while let Some(row) = rows.next()? {
-        let key = key_of(row, 1)?;
         seen += 1;
+        let Ok(key) = key_of(row, 1) else { continue };
         bytes += row.get_ref(4)?.as_blob().map_or(0, |value| value.len() as u64);
         page.next = Some(match filter.tag {
             Some(_) => After::Row(row.get(0)?),

@@ -173,14 +173,18 @@ impl Step<'_> {
     }
 
     /// Rows with their key and deadline.
-    fn rows(&self, sql: &str, values: impl rusqlite::Params) -> rusqlite::Result<Vec<(Row, Key, i64)>> {
+    fn rows(&mut self, sql: &str, values: impl rusqlite::Params) -> rusqlite::Result<Vec<(Row, Key, i64)>> {
         let mut statement = self.connection.prepare_cached(sql)?;
         let mut rows = statement.query(values)?;
-        let mut found = Vec::new();
+        let (mut found, mut senseless) = (Vec::new(), Vec::new());
         while let Some(row) = rows.next()? {
-            let key = key_of(row, 7)?;
-            found.push((Row::of(row)?, key, row.get(9)?));
+            match key_of(row, 7) {
+                Ok(key) => found.push((Row::of(row)?, key, row.get(9)?)),
+                // Nobody can ask for it.
+                Err(_) => senseless.push(Row::of(row)?),
+            }
         }
+        senseless.iter().try_for_each(|row| self.drop_row(row))?;
         Ok(found)
     }
 }
@@ -208,7 +212,7 @@ pub(crate) fn due(
     let mut rows = statement.query((now, sql(limit as u64)))?;
     let (mut found, mut read) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
-        let key = key_of(row, 7)?;
+        let Ok(key) = key_of(row, 7) else { continue };
         let deadline: i64 = row.get(9)?;
         let (until, until_row) = (row.get(10)?, Row::of(row)?);
         let entry = if time(deadline) <= time(now) {

@@ -187,6 +187,9 @@ impl Files {
     }
 
     pub(crate) fn remove(&self, name: &str) {
+        if !is_ours(name.strip_suffix(".tmp").unwrap_or(name)) {
+            return;
+        }
         match self.dir.remove(name) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 tracing::warn!(tier = crate::tier::NAME, %error, "a file could not be removed, `check` finds it");

@@ -27,13 +27,16 @@ pub(crate) fn run(shard: &Shard, connection: Connection) {
     let identity = shard.common.dir.identity(shard.number);
     // A level that was given less room than it has begins to shrink.
     alone(shard, &connection, "make room", |_| Ok(()));
+    let mut resume = Instant::now();
     loop {
-        let purging = !lock(&shard.purges).is_empty();
+        let purging = Instant::now() >= resume && !lock(&shard.purges).is_empty();
         let Some(batch) = shard.queue.take(if purging { Duration::ZERO } else { TOUCH }) else { break };
         if !batch.is_empty() {
             commit(shard, &connection, batch);
         }
-        purge(shard, &connection);
+        if purging && !purge(shard, &connection) {
+            resume = Instant::now() + TOUCH;
+        }
         if touched.elapsed() >= TOUCH {
             touched = Instant::now();
             write_touched(shard, &connection);
@@ -128,19 +131,19 @@ fn write_touched(shard: &Shard, connection: &Connection) {
     }
 }
 
-/// One step of the oldest purge.
-fn purge(shard: &Shard, connection: &Connection) {
-    let Some(mut purge) = lock(&shard.purges).first().cloned() else { return };
+/// One step of the oldest purge. Whether it could be done.
+fn purge(shard: &Shard, connection: &Connection) -> bool {
+    let Some(mut purge) = lock(&shard.purges).first().cloned() else { return true };
     let mut ended = false;
     let done = alone(shard, connection, "purge", |step| {
         (_, ended) = step.purge(&mut purge)?;
         Ok(())
     });
     let mut purges = lock(&shard.purges);
-    if !done || ended {
-        // One that failed is begun anew when the level is opened next.
-        purges.remove(0);
-    } else {
-        purges[0] = purge;
+    match purges.first_mut() {
+        Some(first) if done && !ended => *first = purge,
+        Some(_) if done => drop(purges.remove(0)),
+        _ => {}
     }
+    done
 }
