@@ -2,13 +2,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tiercache_core::{Error, Packing, Result};
+use tiercache_core::{Codec, EncryptionConfig, Error, Packing, Result};
 
 /// Shards of a directory that is made anew and for which nothing is said.
 pub(crate) const DEFAULT_SHARDS: u32 = 4;
 const MAX_SHARDS: u32 = 64;
 /// The least bytes a shard may have.
 const MIN_SHARE: u64 = 64 << 10;
+/// The largest value that is stored, and that a compressed one may become.
+pub(crate) const MAX_VALUE: u64 = 1 << 30;
 const MAX_INLINE: u64 = 16 << 20;
 const MAX_READERS: u32 = 32;
 
@@ -66,6 +68,13 @@ pub struct SqliteConfig {
     /// compression: zstd
     /// ```
     pub compression: Packing,
+    /// How values are encrypted; keys, namespaces and tags are not. Default: not at all. Needs the feature
+    /// `encryption`.
+    ///
+    /// ```yaml
+    /// encryption: { key: "${CACHE_KEY}" }
+    /// ```
+    pub encryption: Option<EncryptionConfig>,
 }
 
 impl Default for SqliteConfig {
@@ -79,6 +88,7 @@ impl Default for SqliteConfig {
             synchronous: Synchronous::default(),
             busy_timeout: Duration::from_secs(5),
             compression: Packing::default(),
+            encryption: None,
         }
     }
 }
@@ -116,7 +126,7 @@ impl SqliteConfig {
             })
     }
 
-    /// Whether the level can be opened with these values; touches nothing.
+    /// Whether the level can be opened with these values; changes nothing.
     ///
     /// # Errors
     /// [`Error::Config`], whose message begins with the key that is wrong.
@@ -141,8 +151,14 @@ impl SqliteConfig {
             () if self.busy_timeout.is_zero() || self.busy_timeout > Duration::from_secs(3_600) => {
                 wrong("busy_timeout: give more than nothing and at most an hour".into())
             }
-            () => self.compression.compression().map(drop),
+            () => self.codec().map(drop),
         }
+    }
+
+    /// How entries are written.
+    pub(crate) fn codec(&self) -> Result<Codec> {
+        let codec = Codec::new(self.compression)?.with_max_value(MAX_VALUE as usize);
+        self.encryption.as_ref().map_or(Ok(codec.clone()), |encryption| codec.with_encryption(encryption))
     }
 }
 

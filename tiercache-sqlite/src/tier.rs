@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use tiercache_core::tier::{
     Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, Removal, Scope, Spill, Swept, Usage,
 };
-use tiercache_core::{Clock, Codec, Entry, Error, Generation, Key, Packing, Result, Tier, Timestamp};
+use tiercache_core::{Clock, Entry, Error, Generation, Key, Packing, Result, Tier, Timestamp};
 
-use crate::config::{DEFAULT_SHARDS, SqliteConfig, Synchronous};
+use crate::config::{DEFAULT_SHARDS, MAX_VALUE, SqliteConfig, Synchronous};
 use crate::fences::Purge;
 use crate::open::{Setup, check_library, open_shard};
 use crate::place::Dir;
@@ -23,8 +23,6 @@ use crate::writer;
 /// The backend's name in YAML, logs and errors.
 pub(crate) const NAME: &str = "sqlite";
 
-/// The largest value: what the codec reads back.
-const MAX_VALUE: u64 = 1 << 30;
 /// Up to so many bytes a value is made ready on the caller's thread.
 const QUICK: usize = 64 << 10;
 /// Entries a sweep takes from a shard at a time, and about how many bytes of them.
@@ -60,7 +58,7 @@ impl SqliteTier {
     pub fn open_blocking(config: SqliteConfig, clock: Arc<dyn Clock>) -> Result<Self> {
         check_library()?;
         config.check()?;
-        let codec = Codec::new(config.compression)?;
+        let codec = config.codec()?;
         let failed = |error: std::io::Error| Error::unavailable(NAME, "open", error);
         let damaged = |error: rusqlite::Error| Error::unavailable(NAME, "open", error);
         let dir = Dir::open(&config.directory()?, true)?;

@@ -123,7 +123,8 @@ impl Image {
         let deadline = if entry.deadline.is_never() { NEVER } else { sql(entry.deadline.as_millis()) };
         Ok(Self {
             generation: header.generation,
-            checksum: checksum(entry),
+            // What tells two entries of one generation apart.
+            checksum: header.identity() as i64,
             deadline,
             stay,
             until: deadline.min(sql(hold.now.as_millis()).saturating_add(stay)),
@@ -135,12 +136,6 @@ impl Image {
             file,
         })
     }
-}
-
-/// What tells two entries of one generation apart, however they are packed.
-fn checksum(entry: &Entry) -> i64 {
-    let seed = entry.created.as_millis() ^ entry.deadline.as_millis().rotate_left(32);
-    xxhash_rust::xxh3::xxh3_64_with_seed(&entry.value, seed) as i64
 }
 
 /// The folder of a shard's large values.
