@@ -38,7 +38,7 @@ pub struct SqliteConfig {
     /// shards: 8
     /// ```
     pub shards: Option<u32>,
-    /// Up to so many bytes an entry stands in the database, above it in a file of its own. Default: 64 KiB.
+    /// Values of up to so many bytes, packed or not, stand in the database, larger ones in files. Default: 64 KiB.
     ///
     /// ```yaml
     /// inline_max: 65536

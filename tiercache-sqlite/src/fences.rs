@@ -31,6 +31,8 @@ struct Fence {
     fenced: Generation,
     /// Cleared at this level alone below it.
     cleared: Generation,
+    /// When it was last fenced.
+    written: i64,
 }
 
 impl Fences {
@@ -40,19 +42,19 @@ impl Fences {
             *self = Self::default();
         }
         let mut statement = connection.prepare_cached(
-            "SELECT kind, namespace, name, value, cleared, generation FROM fence WHERE version > ?1",
+            "SELECT kind, namespace, name, value, cleared, generation, written FROM fence WHERE version > ?1",
         )?;
         let mut rows = statement.query([self.version])?;
         while let Some(row) = rows.next()? {
             if let Some(scope) = scope_of(row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?) {
-                self.add(scope, generation(row.get(5)?), row.get(4)?);
+                self.add(scope, generation(row.get(5)?), row.get(4)?, row.get(6)?);
             }
         }
         self.version = now;
         Ok(())
     }
 
-    pub(crate) fn add(&mut self, scope: Scope, below: Generation, cleared: bool) {
+    pub(crate) fn add(&mut self, scope: Scope, below: Generation, cleared: bool, written: i64) {
         if let Scope::Namespace(namespace) | Scope::Tag { namespace, .. } = &scope {
             let highest = self.highest.entry(namespace.clone()).or_default();
             *highest = below.max(*highest);
@@ -60,6 +62,7 @@ impl Fences {
         let fence = self.by_scope.entry(scope).or_default();
         let kind = if cleared { &mut fence.cleared } else { &mut fence.fenced };
         *kind = below.max(*kind);
+        fence.written = written.max(fence.written);
     }
 
     /// Whether the entry is dead by one of them.
@@ -86,10 +89,10 @@ impl Fences {
         self.highest.get(namespace).copied().unwrap_or_default().max(all.fenced).max(all.cleared)
     }
 
-    /// Those that are meant for the whole cache.
-    pub(crate) fn fenced(&self) -> impl Iterator<Item = (&Scope, Generation)> {
-        let fenced = self.by_scope.iter().map(|(scope, fence)| (scope, fence.fenced));
-        fenced.filter(|(_, generation)| *generation > Generation::ZERO)
+    /// Those meant for the whole cache that were written since then.
+    pub(crate) fn fenced(&self, since: i64) -> impl Iterator<Item = (&Scope, Generation)> {
+        let fenced = self.by_scope.iter().filter(move |(_, fence)| fence.written >= since);
+        fenced.map(|(scope, fence)| (scope, fence.fenced)).filter(|(_, below)| *below > Generation::ZERO)
     }
 }
 

@@ -9,6 +9,10 @@ use tiercache_core::{Generation, Key, Result, Timestamp};
 use crate::SqliteTier;
 use crate::iterate::{After, Filter, page};
 use crate::step::counter;
+use crate::values::sql;
+
+/// How long, in milliseconds, a fence is told to managers, which look through all of them at every sweep.
+const REMEMBERED: i64 = 600_000;
 
 #[async_trait]
 impl Listing for SqliteTier {
@@ -70,9 +74,11 @@ impl FenceLog for SqliteTier {
     }
 
     fn remembered(&self) -> Vec<(Scope, Generation)> {
+        // Older ones are seen to by this tier alone, wherever it reads and writes.
+        let since = sql(self.common.clock.now().as_millis()).saturating_sub(REMEMBERED);
         let mut newest: HashMap<Scope, Generation> = HashMap::new();
         for shard in &self.shards {
-            for (scope, below) in shard.fences().fenced() {
+            for (scope, below) in shard.fences().fenced(since) {
                 let known = newest.entry(scope.clone()).or_default();
                 *known = below.max(*known);
             }

@@ -269,7 +269,7 @@ impl<'a> Step<'a> {
             };
         }
         self.note(below);
-        self.fenced.add(scope.clone(), below, cleared);
+        self.fenced.add(scope.clone(), below, cleared, self.now);
         Ok(())
     }
 

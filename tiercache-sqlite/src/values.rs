@@ -104,7 +104,7 @@ impl Image {
         let header = Header::parse(&value)?;
         let mut size = value.len() as u64 + key.encoded().len() as u64 + OVERHEAD;
         let mut file = None;
-        if value.len() as u64 > *inline_max {
+        if value.len().min(entry.value.len()) as u64 > *inline_max {
             if !may_block {
                 return Err(Unready::Blocks);
             }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::*;
 use tiercache_core::tier::{Always, Counting, FenceLog, Put, Removal, Scope};
-use tiercache_core::{Generation, SystemClock, Tier, Timestamp};
+use tiercache_core::{Error, Generation, SystemClock, Tier, Timestamp};
 
 const ROLE: &str = "TIERCACHE_SQLITE_ROLE";
 const PLACE: &str = "TIERCACHE_SQLITE_PLACE";
@@ -181,4 +181,24 @@ async fn a_process_that_does_not_know_of_a_fence_does_not_bring_back_what_it_hit
     assert_eq!(put(&one, "again", &entry(7, "from its memory")).await, Put::Superseded);
     assert_eq!((get(&one, "k").await, get(&one, "again").await), (None, None));
     assert_eq!(put(&one, "again", &entry(raised.get(), "new")).await, Put::Stored);
+}
+
+#[tokio::test]
+async fn a_writer_that_hangs_holds_up_no_reader_and_writes_for_so_long_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let config =
+        tiercache_sqlite::SqliteConfig { busy_timeout: Duration::from_millis(100), ..config(dir.path()) };
+    let tier = open_with(config, SystemClock::start());
+    put(&tier, "k", &entry(1, "value")).await;
+    let stopped: Vec<_> = (0..4).map(|shard| database(dir.path(), shard)).collect();
+    stopped.iter().for_each(|connection| connection.execute_batch("BEGIN IMMEDIATE").unwrap());
+    let late = tier.put(&key("k"), &entry(2, vec![1; 100_000]), HOLD, &Always).await;
+    assert!(matches!(late, Err(Error::TimedOut { .. })), "{late:?}");
+    let late = tier.remove(&key("k"), g(2)).await;
+    assert!(matches!(late, Err(Error::TimedOut { .. })), "{late:?}");
+    assert_eq!(get(&tier, "k").await.unwrap().value, "value");
+    assert_eq!(files(dir.path()).len(), 0, "what was not taken leaves no file");
+    drop(stopped);
+    assert_eq!(put(&tier, "k", &entry(2, "next")).await, Put::Stored);
+    assert_eq!(tier.usage().await.unwrap().damaged, 0);
 }
