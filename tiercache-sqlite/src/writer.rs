@@ -60,6 +60,10 @@ pub(crate) fn run(shard: &Shard, connection: Connection) {
 fn commit(shard: &Shard, connection: &Connection, mut batch: Vec<Box<dyn Job>>) {
     match attempt(shard, connection, &mut batch) {
         Ok(()) => batch.into_iter().for_each(|job| job.answer(None)),
+        // Trying each alone would only wait for each: the database is held by another process.
+        Err(failure @ Failure::Other(Error::TimedOut { .. })) => {
+            batch.into_iter().for_each(|job| job.answer(Some(failure.clone())));
+        }
         Err(failure) if batch.len() == 1 && !matches!(failure, Failure::Full) => {
             batch.into_iter().for_each(|job| job.answer(Some(failure.clone())));
         }

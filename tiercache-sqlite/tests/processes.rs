@@ -198,6 +198,17 @@ async fn a_writer_that_hangs_holds_up_no_reader_and_writes_for_so_long_only() {
     assert!(matches!(late, Err(Error::TimedOut { .. })), "{late:?}");
     assert_eq!(get(&tier, "k").await.unwrap().value, "value");
     assert_eq!(files(dir.path()).len(), 0, "what was not taken leaves no file");
+    let began = std::time::Instant::now();
+    let tier = std::sync::Arc::new(tier);
+    let mut calls = tokio::task::JoinSet::new();
+    for n in 0..200 {
+        let tier = tier.clone();
+        calls.spawn(async move { tier.remove(&key(&format!("k{n}")), g(2)).await.is_err() });
+    }
+    while let Some(failed) = calls.join_next().await {
+        assert!(failed.unwrap());
+    }
+    assert!(began.elapsed() < Duration::from_secs(3), "calls wait together: {:?}", began.elapsed());
     drop(stopped);
     assert_eq!(put(&tier, "k", &entry(2, "next")).await, Put::Stored);
     assert_eq!(tier.usage().await.unwrap().damaged, 0);

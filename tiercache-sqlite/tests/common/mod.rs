@@ -69,8 +69,9 @@ pub fn check(path: &Path, repair: bool) -> Report {
         assert!(done >= last.0 && done <= total);
         last = (done, total);
     });
+    let report = report.unwrap();
     assert_eq!(last.0, last.1);
-    report.unwrap()
+    report
 }
 
 /// Files of large values.
