@@ -17,6 +17,15 @@ pub(crate) const REMOVAL_MARK: u64 = 60_000;
 const STANDING: &str =
     "SELECT id, generation, checksum, size, tags, file, used FROM entry WHERE namespace = ?1 AND key = ?2";
 
+const PUT: &str = "
+    INSERT INTO entry (namespace, key, generation, checksum, deadline, stay, until, used, size, length, tags, file, value)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+    ON CONFLICT (namespace, key) DO UPDATE SET generation = excluded.generation, checksum = excluded.checksum,
+        deadline = excluded.deadline, stay = excluded.stay, until = excluded.until, used = excluded.used,
+        size = excluded.size, length = excluded.length, tags = excluded.tags, file = excluded.file,
+        value = excluded.value
+    RETURNING id";
+
 /// A transaction that is under way.
 pub(crate) struct Step<'a> {
     pub(crate) shard: &'a Shard,
@@ -150,50 +159,33 @@ impl<'a> Step<'a> {
         if self.mark(key)? > image.generation || self.covers(key, image.generation, Some(&tags)) {
             return Ok(Put::Superseded);
         }
-        let file = image.file.as_ref().map(|file| file.name.as_str());
-        let columns = (
-            sql(image.generation.get()),
-            image.checksum,
-            image.deadline,
-            image.stay,
-            image.until,
-            image.used,
-            sql(image.size),
-            image.length,
-            sql(image.tags.len() as u64),
-            file,
-            &image.value,
-        );
-        let (generation, checksum, deadline, stay, until, used, size, length, tagged, file, value) = columns;
-        let id = match standing {
+        let size = sql(image.size);
+        let id: i64 = self.connection.prepare_cached(PUT)?.query_row(
+            params![
+                key.namespace(),
+                key.bytes(),
+                sql(image.generation.get()),
+                image.checksum,
+                image.deadline,
+                image.stay,
+                image.until,
+                image.used,
+                size,
+                image.length,
+                sql(image.tags.len() as u64),
+                image.file.as_ref().map(|file| &file.name),
+                image.value,
+            ],
+            |row| row.get(0),
+        )?;
+        match standing {
             Some(row) => {
-                self.connection
-                    .prepare_cached(
-                        "UPDATE entry SET generation = ?1, checksum = ?2, deadline = ?3, stay = ?4, until = ?5,
-                         used = ?6, size = ?7, length = ?8, tags = ?9, file = ?10, value = ?11 WHERE id = ?12",
-                    )?
-                    .execute(params![
-                        generation, checksum, deadline, stay, until, used, size, length, tagged, file, value, row.id
-                    ])?;
                 self.drop_tags(&row)?;
                 self.tally.bytes -= row.size;
                 self.stale.extend(row.file);
-                row.id
             }
-            None => {
-                self.connection
-                    .prepare_cached(
-                        "INSERT INTO entry (generation, checksum, deadline, stay, until, used, size, length, tags,
-                         file, value, namespace, key) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
-                    )?
-                    .execute(params![
-                        generation, checksum, deadline, stay, until, used, size, length, tagged, file, value,
-                        key.namespace(), key.bytes()
-                    ])?;
-                self.tally.entries += 1;
-                self.connection.last_insert_rowid()
-            }
-        };
+            None => self.tally.entries += 1,
+        }
         for (name, value) in &image.tags {
             self.connection
                 .prepare_cached("INSERT INTO tag (entry, name, value) VALUES (?1, ?2, ?3)")?
