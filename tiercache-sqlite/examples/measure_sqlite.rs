@@ -1,4 +1,4 @@
-//! What a put and a get take: `cargo run --release -p tiercache-sqlite --example measure`.
+//! What a put and a get take: `cargo run --release -p tiercache-sqlite --example measure_sqlite`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
