@@ -289,6 +289,35 @@ fn check_finds_what_is_damaged_and_repair_puts_it_right() {
 }
 
 #[test]
+fn a_level_in_sqlite_is_shared_checked_and_repaired() {
+    let place = Place::new();
+    place.configure(
+        "dry_cache: { backend: sqlite, path: ./cache/shared, max_size: 16MiB, inline_max: 1KiB }\n",
+    );
+    place.run(&["set", "k", "v"]).expect(0);
+    place.run(&["set", "large", &"value ".repeat(1_000)]).expect(0);
+    let found = place.run(&["check", "--json"]).expect(0).json();
+    assert_eq!(
+        (&found["clean"], &found["entries"], &found["files"]),
+        (&true.into(), &2.into(), &1.into()),
+        "{found}"
+    );
+    let stats = place.run(&["stats", "--json"]).expect(0).json();
+    assert_eq!(stats["levels"][2]["entries"], 2, "{stats}");
+    let _server = Server::start(&place, &[]);
+    assert_eq!(place.run(&["get", "k"]).expect(0).out(), "v", "beside the process that has it open");
+    let folders = std::fs::read_dir(place.file("cache/shared")).expect("the folder").flatten();
+    let files =
+        folders.filter(|entry| entry.path().is_dir()).flat_map(|entry| std::fs::read_dir(entry.path()));
+    let file = files.flatten().flatten().next().expect("a file of a large value");
+    std::fs::remove_file(file.path()).expect("damage");
+    assert_eq!(place.run(&["check", "--json"]).expect(1).json()["dangling"], 1);
+    assert_eq!(place.run(&["check", "--repair", "--json"]).expect(0).json()["repaired"], true);
+    place.run(&["check"]).expect(0);
+    place.run(&["get", "large"]).expect(1);
+}
+
+#[test]
 fn statistics_and_a_check_do_not_need_the_cache_to_themselves() {
     let place = Place::new();
     assert_eq!(place.run(&["stats", "--json"]).expect(0).json()["dry_size_bytes"], 0);

@@ -1,1 +1,25 @@
-//! The SQLite level of tiercache, for several processes on one directory.
+#![doc = include_str!("../README.md")]
+
+mod check;
+mod config;
+mod fences;
+mod iterate;
+mod open;
+mod place;
+mod powers;
+mod queue;
+mod read;
+mod room;
+mod shard;
+mod step;
+mod tier;
+mod transaction;
+mod values;
+mod writer;
+
+pub use check::Report;
+pub use config::{SqliteConfig, Synchronous};
+pub use iterate::{Filter, Iteration};
+pub use tier::SqliteTier;
+pub use tiercache_core::Packing;
+pub use transaction::Transaction;

@@ -13,11 +13,13 @@ use tiercache_core::{Clock, Level, Result, Tier, Tracking};
 use tiercache_disk::{DiskConfig, DiskTier};
 #[cfg(feature = "ram")]
 use tiercache_ram::{RamConfig, RamTier};
+#[cfg(feature = "sqlite")]
+use tiercache_sqlite::SqliteTier;
 use tiercache_tracking::{MemoryConfig, MemoryTracking};
 #[cfg(feature = "sqlite")]
 use tiercache_tracking::{SqliteConfig, SqliteTracking};
 
-#[cfg(any(feature = "ram", feature = "disk"))]
+#[cfg(any(feature = "ram", feature = "disk", feature = "sqlite"))]
 use crate::config::node::{Key, Kind};
 use crate::config::{Node, Problem, read_node, show_hidden};
 
@@ -68,11 +70,11 @@ const KNOWN_TRACKINGS: [(&str, &str); 5] = [
 ];
 
 /// The most bytes of a level that gives no `max_size`: 2, 10 and 100 GiB.
-#[cfg(any(feature = "ram", feature = "disk"))]
+#[cfg(any(feature = "ram", feature = "disk", feature = "sqlite"))]
 const DEFAULT_SIZES: [u64; 3] = [2 << 30, 10 << 30, 100 << 30];
 
 impl Registry {
-    /// The backends that are compiled in: `ram`, `local`; `memory`, `sqlite`.
+    /// The backends that are compiled in: `ram`, `local`, `sqlite`; `memory`, `sqlite`.
     pub fn builtin() -> Self {
         let registry = Self::empty().with_tracking("memory", |config: MemoryConfig, _| async move {
             Ok(Arc::new(MemoryTracking::new(&config)))
@@ -86,6 +88,8 @@ impl Registry {
             .with_sized_tier("ram", |config: RamConfig, _| async move { Ok(Arc::new(RamTier::new(config))) });
         #[cfg(feature = "disk")]
         let registry = registry.with_local();
+        #[cfg(feature = "sqlite")]
+        let registry = registry.with_sqlite();
         registry
     }
 
@@ -158,6 +162,24 @@ impl Registry {
             section.prepare(&open, |tier| tier as Arc<dyn Tier>)
         };
         self.tiers.insert("local".to_owned(), Box::new(prepare));
+        self
+    }
+
+    /// The SQLite level, likewise.
+    #[cfg(feature = "sqlite")]
+    fn with_sqlite(mut self) -> Self {
+        use tiercache_sqlite::SqliteConfig;
+        let open = |config: SqliteConfig, place: Place| async move {
+            SqliteTier::open(config, place.clock).await.map(Arc::new)
+        };
+        let open = Arc::new(open);
+        let prepare = move |section: &Section| {
+            let folder = || SqliteConfig::default().directory().map(|path| path.display().to_string());
+            let section = section.with_size().with_text("path", folder)?;
+            section.read::<SqliteConfig>()?.check().map_err(|error| section.blame(&error.to_string()))?;
+            section.prepare(&open, |tier| tier as Arc<dyn Tier>)
+        };
+        self.tiers.insert("sqlite".to_owned(), Box::new(prepare));
         self
     }
 
@@ -295,7 +317,7 @@ impl Section {
     }
 
     /// The section with a `max_size`: as documented for its level, if it gives none.
-    #[cfg(any(feature = "ram", feature = "disk"))]
+    #[cfg(any(feature = "ram", feature = "disk", feature = "sqlite"))]
     fn with_size(&self) -> Self {
         match self.level {
             Some(level) if !self.gives("max_size") => {
@@ -306,7 +328,7 @@ impl Section {
     }
 
     /// The section with a text for `key`, if it gives none.
-    #[cfg(feature = "disk")]
+    #[cfg(any(feature = "disk", feature = "sqlite"))]
     fn with_text(self, key: &str, text: impl FnOnce() -> Result<String>) -> Result<Self, Problem> {
         if self.gives(key) {
             return Ok(self);
@@ -316,7 +338,7 @@ impl Section {
     }
 
     /// The problem a backend found with its values, at the key with which its message begins.
-    #[cfg(feature = "disk")]
+    #[cfg(any(feature = "disk", feature = "sqlite"))]
     fn blame(&self, message: &str) -> Problem {
         let (name, found) = message.split_once(": ").unwrap_or(("", message));
         match &self.node.kind {
@@ -326,13 +348,13 @@ impl Section {
         .map_or_else(|| self.node.problem(message), |(_, value)| value.problem(found))
     }
 
-    #[cfg(any(feature = "ram", feature = "disk"))]
+    #[cfg(any(feature = "ram", feature = "disk", feature = "sqlite"))]
     fn gives(&self, key: &str) -> bool {
         matches!(&self.node.kind, Kind::Map(entries)
             if entries.iter().any(|(given, value)| given.name == key && !value.is_null()))
     }
 
-    #[cfg(any(feature = "ram", feature = "disk"))]
+    #[cfg(any(feature = "ram", feature = "disk", feature = "sqlite"))]
     fn with(&self, key: &str, kind: Kind) -> Self {
         let mut node = self.node.clone();
         let value = Node { at: node.at, path: format!("{}.{key}", node.path), kind };

@@ -41,6 +41,50 @@ async fn a_file_wires_a_cache_that_keeps_values_over_a_restart() {
 }
 
 #[tokio::test]
+async fn two_caches_share_a_level_in_sqlite() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = |index: &str| {
+        let folder = folder.path().display();
+        format!(
+            "hot_cache: {{ backend: ram, max_size: 1MiB }}\ncold_cache: {{ backend: none }}\n\
+             dry_cache: {{ backend: sqlite, path: '{folder}/dry', max_size: 16MiB, busy_timeout: 2s }}\n\
+             tracking: {{ backend: sqlite, path: '{folder}/{index}.db' }}\nwrite: through\n"
+        )
+    };
+    let one = from_yaml(&text("one"), &Registry::builtin()).await.expect("a cache");
+    let two = from_yaml(&text("two"), &Registry::builtin()).await.expect("a cache");
+    one.set("k", "first").tag("type", "raw").await.expect("set");
+    assert_eq!(two.get("k").await.expect("get").as_deref(), Some(&b"first"[..]));
+    two.set("k", "second").await.expect("set");
+    one.flush(Level::Hot).await.expect("flush");
+    assert_eq!(
+        one.get("k").await.expect("get").as_deref(),
+        Some(&b"second"[..]),
+        "from the level they share"
+    );
+    one.set("tagged", "v").tag("type", "raw").await.expect("set");
+    two.invalidate_tag("type", "raw").await.expect("invalidated");
+    one.flush(Level::Hot).await.expect("flush");
+    assert_eq!(one.get("tagged").await.expect("get"), None);
+    for cache in [one, two] {
+        cache.close(Duration::from_secs(5)).await.expect("closed");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_number_of_shards_names_the_section_and_what_to_do() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = |shards: u32| {
+        let path = folder.path().display();
+        format!("dry_cache: {{ backend: sqlite, path: '{path}/dry', max_size: 16MiB, shards: {shards} }}\n")
+    };
+    let cache = from_yaml(&text(2), &Registry::builtin()).await.expect("a cache");
+    cache.close(Duration::from_secs(5)).await.expect("closed");
+    let said = from_yaml(&text(8), &Registry::builtin()).await.expect_err("refused").to_string();
+    assert!(said.contains("dry_cache") && said.contains("2 shards") && said.contains("leave"), "{said}");
+}
+
+#[tokio::test]
 async fn the_write_mode_of_the_file_is_in_force() {
     for write in ["behind", "through"] {
         let folder = tempfile::tempdir().expect("a folder");

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
-use tiercache::disk::{DiskTier, Report};
+use tiercache::disk::{self, DiskTier};
+use tiercache::sqlite::{self, SqliteTier};
 use tiercache::tracking::Totals;
 use tiercache::units::{parse_size, rounded_size};
 use tiercache::{Config, Level};
@@ -23,13 +24,15 @@ pub(super) async fn check(args: &Args, repair: bool) -> Result {
     }
     let folders = folders(&target::config(args)?);
     if folders.is_empty() {
-        return Err(Failure::usage("no level is of the backend `local`, so there is nothing to check"));
+        let why = "no level is of the backend `local` or `sqlite`, so there is nothing to check";
+        return Err(Failure::usage(why));
     }
     let mut outcome = Outcome::Done;
-    for (level, folder) in folders {
+    for (level, backend, folder) in folders {
         // A level that was never opened has nothing that could be wrong.
-        let report = if folder.is_dir() { verify(folder.clone(), repair).await? } else { Report::default() };
-        if !report.is_clean() && !report.repaired {
+        let report =
+            if folder.is_dir() { verify(backend, folder.clone(), repair).await? } else { backend.nothing() };
+        if !report.clean && !report.repaired {
             outcome = Outcome::FallsShort;
         }
         tell(level, &folder, &report, args.json);
@@ -37,13 +40,124 @@ pub(super) async fn check(args: &Args, repair: bool) -> Result {
     Ok(outcome)
 }
 
-async fn verify(folder: PathBuf, repair: bool) -> Result<Report> {
+/// Those whose levels can be looked at while nobody has them open.
+#[derive(Clone, Copy)]
+enum Backend {
+    Local,
+    Sqlite,
+}
+
+impl Backend {
+    fn of(name: &str) -> Option<Self> {
+        match name {
+            "local" => Some(Self::Local),
+            "sqlite" => Some(Self::Sqlite),
+            _ => None,
+        }
+    }
+
+    fn inspect(self, folder: &Path) -> tiercache::Result<Report> {
+        match self {
+            Self::Local => DiskTier::inspect(folder).map(Report::from),
+            Self::Sqlite => SqliteTier::inspect(folder).map(Report::from),
+        }
+    }
+
+    fn check(
+        self,
+        folder: &Path,
+        repair: bool,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> tiercache::Result<Report> {
+        match self {
+            Self::Local => DiskTier::check(folder, repair, progress).map(Report::from),
+            Self::Sqlite => SqliteTier::check(folder, repair, progress).map(Report::from),
+        }
+    }
+
+    fn nothing(self) -> Report {
+        match self {
+            Self::Local => disk::Report::default().into(),
+            Self::Sqlite => sqlite::Report::default().into(),
+        }
+    }
+}
+
+/// What was found, whichever backend it is.
+struct Report {
+    clean: bool,
+    repaired: bool,
+    owner: Value,
+    entries: u64,
+    bytes: u64,
+    /// What the backend calls its files.
+    parts: (&'static str, u64),
+    more: Vec<(&'static str, u64)>,
+    wrong: Vec<(&'static str, u64)>,
+}
+
+impl From<disk::Report> for Report {
+    fn from(report: disk::Report) -> Self {
+        Self {
+            clean: report.is_clean(),
+            repaired: report.repaired,
+            owner: json!(report.owner),
+            entries: report.entries,
+            bytes: report.bytes,
+            parts: ("segments", report.segments),
+            more: vec![
+                ("file_bytes", report.file_bytes),
+                ("superseded", report.superseded),
+                ("removals", report.removals),
+                ("fences", report.fences),
+            ],
+            wrong: vec![
+                ("damaged", report.damaged),
+                ("bad_footers", report.bad_footers),
+                ("lost", report.lost),
+                ("leftovers", report.leftovers),
+            ],
+        }
+    }
+}
+
+impl From<sqlite::Report> for Report {
+    fn from(report: sqlite::Report) -> Self {
+        Self {
+            clean: report.is_clean(),
+            repaired: report.repaired,
+            // Nobody owns a level that several processes share.
+            owner: Value::Null,
+            entries: report.entries,
+            bytes: report.bytes,
+            parts: ("shards", report.shards),
+            more: vec![
+                ("file_bytes", report.file_bytes),
+                ("files", report.files),
+                ("removals", report.removals),
+                ("fences", report.fences),
+                ("counters", report.counters),
+            ],
+            wrong: vec![
+                ("broken", report.broken),
+                ("damaged", report.damaged),
+                ("dangling", report.dangling),
+                ("orphaned", report.orphaned),
+                ("wrong_sizes", report.wrong_sizes),
+                ("drifted", report.drifted),
+                ("leftovers", report.leftovers),
+            ],
+        }
+    }
+}
+
+async fn verify(backend: Backend, folder: PathBuf, repair: bool) -> Result<Report> {
     let shown = folder.display().to_string();
     let work = tokio::task::spawn_blocking(move || {
         let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
         let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {eta}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let report = DiskTier::check(&folder, repair, &mut |done, total| {
+        let report = backend.check(&folder, repair, &mut |done, total| {
             bar.set_length(total);
             bar.set_position(done);
         });
@@ -56,37 +170,28 @@ async fn verify(folder: PathBuf, repair: bool) -> Result<Report> {
 }
 
 fn tell(level: Level, folder: &Path, report: &Report, as_json: bool) {
-    let wrong = [
-        ("damaged", report.damaged),
-        ("bad_footers", report.bad_footers),
-        ("lost", report.lost),
-        ("leftovers", report.leftovers),
-    ];
+    let (parts, count) = report.parts;
     if as_json {
         let mut told = json!({
             "level": level.name(),
             "path": folder,
-            "clean": report.is_clean(),
+            "clean": report.clean,
             "repaired": report.repaired,
             "owner": report.owner,
-            "segments": report.segments,
             "entries": report.entries,
             "bytes": report.bytes,
-            "file_bytes": report.file_bytes,
-            "superseded": report.superseded,
-            "removals": report.removals,
-            "fences": report.fences,
+            parts: count,
         });
-        wrong.into_iter().for_each(|(name, count)| told[name] = json!(count));
+        report.more.iter().chain(&report.wrong).for_each(|(name, count)| told[name] = json!(count));
         println!("{told}");
         return;
     }
-    let (entries, bytes, segments) = (report.entries, rounded_size(report.bytes), report.segments);
-    println!("{level}, {}: {entries} entries, {bytes}, {segments} segments", folder.display());
-    for (name, count) in wrong.into_iter().filter(|(_, count)| *count > 0) {
+    let (entries, bytes) = (report.entries, rounded_size(report.bytes));
+    println!("{level}, {}: {entries} entries, {bytes}, {count} {parts}", folder.display());
+    for (name, count) in report.wrong.iter().filter(|(_, count)| *count > 0) {
         println!("  {count} {}", name.replace('_', " "));
     }
-    match (report.is_clean(), report.repaired) {
+    match (report.clean, report.repaired) {
         (true, _) => println!("  well"),
         (false, true) => println!("  repaired"),
         (false, false) => {
@@ -114,21 +219,23 @@ pub(super) async fn stats(config: Config) -> Result<Value> {
         all.insert(name.into(), json!(count));
     }
     let mut levels = Vec::new();
-    let mut owner = None;
+    let mut owner = Value::Null;
     for level in Level::ALL {
         let section = &shown[format!("{level}_cache")];
         let backend = section["backend"].as_str().unwrap_or_default();
-        let folder = folders.iter().find(|(of, folder)| *of == level && folder.is_dir());
+        let folder = folders.iter().find(|(of, _, folder)| *of == level && folder.is_dir());
         let (entries, bytes) = match folder {
-            Some((_, folder)) => {
-                let folder = folder.clone();
-                let looked = tokio::task::spawn_blocking(move || DiskTier::inspect(&folder)).await;
+            Some((_, looked_at, folder)) => {
+                let (looked_at, folder) = (*looked_at, folder.clone());
+                let looked = tokio::task::spawn_blocking(move || looked_at.inspect(&folder)).await;
                 let report = looked.map_err(|error| Failure::backend(format!("{level}: {error}")))??;
-                owner = report.owner.or(owner);
+                if !report.owner.is_null() {
+                    owner = report.owner;
+                }
                 (Some(report.entries), Some(report.bytes))
             }
             // RAM is empty while nobody has the cache open.
-            None if ["ram", "local", "none"].contains(&backend) => (Some(0), Some(0)),
+            None if ["ram", "local", "sqlite", "none"].contains(&backend) => (Some(0), Some(0)),
             None => (None, None),
         };
         all.insert(format!("{level}_size_bytes"), json!(bytes));
@@ -144,17 +251,17 @@ pub(super) async fn stats(config: Config) -> Result<Value> {
         }
     }
     all.insert("levels".into(), json!(levels));
-    all.insert("owner".into(), json!(owner));
+    all.insert("owner".into(), owner);
     Ok(Value::Object(all))
 }
 
 /// The folders of the levels on disk.
-fn folders(config: &Config) -> Vec<(Level, PathBuf)> {
+fn folders(config: &Config) -> Vec<(Level, Backend, PathBuf)> {
     let shown = config.to_json();
     let folder = |level: Level| {
         let section = &shown[format!("{level}_cache")];
-        let path = section["path"].as_str().filter(|_| section["backend"] == "local")?;
-        Some((level, PathBuf::from(path)))
+        let backend = Backend::of(section["backend"].as_str()?)?;
+        Some((level, backend, PathBuf::from(section["path"].as_str()?)))
     };
     Level::ALL.into_iter().filter_map(folder).collect()
 }

@@ -112,8 +112,10 @@ impl File<'_> {
     /// Where the index stands if nothing is said: beside the folder of the last level on disk, since caches that
     /// do not share their levels must not share it.
     fn index_path(&self) -> Option<String> {
-        let local =
-            |name: &&&str| self.effective.get(**name).is_some_and(|shown| shown["backend"] == "local");
+        let local = |name: &&&str| {
+            let shown = self.effective.get(**name);
+            shown.is_some_and(|shown| shown["backend"] == "local" || shown["backend"] == "sqlite")
+        };
         let section = LEVEL_SECTIONS.iter().rev().find(local)?;
         let folder = self.effective[*section].get("path")?.as_str()?.trim_end_matches('/');
         Some(format!("{folder}-index.db"))
