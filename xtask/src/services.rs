@@ -51,7 +51,10 @@ fn installed(program: &str) -> bool {
 fn install(packages: &[&str]) -> Outcome {
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
-        command.args(arguments).args(packages_of(arguments, packages)).env("DEBIAN_FRONTEND", "noninteractive");
+        command
+            .args(arguments)
+            .args(packages_of(arguments, packages))
+            .env("DEBIAN_FRONTEND", "noninteractive");
         run::run(&mut command)
     };
     apt(&["update"])?;

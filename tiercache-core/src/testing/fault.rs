@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use crate::testing::Op;
 use crate::tier::{
-    Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope, Spill,
-    Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
+    Spill, Swept, Usage,
 };
 use crate::{Entry, Error, Generation, Key, Result, Tier, Timestamp};
 
@@ -242,6 +242,11 @@ impl Tier for FaultTier {
 
     fn fences(&self) -> Option<&dyn FenceLog> {
         self.inner.fences().map(|_| self as &dyn FenceLog)
+    }
+
+    /// As they are: nothing befalls counters.
+    fn counting(&self) -> Option<&dyn Counting> {
+        self.inner.counting()
     }
 }
 

@@ -6,8 +6,8 @@ use tokio::sync::watch;
 
 use crate::testing::Op;
 use crate::tier::{
-    Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope, Spill,
-    Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
+    Spill, Swept, Usage,
 };
 use crate::{Entry, Generation, Key, Result, Tier, Timestamp};
 
@@ -186,6 +186,11 @@ impl Tier for GateTier {
 
     fn fences(&self) -> Option<&dyn FenceLog> {
         self.inner.fences().map(|_| self as &dyn FenceLog)
+    }
+
+    /// As they are: nothing befalls counters.
+    fn counting(&self) -> Option<&dyn Counting> {
+        self.inner.counting()
     }
 }
 
