@@ -158,6 +158,7 @@ impl Builder {
             write: self.write,
             closed: AtomicBool::new(false),
             invalidating: AtomicUsize::new(0),
+            cleaning: AtomicUsize::new(0),
             runtime,
         });
         for slot in shared.slots() {

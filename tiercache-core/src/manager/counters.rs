@@ -35,9 +35,11 @@ pub(super) enum Count {
     Joined,
     /// Mutations that could not reach every level and are tried again.
     Degraded,
+    /// Times a level had to be emptied because too many removals waited for it.
+    Emptied,
 }
 
-const COUNTS: usize = 14;
+const COUNTS: usize = 15;
 
 impl Count {
     const fn index(self) -> usize {
@@ -54,6 +56,7 @@ impl Count {
             Self::Undecodable => 11,
             Self::Joined => 12,
             Self::Degraded => 13,
+            Self::Emptied => 14,
         }
     }
 }

@@ -67,6 +67,8 @@ pub(crate) struct Shared {
     closed: AtomicBool,
     /// Invalidations of many that some level has not made durable yet. Their fences are not forgotten.
     invalidating: AtomicUsize,
+    /// Removals that wait for a level that could not be reached.
+    cleaning: AtomicUsize,
     /// The runtime the manager was built in, where what it owns runs.
     runtime: tokio::runtime::Handle,
 }

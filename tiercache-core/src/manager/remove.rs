@@ -29,6 +29,8 @@ use crate::{AsKey, Error, Generation, Key, Level, Result};
 /// The pause after the first retry of a removal; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+/// The most removals that wait, one by one, for levels that could not be reached.
+const MOST_CLEANING: usize = 10_000;
 /// How often a mutation is made anew because other processes keep writing its key.
 const MOST_OVERTAKEN: u32 = 100;
 
@@ -335,6 +337,10 @@ impl Shared {
     /// holds keeps the older copy fenced for as long.
     fn clean_later(self: &Arc<Self>, slot: &Slot, key: Key, below: Generation) {
         let (hash, level) = (key.hash64(), slot.level);
+        if self.cleaning.fetch_add(1, Ordering::AcqRel) >= MOST_CLEANING {
+            self.cleaning.fetch_sub(1, Ordering::AcqRel);
+            return self.empty_later(slot);
+        }
         let mut stripe = self.stripes.lock(hash);
         stripe.enter(hash, below);
         stripe.mutate(hash, below);
@@ -360,7 +366,40 @@ impl Shared {
                 shared.remove_above(slot, &key, &mut generation, slot.limits.write_timeout).await
             };
             shared.until_it_works(again).await;
+            shared.cleaning.fetch_sub(1, Ordering::AcqRel);
             drop(flight);
+        });
+    }
+
+    /// Too many removals wait for a level: nothing it holds is believed until it was emptied.
+    fn empty_later(self: &Arc<Self>, slot: &Slot) {
+        let level = slot.level;
+        if !slot.profile.shared {
+            // Of a level of this process alone every entry is numbered by it.
+            self.flow.fences.remove(&Scope::All, self.flow.next_generation());
+        }
+        if slot.lagging().contains(&Scope::All) {
+            return;
+        }
+        slot.begin_lag(&Scope::All);
+        self.flow.counters.count(Count::Emptied);
+        tracing::warn!(%level, "too many removals wait for the level: it is emptied when it is back");
+        let unsettled = Invalidating::begin(self);
+        self.runtime.spawn(async move {
+            let shared = unsettled.0.clone();
+            let Some(slot) = shared.slot(level) else { return };
+            let again = || async {
+                let mut generation = shared.flow.next_generation();
+                let limit = slot.limits.write_timeout;
+                if let Some(fences) = slot.tier.fences().filter(|_| slot.profile.shared) {
+                    generation = slot.call("fence", limit, fences.fence(&Scope::All, generation)).await?;
+                    shared.flow.join(slot.tier.name(), generation)?;
+                }
+                slot.call("clear", limit, slot.tier.clear(None, generation)).await
+            };
+            shared.until_it_works(again).await;
+            slot.end_lag(&Scope::All);
+            drop(unsettled);
         });
     }
 

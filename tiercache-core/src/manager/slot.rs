@@ -135,10 +135,13 @@ impl Slot {
     }
 }
 
-/// Opens after three failures in a row, lets one call through when its time is over, and closes when that works.
+/// Opens after three failures in a row or a second of nothing else, lets one call through when its time is over, and
+/// closes when that works.
 #[derive(Debug, Default)]
 struct Breaker {
     failures: AtomicU32,
+    /// When the first of them was.
+    failing_since: AtomicU64,
     opened: AtomicU32,
     /// When the next probe may go; 0 when closed.
     open_until: AtomicU64,
@@ -146,6 +149,7 @@ struct Breaker {
 }
 
 const FAILURES_TO_OPEN: u32 = 3;
+const FAILING_TO_OPEN_MILLIS: u64 = 1_000;
 const FIRST_PAUSE_MILLIS: u64 = 100;
 /// A tier that is back is used again within 5 s.
 const LONGEST_PAUSE_MILLIS: u64 = 4_000;
@@ -165,16 +169,19 @@ impl Breaker {
     /// Returns whether this opened it.
     fn failed(&self, now: Timestamp) -> bool {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        if failures < FAILURES_TO_OPEN {
+        if failures == 1 {
+            self.failing_since.store(now.as_millis(), Ordering::Relaxed);
+        }
+        let failing = now.as_millis().saturating_sub(self.failing_since.load(Ordering::Relaxed));
+        if failures < FAILURES_TO_OPEN && failing < FAILING_TO_OPEN_MILLIS {
             return false;
         }
-        let doublings = (failures - FAILURES_TO_OPEN).min(8);
+        let doublings = failures.saturating_sub(FAILURES_TO_OPEN).min(8);
         let pause = (FIRST_PAUSE_MILLIS << doublings).min(LONGEST_PAUSE_MILLIS);
         // Jitter from the time itself: enough to keep processes apart, and no source of randomness to inject.
         let jitter = now.as_millis().wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56;
         let until = now.after_millis(pause - pause * jitter / 1024).as_millis();
-        self.open_until.store(until, Ordering::Relaxed);
-        let opened = failures == FAILURES_TO_OPEN;
+        let opened = self.open_until.swap(until, Ordering::Relaxed) == 0;
         if opened {
             self.opened.fetch_add(1, Ordering::Relaxed);
         }
@@ -215,6 +222,15 @@ mod tests {
         assert!(breaker.admit(later), "a dropped probe frees the place");
         assert!(breaker.succeeded(), "success closes it");
         assert!(breaker.admit(later) && breaker.admit(later));
+    }
+
+    #[test]
+    fn breaker_opens_after_a_second_of_failures_however_few() {
+        let breaker = Breaker::default();
+        let start = Timestamp::from_millis(1_000_000);
+        assert!(!breaker.failed(start));
+        assert!(breaker.failed(start.after_millis(FAILING_TO_OPEN_MILLIS)));
+        assert!(breaker.succeeded() && !breaker.failed(start.after_millis(60_000)), "a success begins anew");
     }
 
     #[test]

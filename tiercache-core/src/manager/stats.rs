@@ -33,6 +33,8 @@ pub struct Stats {
     pub joined: u64,
     /// Removals that could not reach a level at first.
     pub degraded: u64,
+    /// Times a level could not be reached for so many removals that it is emptied when it is back.
+    pub emptied: u64,
     /// Invalidations remembered, and how many were merged into coarser ones.
     pub fences: (u64, u64),
     /// Batches the tracking store did not take at first.
@@ -100,6 +102,7 @@ impl CacheManager {
             undecodable: counters.sum(Count::Undecodable),
             joined: counters.sum(Count::Joined),
             degraded: counters.sum(Count::Degraded),
+            emptied: counters.sum(Count::Emptied),
             fences: (flow.fences.len() as u64, flow.fences.merged()),
             tracking_failures: recorder.failures(),
             tracking_merged: recorder.merged(),
