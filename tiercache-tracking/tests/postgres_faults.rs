@@ -86,7 +86,7 @@ async fn a_stopped_server_goes_on() {
 }
 
 #[tokio::test]
-async fn cut_reset_refused_and_corrupt_answers_leave_whole_batches_or_none() {
+async fn cut_reset_refused_and_slow_answers_leave_whole_batches_or_none() {
     let Some(server) = Postgres::start() else { return };
     let proxy = Proxy::to(server.address());
     let tracking = behind(&proxy, &server).await;
@@ -124,6 +124,32 @@ async fn who_is_not_let_in_is_told_so_without_the_password() {
         assert!(matches!(&error, Error::Refused(message) if message.contains(wanted)), "{error:?}");
         assert!(!format!("{error:?} {error}").contains("hunter2"));
     }
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_without_showing_it() {
+    let Some(server) = Postgres::own() else { return };
+    let rules = server.dir().join("data/pg_hba.conf");
+    if !rules.exists() {
+        return;
+    }
+    let options: sqlx::postgres::PgConnectOptions = server.url().parse().unwrap();
+    let mut connection = sqlx::ConnectOptions::connect(&options).await.unwrap();
+    let role = "CREATE ROLE guarded LOGIN PASSWORD 'right'; GRANT CREATE ON DATABASE postgres TO guarded";
+    sqlx::raw_sql(role).execute(&mut connection).await.unwrap();
+    let guarded = "host all guarded 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n";
+    std::fs::write(&rules, guarded).unwrap();
+    server.kill();
+    server.restart();
+    let with = |password: &str| PostgresConfig {
+        user: Some("guarded".into()),
+        password: Some(Secret::from(password.to_owned())),
+        ..config(&server)
+    };
+    let error = PostgresTracking::open(with("hunter2")).await.unwrap_err();
+    assert!(matches!(&error, Error::Refused(message) if message.contains("tracking.password")), "{error:?}");
+    assert!(!format!("{error:?} {error}").contains("hunter2"));
+    works(&opened(with("right")).await, "a").await.unwrap();
 }
 
 #[tokio::test]
