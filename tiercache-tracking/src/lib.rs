@@ -1,10 +1,14 @@
 #![doc = include_str!("../README.md")]
 
 mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod span;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
 pub use memory::{MemoryConfig, MemoryTracking};
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresConfig, PostgresTracking, Tls};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteConfig, SqliteTracking};

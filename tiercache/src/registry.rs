@@ -16,6 +16,8 @@ use tiercache_ram::{RamConfig, RamTier};
 #[cfg(feature = "sqlite")]
 use tiercache_sqlite::SqliteTier;
 use tiercache_tracking::{MemoryConfig, MemoryTracking};
+#[cfg(feature = "postgres")]
+use tiercache_tracking::{PostgresConfig, PostgresTracking};
 #[cfg(feature = "sqlite")]
 use tiercache_tracking::{SqliteConfig, SqliteTracking};
 
@@ -82,6 +84,10 @@ impl Registry {
         #[cfg(feature = "sqlite")]
         let registry = registry.with_tracking("sqlite", |config: SqliteConfig, _| async move {
             SqliteTracking::open(config).await.map(Arc::new)
+        });
+        #[cfg(feature = "postgres")]
+        let registry = registry.with_tracking("postgres", |config: PostgresConfig, _| async move {
+            PostgresTracking::open(config).await.map(Arc::new)
         });
         #[cfg(feature = "ram")]
         let registry = registry

@@ -1,0 +1,36 @@
+//! The suite against a real PostgreSQL.
+#![cfg(feature = "postgres")]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{config, opened};
+use tiercache_core::Tracking;
+use tiercache_core::testing::tracking::{persistent_suite, suite};
+use tiercache_services::Postgres;
+
+async fn run_suite() {
+    let Some(server) = Postgres::start() else { return };
+    suite(async || Arc::new(opened(config(&server)).await) as Arc<dyn Tracking>).await;
+}
+
+#[tokio::test]
+async fn on_one_thread() {
+    run_suite().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_several_threads() {
+    run_suite().await;
+}
+
+#[tokio::test]
+async fn across_restarts() {
+    let Some(server) = Postgres::start() else { return };
+    persistent_suite(|| {
+        let config = config(&server);
+        async move || Arc::new(opened(config.clone()).await) as Arc<dyn Tracking>
+    })
+    .await;
+}
