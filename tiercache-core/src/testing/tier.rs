@@ -652,7 +652,7 @@ async fn fence_all(tier: &Arc<dyn Tier>) -> BTreeMap<Scope, Generation> {
     let mut fenced = BTreeMap::new();
     let Some(log) = tier.fences() else { return fenced };
     // A fence may be forgotten when nothing is left that it could hit.
-    put_key(&tier, &named("a", b"k"), &entry(1, "value")).await;
+    put_key(tier, &named("a", b"k"), &entry(1, "value")).await;
     for scope in scopes() {
         for generation in [5, 9, 7].map(Generation::new) {
             let raised = log.fence(&scope, generation).await.expect("fence");
