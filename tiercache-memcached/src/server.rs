@@ -46,7 +46,14 @@ pub(crate) struct Known {
     pub(crate) record: Arc<Record>,
     /// How far the record of this era covers generations.
     high: Arc<HighWater>,
-    read: Instant,
+    /// When it was last asked for; `None` when it must be asked for before it is relied on.
+    read: Option<Instant>,
+}
+
+impl Known {
+    fn is_fresh(&self) -> bool {
+        self.read.is_some_and(|read| read.elapsed() < FRESH)
+    }
 }
 
 /// What became of a write.
@@ -64,7 +71,7 @@ macro_rules! again {
     ($server:expr, $asked:expr) => {
         match $asked.await {
             Err(error) if hung_up(&error) => {
-                let _ = $server.pool.retain(|_, _| false);
+                $server.hang_up();
                 $asked.await
             }
             answer => answer,
@@ -221,11 +228,11 @@ impl Server {
 
     /// What is known of the record, not older than a second.
     pub(crate) async fn known(&self, op: &'static str) -> Result<Known> {
-        if let Some(known) = self.last().filter(|known| known.read.elapsed() < FRESH) {
+        if let Some(known) = self.last().filter(Known::is_fresh) {
             return Ok(known);
         }
         let _one = self.turn(op).await?;
-        match self.last().filter(|known| known.read.elapsed() < FRESH) {
+        match self.last().filter(Known::is_fresh) {
             Some(known) => Ok(known),
             None => self.reread(op, |_| ()).await,
         }
@@ -295,6 +302,14 @@ impl Server {
         record.and_then(|record| self.confirm(&record, asked)).is_some()
     }
 
+    /// Closes idle connections, and forgets what was known: if the server was started again it knows nothing either.
+    fn hang_up(&self) {
+        let _ = self.pool.retain(|_, _| false);
+        if let Some(known) = &mut *self.known.lock().unwrap_or_else(PoisonError::into_inner) {
+            known.read = None;
+        }
+    }
+
     pub(crate) fn close(&self) {
         self.pool.close();
     }
@@ -344,7 +359,7 @@ impl Server {
     fn confirm(&self, record: &Record, asked: Instant) -> Option<Known> {
         let mut last = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = last.as_mut().filter(|known| *known.record == *record)?;
-        known.read = known.read.max(asked);
+        known.read = known.read.max(Some(asked));
         Some(known.clone())
     }
 
@@ -354,7 +369,7 @@ impl Server {
             Some(known) if known.record.era == record.era => known.high.clone(),
             _ => Arc::new(HighWater::new(Generation::new(record.generations))),
         };
-        let known = Known { record: Arc::new(record), high, read };
+        let known = Known { record: Arc::new(record), high, read: Some(read) };
         *last = Some(known.clone());
         known
     }

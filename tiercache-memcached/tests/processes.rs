@@ -76,6 +76,19 @@ async fn what_one_process_clears_or_fences_is_gone_for_the_other() {
 }
 
 #[tokio::test]
+async fn what_another_process_clears_is_heard_of_within_a_second() {
+    let Some(server) = Memcached::own() else { return };
+    let (a, b) = (open(&[server.address()]).await, open(&[server.address()]).await);
+    put(&a, "k", 1, "value").await;
+    b.clear(None, Generation::new(9)).await.unwrap();
+    let cleared = std::time::Instant::now();
+    while get(&a, "k").await.is_some() {
+        assert!(cleared.elapsed() < std::time::Duration::from_millis(1_500));
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_lost_record_takes_everything_along_for_every_process() {
     let Some(server) = Memcached::own() else { return };
     let (a, b) = (open(&[server.address()]).await, open(&[server.address()]).await);
@@ -108,19 +121,7 @@ async fn a_damaged_copy_is_a_miss_and_removed() {
     let Some(server) = Memcached::own() else { return };
     let a = open(&[server.address()]).await;
     put(&a, "k", 1, "value").await;
-    let names = server.command("lru_crawler metadump all");
-    let era = names.split("cold%3A").nth(1).map(|rest| rest[..16].to_owned());
-    let mut era = era.filter(|era| era != "record" && u64::from_str_radix(era, 16).is_ok());
-    // The dump's first line may be the record's.
-    for _ in 0..50 {
-        if era.is_some() {
-            break;
-        }
-        let line = server.command("lru_crawler metadump all");
-        era = line.split("cold%3A").nth(1).and_then(|rest| rest.get(..16)).map(str::to_owned);
-        era = era.filter(|era| u64::from_str_radix(era, 16).is_ok());
-    }
-    let Some(era) = era else { panic!("no item is listed: {names}") };
+    let era = era_of(&server);
     let name = format!("tiercache:cold:{era}:e:0::k");
     assert_eq!(server.command(&format!("append {name} 0 0 1\r\n!")), "STORED");
     assert_eq!(get(&a, "k").await, None);
@@ -259,4 +260,21 @@ async fn a_namespace_of_any_name_is_a_wall() {
     for (generation, key) in (1..).zip(&keys) {
         assert_eq!(tier.get(key).await.unwrap().unwrap().generation, Generation::new(generation));
     }
+}
+
+/// The era, as the names of the level's items have it.
+fn era_of(server: &Memcached) -> String {
+    use std::io::{Read, Write};
+
+    let mut stream = std::net::TcpStream::connect(server.address()).unwrap();
+    stream.write_all(b"lru_crawler metadump all\r\n").unwrap();
+    let mut dump = String::new();
+    while !dump.contains("END") {
+        let mut piece = [0; 4096];
+        let count = stream.read(&mut piece).unwrap();
+        dump.push_str(std::str::from_utf8(&piece[..count]).unwrap());
+    }
+    // Names are shown with their colons escaped.
+    let mut eras = dump.split("cold%3A").skip(1).filter_map(|rest| rest.get(..16));
+    eras.find(|era| u64::from_str_radix(era, 16).is_ok()).unwrap().to_owned()
 }
