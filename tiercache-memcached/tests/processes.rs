@@ -179,6 +179,29 @@ async fn hot_and_cold_on_one_server_do_not_touch_each_other() {
     assert!(get(&hot, "k").await.is_some());
 }
 
+#[tokio::test]
+async fn the_server_is_told_when_an_entry_ends_and_never_too_early() {
+    let Some(server) = Memcached::own() else { return };
+    let tier = open(&[server.address()]).await;
+    const DAY: u64 = 86_400;
+    for (generation, seconds) in (1..).zip([1, 60, 30 * DAY - 1, 30 * DAY, 30 * DAY + 1, 365 * DAY]) {
+        let mut entry = entry(generation, "value");
+        entry.deadline = T0.after_millis(seconds * 1_000);
+        tier.put(&key("k"), &entry, HOLD, &Always).await.unwrap();
+        let left = server.command(&format!("mg tiercache:cold:{}:e:0::k t", era_of(&server)));
+        let left: u64 = left.strip_prefix("HD t").unwrap().parse().unwrap();
+        // The server's second and ours change at different times.
+        assert!((seconds..=seconds + 2).contains(&left), "{seconds}: {left}");
+    }
+    for (generation, millis) in (100..).zip([20_000 * DAY * 1_000, u64::MAX]) {
+        let mut entry = entry(generation, "value");
+        entry.deadline = T0.after_millis(millis);
+        tier.put(&key("k"), &entry, HOLD, &Always).await.unwrap();
+        let left = server.command(&format!("mg tiercache:cold:{}:e:0::k t", era_of(&server)));
+        assert_eq!(left, "HD t-1", "never");
+    }
+}
+
 /// Behaviour 78.
 #[tokio::test]
 async fn long_times_and_long_or_odd_keys_work() {
