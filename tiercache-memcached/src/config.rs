@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tiercache_core::{Error, Packing, Result};
+use tiercache_core::{Codec, EncryptionConfig, Error, Packing, Result};
 
 /// The longest prefix: with it, level, era and a hash a name still fits memcached's 250 bytes.
 const MAX_PREFIX: usize = 100;
@@ -60,6 +60,12 @@ pub struct MemcachedConfig {
     /// compression: lz4
     /// ```
     pub compression: Packing,
+    /// How entries are encrypted. Default: not at all. Needs the feature `encryption`.
+    ///
+    /// ```yaml
+    /// encryption: { key: "${CACHE_KEY}" }
+    /// ```
+    pub encryption: Option<EncryptionConfig>,
 }
 
 impl Default for MemcachedConfig {
@@ -73,6 +79,7 @@ impl Default for MemcachedConfig {
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(1),
             compression: Packing::default(),
+            encryption: None,
         }
     }
 }
@@ -97,7 +104,13 @@ impl MemcachedConfig {
                 return Err(config(format!("{key}: give more than 0")));
             }
         }
-        self.compression.compression().map(drop)
+        self.codec().map(drop)
+    }
+
+    /// How entries are written.
+    pub(crate) fn codec(&self) -> Result<Codec> {
+        let codec = Codec::new(self.compression)?;
+        self.encryption.as_ref().map_or(Ok(codec.clone()), |encryption| codec.with_encryption(encryption))
     }
 
     /// The servers, each as it is dialled.

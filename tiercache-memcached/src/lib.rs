@@ -10,4 +10,4 @@ mod tier;
 
 pub use config::MemcachedConfig;
 pub use tier::MemcachedTier;
-pub use tiercache_core::Packing;
+pub use tiercache_core::{EncryptionConfig, Packing};

@@ -14,16 +14,20 @@ const MONTH: u64 = 30 * 86_400;
 
 /// The names of one level's items: `prefix:level:era:…`, of visible ASCII only.
 #[derive(Debug)]
-pub(crate) struct Names(String);
+pub(crate) struct Names {
+    base: String,
+    /// Whether keys may not be read from names.
+    hidden: bool,
+}
 
 impl Names {
-    pub(crate) fn new(prefix: &str, level: &str) -> Self {
-        Self(format!("{prefix}:{level}"))
+    pub(crate) fn new(prefix: &str, level: &str, hidden: bool) -> Self {
+        Self { base: format!("{prefix}:{level}"), hidden }
     }
 
     /// The one item that is not of an era.
     pub(crate) fn record(&self) -> String {
-        format!("{}:record", self.0)
+        format!("{}:record", self.base)
     }
 
     pub(crate) fn entry(&self, record: &Record, key: &Key) -> String {
@@ -35,12 +39,12 @@ impl Names {
         self.join(record, &format!("c{:x}", record.cleared(key.namespace()).get()), key)
     }
 
-    /// Namespace and key as they are with the namespace's length in front, or hashed where they are long or odd. The
+    /// Namespace and key as they are with the namespace's length in front, or hashed where they are long, odd or hidden. The
     /// era seeds the hash: nobody can prepare keys that meet.
     fn join(&self, record: &Record, kind: &str, key: &Key) -> String {
-        let (Self(base), era, namespace) = (self, record.era, key.namespace());
+        let (base, era, namespace) = (&self.base, record.era, key.namespace());
         let plain = |bytes: &[u8]| bytes.iter().all(u8::is_ascii_graphic);
-        if plain(namespace.as_bytes()) && plain(key.bytes()) {
+        if !self.hidden && plain(namespace.as_bytes()) && plain(key.bytes()) {
             let text = key.display();
             let name = format!("{base}:{era:016x}:{kind}:{}:{namespace}:{text}", namespace.len());
             if name.len() <= MAX_NAME {
@@ -109,7 +113,7 @@ mod tests {
 
     #[test]
     fn names_are_visible_short_and_of_one_key_each() {
-        let names = Names::new("tiercache", "cold");
+        let names = Names::new("tiercache", "cold", false);
         let mut record = Record::default();
         record.era = 7;
         let name = |namespace: &str, bytes: &[u8]| names.entry(&record, &Key::new(namespace, bytes).unwrap());
@@ -122,7 +126,7 @@ mod tests {
         }
         assert_ne!(name("a", b"b:c"), name("a:b", b"c"));
         assert_ne!(name("", b"a"), names.counter(&record, &Key::new("", b"a").unwrap()));
-        let longest = Names::new(&"p".repeat(100), "cold");
+        let longest = Names::new(&"p".repeat(100), "cold", true);
         assert!(longest.counter(&record, &Key::new("n", &[b'k'; 16_384]).unwrap()).len() <= MAX_NAME);
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_memcached::MetaValue;
 use async_trait::async_trait;
 use bytes::Bytes;
-use tiercache_core::envelope::{Damage, Header};
+use tiercache_core::envelope::{Damage, HEADER_BYTES, Header};
 use tiercache_core::tier::{
     Counting, Dead, FenceLog, Hold, Permit, Profile, Put, Removal, Spill, Swept, Usage,
 };
@@ -27,6 +27,8 @@ use crate::server::{NAME, Server, Stands, TRIES, Written};
 
 /// What an item takes beside its value: its header, its name and flags.
 const ITEM_OVERHEAD: u64 = 512;
+/// From so many bytes on compression and encryption are left to other threads.
+const LARGE: usize = 64 << 10;
 /// How long a removal is remembered: longer than any write may be late.
 const REMOVAL_MARK: Duration = Duration::from_secs(60);
 /// What a mark of removal begins with; its generation follows.
@@ -59,7 +61,8 @@ impl MemcachedTier {
     pub async fn open(config: MemcachedConfig, level: &str) -> Result<Self> {
         config.check()?;
         let addresses = config.addresses()?;
-        let names = Names::new(&config.prefix, level);
+        let codec = config.codec()?;
+        let names = Names::new(&config.prefix, level, codec.seals());
         let all: Arc<BTreeSet<String>> = Arc::new(addresses.iter().cloned().collect());
         let server = |address: String| Server::new(address, &config, names.record(), all.clone());
         let servers = addresses.into_iter().map(server).collect::<Result<Vec<_>>>()?;
@@ -75,7 +78,7 @@ impl MemcachedTier {
             shared: Arc::new(Shared {
                 servers,
                 names,
-                codec: Codec::new(config.compression)?,
+                codec,
                 max_entry_bytes: item_size.saturating_sub(ITEM_OVERHEAD),
                 last_generation: Generation::new(recorded.unwrap_or_default()),
                 adding: std::array::from_fn(|_| tokio::sync::Mutex::default()),
@@ -126,12 +129,17 @@ impl Tier for MemcachedTier {
 
     async fn put(&self, key: &Key, entry: &Entry, hold: Hold, permit: &dyn Permit) -> Result<Put> {
         let server = self.shared.server(key)?;
-        let mut envelope = Vec::new();
-        match self.shared.codec.encode(key.as_ref(), entry, &mut envelope) {
-            Ok(size) if size as u64 <= self.shared.max_entry_bytes => {}
+        // The encoded key has one byte more, the length of the namespace.
+        let plain = (HEADER_BYTES + key.encoded().len() - 1 + entry.value.len()) as u64;
+        if plain > self.shared.max_entry_bytes {
+            // What it would be once it is packed is not known before.
+            return Ok(Put::TooLarge);
+        }
+        let envelope = match self.shared.encode(key, entry).await? {
+            Ok(envelope) if envelope.len() as u64 <= self.shared.max_entry_bytes => envelope,
             Ok(_) | Err(Damage::TooLarge) => return Ok(Put::TooLarge),
             Err(damage) => return Err(Error::unavailable(NAME, "put", damage)),
-        }
+        };
         self.shared.put(server, key, entry, &envelope, hold, permit).await
     }
 
@@ -211,17 +219,39 @@ impl Shared {
         if mark_of(&bytes).is_some() {
             return Ok(None);
         }
-        match self.codec.decode_for(key.as_ref(), &bytes) {
+        match self.decode(key, bytes).await? {
             Ok(entry) => Ok(Some(entry).filter(|entry| !known.record.kills(key.namespace(), entry))),
             Err(damage) => {
                 self.damaged.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(server = server.address, ?key, %damage, "damaged, removed");
-                if let Some(cas) = found.cas {
+                tracing::warn!(server = server.address, ?key, %damage, "damaged");
+                // What is sealed under another key may be another process's.
+                if let Some(cas) = found.cas.filter(|_| damage != Damage::UnknownKey) {
                     server.delete("get", &name, cas).await?;
                 }
                 Ok(None)
             }
         }
+    }
+
+    /// The envelope of an entry; made where it may take its time if it is large.
+    async fn encode(&self, key: &Key, entry: &Entry) -> Result<Result<Vec<u8>, Damage>> {
+        let encode = |codec: &Codec, key: &Key, entry: &Entry| {
+            let mut envelope = Vec::new();
+            codec.encode(key.as_ref(), entry, &mut envelope).map(|_| envelope)
+        };
+        if !self.codec.is_costly() || entry.value.len() < LARGE {
+            return Ok(encode(&self.codec, key, entry));
+        }
+        let (codec, key, entry) = (self.codec.clone(), key.clone(), entry.clone());
+        elsewhere(move || encode(&codec, &key, &entry)).await
+    }
+
+    async fn decode(&self, key: &Key, bytes: Bytes) -> Result<Result<Entry, Damage>> {
+        if !self.codec.is_costly() || bytes.len() < LARGE {
+            return Ok(self.codec.decode_for(key.as_ref(), &bytes));
+        }
+        let (codec, key) = (self.codec.clone(), key.clone());
+        elsewhere(move || codec.decode_for(key.as_ref(), &bytes)).await
     }
 
     async fn put(
@@ -258,7 +288,8 @@ impl Shared {
                                 return Ok(Put::Superseded);
                             }
                             Standing::Entry(standing, sum) if standing == generation => {
-                                let same = Some(sum) == checksum(envelope);
+                                let same =
+                                    Header::parse(envelope).is_ok_and(|header| header.identity() == sum);
                                 return Ok(if same { Put::Unchanged } else { Put::Superseded });
                             }
                             Standing::Mark(mark) if mark > generation => return Ok(Put::Superseded),
@@ -326,18 +357,18 @@ impl Shared {
 
 /// What stands under a key.
 enum Standing {
-    /// An entry's generation and checksum.
-    Entry(Generation, [u8; 8]),
+    /// An entry's generation and what tells it from others of that generation.
+    Entry(Generation, u64),
     Mark(Generation),
     Garbage,
 }
 
 fn standing(found: &MetaValue) -> Standing {
     let bytes = found.data.as_deref().unwrap_or_default();
-    match (mark_of(bytes), Header::parse(bytes), checksum(bytes)) {
-        (Some(mark), ..) => Standing::Mark(mark),
-        (None, Ok(header), Some(sum)) => Standing::Entry(header.generation, sum),
-        _ => Standing::Garbage,
+    match (mark_of(bytes), Header::parse(bytes)) {
+        (Some(mark), _) => Standing::Mark(mark),
+        (None, Ok(header)) => Standing::Entry(header.generation, header.identity()),
+        (None, Err(_)) => Standing::Garbage,
     }
 }
 
@@ -347,9 +378,9 @@ fn mark_of(bytes: &[u8]) -> Option<Generation> {
     Some(Generation::new(u64::from_le_bytes(generation.try_into().ok()?)))
 }
 
-/// The checksum in an envelope's header.
-fn checksum(envelope: &[u8]) -> Option<[u8; 8]> {
-    envelope.get(29..37)?.try_into().ok()
+/// Runs what takes its time where it holds up nobody.
+async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Panicked { what: "the codec" })
 }
 
 /// Makes the records of all servers agree on which servers there are.
