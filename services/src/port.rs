@@ -38,11 +38,10 @@ impl Port {
     }
 }
 
-/// A folder that the test processes of one user share.
+/// A folder that the test processes of one user share, whatever they were built in.
 pub(crate) fn shared_dir(name: &str) -> PathBuf {
     let user = rustix::process::getuid().as_raw();
-    let base = std::env::var_os("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    let base = base.join(format!("tiercache-services-{user}"));
+    let base = std::env::temp_dir().join(format!("tiercache-services-{user}"));
     for dir in [base.clone(), base.join(name)] {
         // Others may pass through: a server may run as another user. Only the owner reads and writes.
         match fs::DirBuilder::new().mode(0o711).create(&dir) {

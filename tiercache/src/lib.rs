@@ -14,6 +14,8 @@ pub use tiercache_core as core;
 pub use tiercache_core::*;
 #[cfg(feature = "disk")]
 pub use tiercache_disk as disk;
+#[cfg(feature = "memcached")]
+pub use tiercache_memcached as memcached;
 #[cfg(feature = "ram")]
 pub use tiercache_ram as ram;
 #[cfg(feature = "sqlite")]

@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 use tiercache_core::{Clock, Level, Result, Tier, Tracking};
 #[cfg(feature = "disk")]
 use tiercache_disk::{DiskConfig, DiskTier};
+#[cfg(feature = "memcached")]
+use tiercache_memcached::MemcachedTier;
 #[cfg(feature = "ram")]
 use tiercache_ram::{RamConfig, RamTier};
 #[cfg(feature = "sqlite")]
@@ -96,6 +98,10 @@ impl Registry {
         let registry = registry.with_local();
         #[cfg(feature = "sqlite")]
         let registry = registry.with_sqlite();
+        #[cfg(feature = "memcached")]
+        let registry = registry.with_tier("memcached", |config, place| async move {
+            MemcachedTier::open(config, place.level.map_or("", Level::name)).await.map(Arc::new)
+        });
         registry
     }
 

@@ -1,0 +1,413 @@
+//! Reading and writing of entries. A write is one step at the server, `ms` with the CAS of what it replaces:
+//!
+//! 1. the record says that the generation may be there (rarely a round trip);
+//! 2. what stands under the key: its CAS, its generation in the flags, its size, without the value;
+//! 3. `ms`, if that is older and the permit holds: the commit point. If it changed meanwhile, again from 2.
+
+use std::cmp::Ordering::{Equal, Greater, Less};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_memcached::MetaValue;
+use async_trait::async_trait;
+use bytes::Bytes;
+use tiercache_core::envelope::{Damage, HEADER_BYTES, Header};
+use tiercache_core::tier::{
+    Counting, Dead, FenceLog, Hold, Permit, Profile, Put, Removal, Spill, Swept, Usage,
+};
+use tiercache_core::{Codec, Entry, Error, Generation, Key, Result, Tier, Timestamp};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use crate::MemcachedConfig;
+use crate::names::{Names, expiry, flags};
+use crate::record::Record;
+use crate::server::{NAME, Server, Stands, TRIES, Written};
+
+/// What an item takes beside its value: its header, its name and flags.
+const ITEM_OVERHEAD: u64 = 512;
+/// From so many bytes on compression and encryption are left to other threads.
+const LARGE: usize = 64 << 10;
+/// How long a removal is remembered: longer than any write may be late.
+const REMOVAL_MARK: Duration = Duration::from_secs(60);
+/// What a mark of removal begins with; its generation follows.
+const MARK: [u8; 7] = *b"removed";
+
+/// The level in memcached.
+#[derive(Debug)]
+pub struct MemcachedTier {
+    pub(crate) shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) servers: Vec<Server>,
+    pub(crate) names: Names,
+    codec: Codec,
+    max_entry_bytes: u64,
+    last_generation: Generation,
+    /// Additions of this process to one counter take turns.
+    pub(crate) adding: [tokio::sync::Mutex<()>; 64],
+    damaged: AtomicU64,
+    closed: AtomicBool,
+}
+
+impl MemcachedTier {
+    /// Connects to the servers. `level` keeps the items of several levels on one server apart.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the configuration cannot be used, [`Error::Refused`] when a server cannot be: it names the server.
+    pub async fn open(config: MemcachedConfig, level: &str) -> Result<Self> {
+        config.check()?;
+        let addresses = config.addresses()?;
+        let codec = config.codec()?;
+        let names = Names::new(&config.prefix, level, codec.seals());
+        let all: Arc<BTreeSet<String>> = Arc::new(addresses.iter().cloned().collect());
+        let server = |address: String| Server::new(address, &config, names.record(), all.clone());
+        let servers = addresses.into_iter().map(server).collect::<Result<Vec<_>>>()?;
+
+        let mut item_size = u64::MAX;
+        for server in &servers {
+            let size = server.item_size_max().await.map_err(|error| refused(server, &error))?;
+            item_size = item_size.min(size);
+        }
+        settle(&servers, &all).await?;
+        let recorded = servers.iter().filter_map(Server::last).map(|known| known.record.generations).max();
+        Ok(Self {
+            shared: Arc::new(Shared {
+                servers,
+                names,
+                codec,
+                max_entry_bytes: item_size.saturating_sub(ITEM_OVERHEAD),
+                last_generation: Generation::new(recorded.unwrap_or_default()),
+                adding: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+                damaged: AtomicU64::new(0),
+                closed: AtomicBool::new(false),
+            }),
+        })
+    }
+
+    pub(crate) fn servers(&self) -> &[Server] {
+        &self.shared.servers
+    }
+
+    /// Does something at all servers that a caller who leaves does not stop half-way.
+    pub(crate) async fn everywhere<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        self.shared.open()?;
+        tokio::spawn(work).await.map_err(|error| Error::unavailable(NAME, op, error))?
+    }
+}
+
+#[async_trait]
+impl Tier for MemcachedTier {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn profile(&self) -> Profile {
+        Profile {
+            persistent: true,
+            shared: true,
+            max_entry_bytes: Some(self.shared.max_entry_bytes),
+            last_generation: self.shared.last_generation,
+        }
+    }
+
+    fn attach(&self, _: Arc<dyn Spill>) {
+        // The server tells nobody what it drops.
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Entry>> {
+        let server = self.shared.server(key)?;
+        self.shared.get(server, key).await
+    }
+
+    async fn put(&self, key: &Key, entry: &Entry, hold: Hold, permit: &dyn Permit) -> Result<Put> {
+        let server = self.shared.server(key)?;
+        // The encoded key has one byte more, the length of the namespace.
+        let plain = (HEADER_BYTES + key.encoded().len() - 1 + entry.value.len()) as u64;
+        if plain > self.shared.max_entry_bytes {
+            // What it would be once it is packed is not known before.
+            return Ok(Put::TooLarge);
+        }
+        let envelope = match self.shared.encode(key, entry).await? {
+            Ok(envelope) if envelope.len() as u64 <= self.shared.max_entry_bytes => envelope,
+            Ok(_) | Err(Damage::TooLarge) => return Ok(Put::TooLarge),
+            Err(damage) => return Err(Error::unavailable(NAME, "put", damage)),
+        };
+        self.shared.put(server, key, entry, &envelope, hold, permit).await
+    }
+
+    async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
+        let server = self.shared.server(key)?;
+        self.shared.remove(server, key, below).await
+    }
+
+    async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
+        let (shared, namespace) = (self.shared.clone(), namespace.map(str::to_owned));
+        self.everywhere("clear", async move {
+            for server in &shared.servers {
+                server.update("clear", |record| record.clear(namespace.as_deref(), below)).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        self.shared.open()?;
+        let mut usage = Usage { damaged: self.shared.damaged.load(Ordering::Relaxed), ..Usage::default() };
+        let (mut bytes, mut capacity) = (0, 0);
+        for server in &self.shared.servers {
+            // Entries are not told: the server counts those of others too, and what is dead.
+            let [held, limit, evicted] = server.figures(["bytes", "limit_maxbytes", "evictions"]).await?;
+            bytes += held;
+            capacity += limit;
+            usage.evicted += evicted;
+        }
+        Ok(Usage { bytes: Some(bytes), capacity: Some(capacity), ..usage })
+    }
+
+    async fn sweep(&self, _: Timestamp, _: &dyn Dead) -> Result<Swept> {
+        self.shared.open()?;
+        Ok(Swept { complete: true, ..Swept::default() })
+    }
+
+    async fn sync(&self) -> Result<()> {
+        self.shared.open()
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.servers.iter().for_each(Server::close);
+        Ok(())
+    }
+
+    fn fences(&self) -> Option<&dyn FenceLog> {
+        Some(self)
+    }
+
+    fn counting(&self) -> Option<&dyn Counting> {
+        Some(self)
+    }
+}
+
+impl Shared {
+    pub(crate) fn open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// The server a key belongs to: each server and key have a score, the highest wins. Another server changes only
+    /// what it wins itself.
+    pub(crate) fn server(&self, key: &Key) -> Result<&Server> {
+        self.open()?;
+        let score = |server: &&Server| xxh3_64_with_seed(key.encoded(), xxh3_64(server.address.as_bytes()));
+        let server = self.servers.iter().max_by_key(score);
+        server.ok_or_else(|| Error::Config("servers: there is none".to_owned()))
+    }
+
+    async fn get(&self, server: &Server, key: &Key) -> Result<Option<Entry>> {
+        let known = server.known("get").await?;
+        let name = self.names.entry(&known.record, key);
+        let Some(found) = server.get("get", &name, &["v", "c"]).await? else { return Ok(None) };
+        let bytes = Bytes::from(found.data.unwrap_or_default());
+        if mark_of(&bytes).is_some() {
+            return Ok(None);
+        }
+        match self.decode(key, bytes).await? {
+            Ok(entry) => Ok(Some(entry).filter(|entry| !known.record.kills(key.namespace(), entry))),
+            Err(damage) => {
+                self.damaged.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(server = server.address, ?key, %damage, "damaged");
+                // What is sealed under another key may be another process's.
+                if let Some(cas) = found.cas.filter(|_| damage != Damage::UnknownKey) {
+                    server.delete("get", &name, cas).await?;
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// The envelope of an entry; made where it may take its time if it is large.
+    async fn encode(&self, key: &Key, entry: &Entry) -> Result<Result<Vec<u8>, Damage>> {
+        let encode = |codec: &Codec, key: &Key, entry: &Entry| {
+            let mut envelope = Vec::new();
+            codec.encode(key.as_ref(), entry, &mut envelope).map(|_| envelope)
+        };
+        if !self.codec.is_costly() || entry.value.len() < LARGE {
+            return Ok(encode(&self.codec, key, entry));
+        }
+        let (codec, key, entry) = (self.codec.clone(), key.clone(), entry.clone());
+        elsewhere(move || encode(&codec, &key, &entry)).await
+    }
+
+    async fn decode(&self, key: &Key, bytes: Bytes) -> Result<Result<Entry, Damage>> {
+        if !self.codec.is_costly() || bytes.len() < LARGE {
+            return Ok(self.codec.decode_for(key.as_ref(), &bytes));
+        }
+        let (codec, key) = (self.codec.clone(), key.clone());
+        elsewhere(move || codec.decode_for(key.as_ref(), &bytes)).await
+    }
+
+    async fn put(
+        &self,
+        server: &Server,
+        key: &Key,
+        entry: &Entry,
+        envelope: &[u8],
+        hold: Hold,
+        permit: &dyn Permit,
+    ) -> Result<Put> {
+        let generation = entry.generation;
+        let expiry = expiry(hold.until(entry), hold.now);
+        let flag = format!("F{}", flags(generation));
+        for _ in 0..TRIES {
+            let known = server.known("put").await?;
+            if known.record.kills(key.namespace(), entry) || !permit.holds() {
+                return Ok(Put::Superseded);
+            }
+            server.cover("put", &known, generation).await?;
+            let name = self.names.entry(&known.record, key);
+            let mut cas = None;
+            if let Some(found) = server.get("put", &name, &["f", "c"]).await? {
+                cas = found.cas;
+                match found.flags.unwrap_or_default().cmp(&flags(generation)) {
+                    Less => {}
+                    Greater => return Ok(Put::Superseded),
+                    // The flags alone do not say which it is.
+                    Equal => {
+                        let Some(found) = server.get("put", &name, &["v", "c"]).await? else { continue };
+                        cas = found.cas;
+                        match standing(&found) {
+                            Standing::Entry(standing, _) if standing > generation => {
+                                return Ok(Put::Superseded);
+                            }
+                            Standing::Entry(standing, sum) if standing == generation => {
+                                let same =
+                                    Header::parse(envelope).is_ok_and(|header| header.identity() == sum);
+                                return Ok(if same { Put::Unchanged } else { Put::Superseded });
+                            }
+                            Standing::Mark(mark) if mark > generation => return Ok(Put::Superseded),
+                            _ => {}
+                        }
+                    }
+                }
+            }
+            if !permit.holds() {
+                return Ok(Put::Superseded);
+            }
+            match server.set("put", &name, envelope, cas, [&flag, &expiry]).await? {
+                Written::Stored => return Ok(Put::Stored),
+                Written::TooLarge => return Ok(Put::TooLarge),
+                Written::Full => return Ok(Put::Full),
+                Written::Changed => {}
+            }
+        }
+        Err(Error::unavailable(NAME, "put", "the key changes faster than it can be written"))
+    }
+
+    async fn remove(&self, server: &Server, key: &Key, below: Generation) -> Result<Removal> {
+        let mark = [&MARK[..], &below.get().to_le_bytes()].concat();
+        let expiry = format!("T{}", REMOVAL_MARK.as_secs() + 1);
+        let flag = format!("F{}", flags(below));
+        for _ in 0..TRIES {
+            // The record not as it was a second ago: what others put in a new era must be found.
+            let before = server.known("remove").await?;
+            let name = self.names.entry(&before.record, key);
+            let stands = server.get("remove", &name, &["f", "c"]);
+            let (known, stands) = tokio::try_join!(server.asked("remove"), stands)?;
+            if known.record.era != before.record.era {
+                continue;
+            }
+            let floor = known.record.floor(key.namespace());
+            if floor > below {
+                return Ok(Removal::Behind(floor));
+            }
+            server.cover("remove", &known, below).await?;
+            let mut cas = None;
+            if let Some(found) = stands {
+                cas = found.cas;
+                if found.flags.unwrap_or_default() >= flags(below) {
+                    let Some(found) = server.get("remove", &name, &["v", "c"]).await? else { continue };
+                    cas = found.cas;
+                    match standing(&found) {
+                        Standing::Entry(standing, _) | Standing::Mark(standing) if standing >= below => {
+                            return Ok(Removal::Behind(standing));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            match server.set("remove", &name, &mark, cas, [&flag, &expiry]).await? {
+                Written::Stored => return Ok(Removal::Done),
+                Written::Changed => {}
+                Written::TooLarge | Written::Full => {
+                    return Err(Error::unavailable(NAME, "remove", "the server has no room for a mark"));
+                }
+            }
+        }
+        Err(Error::unavailable(NAME, "remove", "the key changes faster than it can be removed"))
+    }
+}
+
+/// What stands under a key.
+enum Standing {
+    /// An entry's generation and what tells it from others of that generation.
+    Entry(Generation, u64),
+    Mark(Generation),
+    Garbage,
+}
+
+fn standing(found: &MetaValue) -> Standing {
+    let bytes = found.data.as_deref().unwrap_or_default();
+    match (mark_of(bytes), Header::parse(bytes)) {
+        (Some(mark), _) => Standing::Mark(mark),
+        (None, Ok(header)) => Standing::Entry(header.generation, header.identity()),
+        (None, Err(_)) => Standing::Garbage,
+    }
+}
+
+/// The generation of a mark of removal, if this is one.
+fn mark_of(bytes: &[u8]) -> Option<Generation> {
+    let generation = bytes.strip_prefix(&MARK)?;
+    Some(Generation::new(u64::from_le_bytes(generation.try_into().ok()?)))
+}
+
+/// Runs what takes its time where it holds up nobody.
+async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Panicked { what: "the codec" })
+}
+
+/// Makes the records of all servers agree on which servers there are.
+async fn settle(servers: &[Server], all: &BTreeSet<String>) -> Result<()> {
+    for _ in 0..TRIES {
+        let mut found: Vec<Stands> = Vec::new();
+        for server in servers {
+            found.push(server.stands("open").await.map_err(|error| refused(server, &error))?);
+        }
+        let records: Vec<Option<&Record>> = found.iter().map(|(record, _)| record.as_ref()).collect();
+        let mut settled = true;
+        for (server, (own, cas)) in servers.iter().zip(&found) {
+            let record = Record::settled(own.as_ref(), &records, all);
+            // Written even when it is the same: it is used.
+            let written = server.replace("open", record, *cas).await;
+            settled &= written.map_err(|error| refused(server, &error))?;
+        }
+        if settled {
+            return Ok(());
+        }
+    }
+    Err(Error::unavailable(NAME, "open", "other processes keep changing the servers"))
+}
+
+/// A server's failure with its name: the level has several, and a file several levels.
+fn refused(server: &Server, error: &Error) -> Error {
+    let source = std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"));
+    let address = server.address.trim_start_matches("tcp://");
+    Error::Refused(format!("memcached at {address} cannot be used: {error}{source}"))
+}
