@@ -234,6 +234,12 @@ pub(crate) enum Place {
     Sentinels { addresses: Vec<ConnectionAddr>, master: String },
 }
 
+impl std::fmt::Debug for Reach {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.shown())
+    }
+}
+
 impl Reach {
     /// For people, without user and password.
     pub(crate) fn shown(&self) -> String {
