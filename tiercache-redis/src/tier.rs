@@ -167,7 +167,16 @@ impl RedisTier {
         for _ in 0..ATTEMPTS {
             let (record, number) = self.ledger.current_over().await?;
             let name = self.ledger.names().entry(&record.era, key);
-            let answer = self.link().query(cmd("GET").arg(&name)).await?;
+            let answer = match self.link().query(cmd("GET").arg(&name)).await {
+                // Somebody else's under our name.
+                Err(error) if error.code() == Some("WRONGTYPE") => {
+                    self.damaged.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(tier = NAME, ?key, "something else stands in an entry's place, removed");
+                    self.link().query(cmd("UNLINK").arg(&name)).await?;
+                    return Ok(None);
+                }
+                answer => answer?,
+            };
             if self.link().number() != number {
                 // It may come from a server that went back in time.
                 continue;
@@ -263,16 +272,19 @@ impl Tier for RedisTier {
                 &[&envelope, life.as_bytes()],
             )
             .await;
-        match answer {
-            Ok((name, Value::Int(1))) => {
+        let (name, answer) = match answer {
+            Ok(answered) => answered,
+            Err(error) if error.code() == Some("OOM") => return Ok(Put::Full),
+            Err(error) => return Err(self.failed("put")(error)),
+        };
+        match word(&answer) {
+            b"stored" => {
                 self.ledger.confirmed(name, entry.generation);
                 Ok(Put::Stored)
             }
-            Ok((_, Value::Int(2))) => Ok(Put::Unchanged),
-            Ok((_, Value::Int(3))) => Ok(Put::Superseded),
-            Ok((_, other)) => Err(self.failed("put")(nonsense(&other))),
-            Err(error) if error.code() == Some("OOM") => Ok(Put::Full),
-            Err(error) => Err(self.failed("put")(error)),
+            b"unchanged" => Ok(Put::Unchanged),
+            b"superseded" => Ok(Put::Superseded),
+            _ => Err(self.failed("put")(nonsense())),
         }
     }
 
@@ -290,12 +302,13 @@ impl Tier for RedisTier {
             )
             .await
             .map_err(self.failed("remove"))?;
-        match number(answer).map_err(self.failed("remove"))? {
-            0 => {
+        match answer {
+            Value::Int(found) if found >= 0 => Ok(Removal::Behind(Generation::new(found.unsigned_abs()))),
+            answer if word(&answer) == b"done" => {
                 self.ledger.confirmed(name, below);
                 Ok(Removal::Done)
             }
-            behind => Ok(Removal::Behind(Generation::new(behind - 1))),
+            _ => Err(self.failed("remove")(nonsense())),
         }
     }
 
@@ -438,9 +451,16 @@ fn life(now: Timestamp, until: Timestamp) -> u64 {
     }
 }
 
-fn nonsense(answer: &Value) -> RedisError {
-    let kind = if matches!(answer, Value::Int(_)) { "an unknown number" } else { "something else than a number" };
-    RedisError::from((redis::ErrorKind::UnexpectedReturnType, "the script answered", kind.to_owned()))
+fn word(answer: &Value) -> &[u8] {
+    match answer {
+        Value::BulkString(word) => word,
+        Value::SimpleString(word) => word.as_bytes(),
+        _ => b"",
+    }
+}
+
+fn nonsense() -> RedisError {
+    RedisError::from((redis::ErrorKind::UnexpectedReturnType, "the script's answer makes no sense"))
 }
 
 #[cfg(test)]
