@@ -258,7 +258,8 @@ impl Reach {
     }
 
     fn of(said: Said<'_>) -> Result<Self> {
-        let ways = [said.url.is_some(), said.host.is_some(), !said.nodes.is_empty(), !said.sentinels.is_empty()];
+        let ways =
+            [said.url.is_some(), said.host.is_some(), !said.nodes.is_empty(), !said.sentinels.is_empty()];
         if ways.iter().filter(|&&given| given).count() > 1 {
             return Err(wrong("url", "the server is given twice: one of url, host, nodes and sentinels"));
         }
@@ -285,11 +286,14 @@ impl Reach {
             return Err(wrong("db", "a cluster has only database 0"));
         }
         let login = logged_in(login, said.login);
-        let url_tls = from_url.as_ref().is_some_and(|info| matches!(info.addr(), ConnectionAddr::TcpTls { .. }));
+        let url_tls =
+            from_url.as_ref().is_some_and(|info| matches!(info.addr(), ConnectionAddr::TcpTls { .. }));
         let tls = said.tls || url_tls || said.ca_file.is_some();
         let root_cert = said
             .ca_file
-            .map(|path| std::fs::read(path).map_err(|error| wrong("ca_file", format!("{}: {error}", path.display()))))
+            .map(|path| {
+                std::fs::read(path).map_err(|error| wrong("ca_file", format!("{}: {error}", path.display())))
+            })
             .transpose()?;
         let address = |(host, port)| match tls {
             true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
@@ -438,7 +442,9 @@ mod tests {
             assert!(told.starts_with(key) && !told.contains("hunter2"), "{json}: {told}");
         }
         assert!(read(r#"{"max_entry_bytes": 1}"#).check().is_err());
-        assert!(serde_json::from_str::<RedisConfig>(r#"{"uri": "x"}"#).unwrap_err().to_string().contains("url"));
+        assert!(
+            serde_json::from_str::<RedisConfig>(r#"{"uri": "x"}"#).unwrap_err().to_string().contains("url")
+        );
     }
 
     #[test]

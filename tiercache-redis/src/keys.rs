@@ -48,7 +48,8 @@ impl Names {
 
     /// The era, the kind (`e`, `c`) and what stands for the namespace in a name; `None` when it is none of ours.
     pub(crate) fn taken_apart<'a>(&self, name: &'a [u8]) -> Option<(&'a [u8], u8, &'a [u8])> {
-        let mut parts = name.strip_prefix(self.stem.as_bytes())?.strip_prefix(b":")?.splitn(4, |&byte| byte == b':');
+        let mut parts =
+            name.strip_prefix(self.stem.as_bytes())?.strip_prefix(b":")?.splitn(4, |&byte| byte == b':');
         let (era, kind, namespace) = (parts.next()?, parts.next()?, parts.next()?);
         parts.next()?;
         (era.len() == ERA_BYTES && kind.len() == 1).then_some((era, kind[0], namespace))

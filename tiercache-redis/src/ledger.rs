@@ -226,8 +226,8 @@ impl Ledger {
     /// Notes a fence, above everything that other processes may have put.
     pub(crate) async fn fence(&self, scope: &Scope, generation: Generation) -> RedisResult<Generation> {
         let (field, all) = (fence_field(scope), fence_field(&Scope::All));
-        let [generation, highest, most] =
-            [generation.get(), Generation::MAX.get(), u64::from(MOST_FIELDS)].map(|number| number.to_string());
+        let [generation, highest, most] = [generation.get(), Generation::MAX.get(), u64::from(MOST_FIELDS)]
+            .map(|number| number.to_string());
         let args: [&[u8]; 5] = [&field, generation.as_bytes(), highest.as_bytes(), most.as_bytes(), &all];
         let fenced = self.in_era(&self.scripts.fence, &args).await?;
         let fenced = Generation::new(number(fenced)?);
@@ -258,7 +258,8 @@ impl Ledger {
     fn fresh(&self) -> Option<(Arc<Record>, u64)> {
         let known = lock(&self.known);
         let checked = known.as_ref()?;
-        let fresh = checked.at.elapsed() < FRESH && checked.number == self.link.number() && checked.number > 0;
+        let fresh =
+            checked.at.elapsed() < FRESH && checked.number == self.link.number() && checked.number > 0;
         fresh.then(|| (checked.record.clone(), checked.number))
     }
 
@@ -281,18 +282,23 @@ impl Ledger {
             let (at, number) = (Instant::now(), self.link.number());
             let mut brief = cmd("HMGET");
             brief.arg(&self.record).arg("era").arg("high").arg("version");
-            let (era, high, version): (Option<String>, Option<u64>, Option<u64>) = typed(self.link.query(&brief).await?)?;
+            let (era, high, version): (Option<String>, Option<u64>, Option<u64>) =
+                typed(self.link.query(&brief).await?)?;
             let (Some(era), Some(high), Some(version)) = (era, high, version) else {
                 self.renew(last.as_ref().map_or("", |last| &last.era), "the record is missing").await?;
                 continue;
             };
             let same_era = last.as_ref().is_some_and(|last| last.era == era);
-            let went_back = |last: &Arc<Record>| high < self.reached.load(Ordering::Acquire) || version < last.version;
+            let went_back =
+                |last: &Arc<Record>| high < self.reached.load(Ordering::Acquire) || version < last.version;
             if same_era && last.as_ref().is_some_and(went_back) {
                 self.renew(&era, "the record went back").await?;
                 continue;
             }
-            if same_era && before.as_ref().is_some_and(|before| before.number != number) && self.lost_writes().await? {
+            if same_era
+                && before.as_ref().is_some_and(|before| before.number != number)
+                && self.lost_writes().await?
+            {
                 self.renew(&era, "the server lost writes").await?;
                 continue;
             }
@@ -311,7 +317,10 @@ impl Ledger {
                 }
             };
             if last.as_ref().is_some_and(|last| last.era != record.era) {
-                tracing::warn!(record = self.record, "a new era: what was stored before is not answered any more");
+                tracing::warn!(
+                    record = self.record,
+                    "a new era: what was stored before is not answered any more"
+                );
                 *lock(&self.witness) = None;
                 if record.high.get() < self.reached.load(Ordering::Acquire) {
                     // Whoever began it did not know of all generations this process has given out.
@@ -456,7 +465,12 @@ mod tests {
     #[test]
     fn a_record_with_fields_we_do_not_know_is_not_read() {
         let field = |name: &str, value: &str| (name.as_bytes().to_vec(), value.as_bytes().to_vec());
-        let good = [field("era", "0123456789abcdef"), field("high", "7"), field("version", "1"), field("nshop", "5")];
+        let good = [
+            field("era", "0123456789abcdef"),
+            field("high", "7"),
+            field("version", "1"),
+            field("nshop", "5"),
+        ];
         let record = Record::of(good.clone().into()).unwrap();
         assert_eq!((record.high, record.cleared("shop")), (Generation::new(7), Generation::new(5)));
         assert_eq!(record.cleared("other"), Generation::ZERO);

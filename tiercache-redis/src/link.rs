@@ -17,8 +17,8 @@ use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo,
-    PushKind, RedisError, RedisResult, ServerErrorKind, TlsMode, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo, ProtocolVersion,
+    PushInfo, PushKind, RedisError, RedisResult, ServerErrorKind, TlsMode, Value,
 };
 use tiercache_core::{Error, Result};
 use tokio::sync::watch;
@@ -380,12 +380,15 @@ impl Maker {
                 (Source::Cluster(builder.build()?), 3)
             }
             Place::Sentinels { addresses, master } => {
-                let mut builder =
-                    SentinelClientBuilder::new(addresses.iter().cloned(), master, SentinelServerType::Master)?
-                        .set_client_to_redis_tcp_settings(tcp())
-                        .set_client_to_redis_protocol(ProtocolVersion::RESP3)
-                        .set_client_to_redis_db(reach.login.db())
-                        .set_client_to_sentinel_tcp_settings(tcp());
+                let mut builder = SentinelClientBuilder::new(
+                    addresses.iter().cloned(),
+                    master,
+                    SentinelServerType::Master,
+                )?
+                .set_client_to_redis_tcp_settings(tcp())
+                .set_client_to_redis_protocol(ProtocolVersion::RESP3)
+                .set_client_to_redis_db(reach.login.db())
+                .set_client_to_sentinel_tcp_settings(tcp());
                 let (login, sentinel) = (&reach.login, &reach.sentinel_login);
                 for (username, set) in [
                     (login.username(), SentinelClientBuilder::set_client_to_redis_username as fn(_, _) -> _),
@@ -433,7 +436,10 @@ impl Maker {
             }
         };
         tokio::time::timeout(self.timeout, connecting).await.unwrap_or_else(|_| {
-            Err(RedisError::from(std::io::Error::new(std::io::ErrorKind::TimedOut, "connecting took too long")))
+            Err(RedisError::from(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                "connecting took too long",
+            )))
         })
     }
 }

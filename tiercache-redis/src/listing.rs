@@ -152,7 +152,11 @@ impl Listings {
 
 impl RedisTier {
     /// The entries under these names that are still there and alive to the record.
-    async fn read_entries(&self, namespace: Option<&str>, names: &[Vec<u8>]) -> RedisResult<Vec<ListedEntry>> {
+    async fn read_entries(
+        &self,
+        namespace: Option<&str>,
+        names: &[Vec<u8>],
+    ) -> RedisResult<Vec<ListedEntry>> {
         let record = self.ledger.current().await?;
         let mut entries = Vec::new();
         // One at a time, so that no more than one value is held: they are as large as may be.
@@ -240,7 +244,8 @@ async fn drop_dead(tier: &RedisTier, name: &[u8]) -> RedisResult<()> {
     if cleared.get() == 0 {
         return Ok(());
     }
-    let head: Vec<u8> = typed(tier.link().query(cmd("GETRANGE").arg(name).arg(0).arg(HEADER_BYTES - 1)).await?)?;
+    let head: Vec<u8> =
+        typed(tier.link().query(cmd("GETRANGE").arg(name).arg(0).arg(HEADER_BYTES - 1)).await?)?;
     if !is_mark(&head) && generation_of(&head).is_some_and(|generation| generation < cleared) {
         tier.discard(name, &head).await?;
     }

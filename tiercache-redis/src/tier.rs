@@ -138,8 +138,10 @@ impl RedisTier {
             let record = self.ledger.current().await?;
             let name = name(self.ledger.names(), &record.era);
             let cleared = record.cleared(key.namespace()).get().to_string();
-            let args: Vec<&[u8]> =
-                [record.era.as_bytes(), &field, cleared.as_bytes()].into_iter().chain(args.iter().copied()).collect();
+            let args: Vec<&[u8]> = [record.era.as_bytes(), &field, cleared.as_bytes()]
+                .into_iter()
+                .chain(args.iter().copied())
+                .collect();
             let answer = match self.ledger.beside_entries() {
                 Some(beside) => link.eval(script, &[&name, beside.as_bytes()], &args).await?,
                 None => {
@@ -375,7 +377,14 @@ impl FenceLog for RedisTier {
 
 #[async_trait]
 impl Counting for RedisTier {
-    async fn add(&self, key: &Key, delta: i64, start: i64, deadline: Timestamp, now: Timestamp) -> Result<i64> {
+    async fn add(
+        &self,
+        key: &Key,
+        delta: i64,
+        start: i64,
+        deadline: Timestamp,
+        now: Timestamp,
+    ) -> Result<i64> {
         self.check_open()?;
         let until = if deadline.is_never() { String::new() } else { deadline.as_millis().to_string() };
         let [delta, start] = [delta, start].map(|number| number.to_string());
@@ -402,7 +411,8 @@ impl Counting for RedisTier {
         let mut get = cmd("HMGET");
         get.arg(self.ledger.names().counter(&record.era, key)).arg("sum").arg("deadline").arg("cleared");
         let answer = self.link().query(&get).await.map_err(&failed)?;
-        let (sum, deadline, cleared): (Option<i64>, Option<String>, Option<u64>) = typed(answer).map_err(&failed)?;
+        let (sum, deadline, cleared): (Option<i64>, Option<String>, Option<u64>) =
+            typed(answer).map_err(&failed)?;
         let deadline = deadline.filter(|text| !text.is_empty()).and_then(|text| text.parse().ok());
         let live = cleared.is_some_and(|cleared| cleared >= record.cleared(key.namespace()).get())
             && now < deadline.map_or(Timestamp::NEVER, Timestamp::from_millis);
@@ -412,7 +422,13 @@ impl Counting for RedisTier {
     async fn remove_counter(&self, key: &Key) -> Result<bool> {
         self.check_open()?;
         let (_, there) = self
-            .change(self.counting_link().await?, &self.scripts.uncount, key, |names, era| names.counter(era, key), &[])
+            .change(
+                self.counting_link().await?,
+                &self.scripts.uncount,
+                key,
+                |names, era| names.counter(era, key),
+                &[],
+            )
             .await
             .map_err(self.failed("remove a counter"))?;
         Ok(number(there).map_err(self.failed("remove a counter"))? == 1)
@@ -484,9 +500,14 @@ mod tests {
     #[test]
     fn no_life_is_shorter_than_asked_for() {
         let at = Timestamp::from_millis;
-        for (until, expected) in
-            [(at(1_000), 1), (at(999), 1), (at(1_001), 1), (at(3_000), 2_000), (at(u64::MAX - 1), 0), (at(u64::MAX), 0)]
-        {
+        for (until, expected) in [
+            (at(1_000), 1),
+            (at(999), 1),
+            (at(1_001), 1),
+            (at(3_000), 2_000),
+            (at(u64::MAX - 1), 0),
+            (at(u64::MAX), 0),
+        ] {
             assert_eq!(life(at(1_000), until), expected, "{until:?}");
         }
     }

@@ -189,7 +189,9 @@ pub(crate) fn rows(answer: redis::Value) -> RedisResult<Vec<Row>> {
     let rows: Vec<Vec<Option<Vec<u8>>>> = typed(answer)?;
     Ok(rows
         .into_iter()
-        .map(|mut row| (row.first_mut().and_then(Option::take).unwrap_or_default(), row.split_off(row.len().min(1))))
+        .map(|mut row| {
+            (row.first_mut().and_then(Option::take).unwrap_or_default(), row.split_off(row.len().min(1)))
+        })
         .collect())
 }
 
@@ -221,8 +223,11 @@ pub(crate) fn common_prefix(query: &Query) -> Option<&[u8]> {
         let glob = glob.as_bytes();
         &glob[..glob.iter().position(|byte| b"*?[\\".contains(byte)).unwrap_or(glob.len())]
     });
-    let (short, long) =
-        if query.prefix.len() < glob.len() { (query.prefix.as_slice(), glob) } else { (glob, query.prefix.as_slice()) };
+    let (short, long) = if query.prefix.len() < glob.len() {
+        (query.prefix.as_slice(), glob)
+    } else {
+        (glob, query.prefix.as_slice())
+    };
     long.starts_with(short).then_some(long)
 }
 
@@ -239,7 +244,8 @@ mod tests {
         let mut keys: Vec<Key> = ["", "a", "a\0", "a\0\u{1}", "aa", "b", "\0", "é"]
             .into_iter()
             .flat_map(|namespace| {
-                [&b"\0"[..], b"\x01", b"k", b"\xff", b"\xff\0k", b"\0\xffk"].map(|bytes| key(namespace, bytes))
+                [&b"\0"[..], b"\x01", b"k", b"\xff", b"\xff\0k", b"\0\xffk"]
+                    .map(|bytes| key(namespace, bytes))
             })
             .collect();
         keys.sort();

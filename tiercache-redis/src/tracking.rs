@@ -116,7 +116,8 @@ impl RedisTracking {
         limit: usize,
         page: &mut Vec<Record>,
     ) -> RedisResult<()> {
-        let mut indexes: Vec<Vec<u8>> = query.tags.iter().map(|(name, value)| track::tag_index(name, value)).collect();
+        let mut indexes: Vec<Vec<u8>> =
+            query.tags.iter().map(|(name, value)| track::tag_index(name, value)).collect();
         indexes.extend(query.level.map(track::level_index));
         if indexes.is_empty() {
             indexes.push(b":k".to_vec());
@@ -147,7 +148,9 @@ impl RedisTracking {
                 Some(_) => {}
                 None => {
                     self.skipped.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!("a record of the tracking makes no sense, or was evicted, and was skipped");
+                    tracing::warn!(
+                        "a record of the tracking makes no sense, or was evicted, and was skipped"
+                    );
                 }
             }
         }
@@ -264,7 +267,11 @@ mod tests {
         for (policy, evicts) in
             [("noeviction", false), ("volatile-lru", false), ("allkeys-lru", true), ("allkeys-random", true)]
         {
-            assert_eq!(may_evict(&format!("# Memory\r\nmaxmemory_policy:{policy}\r\nx:1\r\n")), evicts, "{policy}");
+            assert_eq!(
+                may_evict(&format!("# Memory\r\nmaxmemory_policy:{policy}\r\nx:1\r\n")),
+                evicts,
+                "{policy}"
+            );
         }
     }
 }

@@ -186,7 +186,10 @@ async fn opening_a_dead_server_names_it_and_its_section_in_time() {
         let error = RedisTier::open(through(&proxy), Level::Dry).await.expect_err("nobody is there");
         let Error::Unavailable { source, .. } = &error else { panic!("{error}") };
         let told = source.to_string();
-        assert!(told.contains(&proxy.address()) && told.contains("dry_cache") && told.contains(needle), "{told}");
+        assert!(
+            told.contains(&proxy.address()) && told.contains("dry_cache") && told.contains(needle),
+            "{told}"
+        );
     }
     assert!(started.elapsed() < Duration::from_secs(2));
 }
@@ -197,7 +200,9 @@ async fn an_addition_is_never_made_twice_whatever_the_network_does() {
     let proxy = Proxy::to(server.address());
     let tier = opened(&proxy).await;
     let (mut sure, mut maybe) = (0, 0);
-    for fault in [Fault::CutAfter(2), Fault::Reset, Fault::CutAfter(0), Fault::CutRequestAfter(90), Fault::Hang] {
+    for fault in
+        [Fault::CutAfter(2), Fault::Reset, Fault::CutAfter(0), Fault::CutRequestAfter(90), Fault::Hang]
+    {
         proxy.set(fault);
         for _ in 0..3 {
             match tier.add(&key("n"), 1, 0, Timestamp::NEVER, T0).await {
@@ -224,7 +229,8 @@ async fn tracking_applies_each_batch_whole_or_not_and_comes_back() {
         ..RedisTrackingConfig::default()
     };
     let tracking = RedisTracking::open(config).await.unwrap();
-    let count = |sets| Event { at: T0, what: What::Counted(Totals { sets, deletes: sets, ..Totals::default() }) };
+    let count =
+        |sets| Event { at: T0, what: What::Counted(Totals { sets, deletes: sets, ..Totals::default() }) };
     let (mut sure, mut maybe) = (0, 0);
     for fault in [Fault::Reset, Fault::CutAfter(1), Fault::CutRequestAfter(100), Fault::Hang, Fault::Refuse] {
         proxy.set(fault);
@@ -239,5 +245,7 @@ async fn tracking_applies_each_batch_whole_or_not_and_comes_back() {
         within(BACK, "the way back", async || tracking.totals().await.is_ok()).await;
     }
     let totals = tracking.totals().await.unwrap();
-    assert!(totals.sets == totals.deletes && totals.sets % 2 == 0 && (sure..=sure + maybe).contains(&totals.sets));
+    assert!(
+        totals.sets == totals.deletes && totals.sets % 2 == 0 && (sure..=sure + maybe).contains(&totals.sets)
+    );
 }

@@ -92,7 +92,10 @@ async fn when_the_record_alone_is_evicted_everything_old_is_a_miss() {
     assert_eq!(b.remove(&key("k"), of(4)).await.unwrap(), Removal::Done);
     assert_eq!(value(&*c, "k").await, None, "the removal was made in the new era");
     within(SOON, "a follows", async || value(&*a, "other").await.is_none()).await;
-    assert!(open(&server.url()).await.profile().last_generation >= of(5), "those who live tell how far they were");
+    assert!(
+        open(&server.url()).await.profile().last_generation >= of(5),
+        "those who live tell how far they were"
+    );
     // What the old era left is given back.
     let left = async |raw: &mut redis::aio::MultiplexedConnection| {
         let names: Vec<String> = raw.keys("tiercache:cold:*other").await.unwrap();
@@ -232,7 +235,9 @@ async fn damaged_and_foreign_values_are_misses_and_removed() {
 
 #[tokio::test]
 async fn when_memory_is_full_puts_say_so_and_removals_work() {
-    let Some(server) = Redis::start_with(&["--maxmemory", "3mb", "--maxmemory-policy", "noeviction"]) else { return };
+    let Some(server) = Redis::start_with(&["--maxmemory", "3mb", "--maxmemory-policy", "noeviction"]) else {
+        return;
+    };
     let tier = open(&server.url()).await;
     let large = "x".repeat(100 << 10);
     let mut full = 0;

@@ -82,7 +82,8 @@ async fn tracking_in_a_cluster_is_in_one_place() {
     let Some(cluster) = RedisCluster::start() else { return };
     let config = RedisTrackingConfig { nodes: cluster.urls(), ..RedisTrackingConfig::default() };
     let tracking = RedisTracking::open(config).await.expect("opens");
-    let events: Vec<Event> = (0..20).map(|number| Event { at: T0, what: What::Stored(record(number)) }).collect();
+    let events: Vec<Event> =
+        (0..20).map(|number| Event { at: T0, what: What::Stored(record(number)) }).collect();
     tracking.record(&events).await.unwrap();
     let query = Query { tags: Tags::from([("parity".into(), "1".into())]), ..Query::all() };
     assert_eq!(tracking.find(&query, None, 100).await.unwrap().len(), 10);
