@@ -5,7 +5,7 @@ use redis::{
     ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo, TlsCertificates,
 };
 use serde::{Deserialize, Serialize};
-use tiercache_core::{Address, Error, Packing, Result, Secret};
+use tiercache_core::{Address, Codec, EncryptionConfig, Error, Packing, Result, Secret};
 
 /// Level and tracking are reached alike, and `flatten` would let unknown keys pass.
 macro_rules! configs {
@@ -152,6 +152,12 @@ configs! {
         /// compression: lz4
         /// ```
         pub compression: Packing,
+        /// How entries are encrypted. Default: not at all. Needs the feature `encryption`.
+        ///
+        /// ```yaml
+        /// encryption: { key: "${CACHE_KEY}" }
+        /// ```
+        pub encryption: Option<EncryptionConfig>,
         /// The most bytes of an entry; larger ones are refused. The server takes 512 MiB at most. Default: 64 MiB.
         ///
         /// ```yaml
@@ -196,7 +202,7 @@ macro_rules! defaults {
     };
 }
 
-defaults!(RedisConfig compression: Packing::None, max_entry_bytes: 64 << 20);
+defaults!(RedisConfig compression: Packing::None, encryption: None, max_entry_bytes: 64 << 20);
 defaults!(RedisTrackingConfig);
 
 /// The most bytes a string of the server may have.
@@ -207,9 +213,14 @@ const SENTINEL_PORT: u16 = 26379;
 impl RedisConfig {
     /// # Errors
     /// [`Error::Config`] when a value cannot be meant; it begins with the key it is about.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn codec(&self) -> Result<Codec> {
+        let codec = Codec::new(self.compression)?;
+        let codec = self
+            .encryption
+            .as_ref()
+            .map_or(Ok(codec.clone()), |encryption| codec.with_encryption(encryption))?;
         match self.max_entry_bytes {
-            1_024..=MOST_BYTES => Ok(()),
+            1_024..=MOST_BYTES => Ok(codec),
             other => Err(wrong("max_entry_bytes", format!("{other} is not between 1 KiB and 512 MiB"))),
         }
     }
@@ -441,7 +452,7 @@ mod tests {
             let told = refused(json);
             assert!(told.starts_with(key) && !told.contains("hunter2"), "{json}: {told}");
         }
-        assert!(read(r#"{"max_entry_bytes": 1}"#).check().is_err());
+        assert!(read(r#"{"max_entry_bytes": 1}"#).codec().is_err());
         assert!(
             serde_json::from_str::<RedisConfig>(r#"{"uri": "x"}"#).unwrap_err().to_string().contains("url")
         );

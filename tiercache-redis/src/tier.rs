@@ -26,6 +26,9 @@ const LONGEST_LIFE: u64 = 1 << 50;
 /// How often a read or a write is begun anew because the connection or the era changed under it.
 const ATTEMPTS: usize = 4;
 
+/// Packing or sealing more bytes than that would hold up the runtime's thread.
+const COSTLY: usize = 64 << 10;
+
 /// Bytes up to the end of the generation, in envelopes and marks of removal alike.
 pub(crate) const GENERATION_HEAD: usize = 17;
 /// Where it begins.
@@ -66,8 +69,7 @@ impl RedisTier {
     /// [`Error::Config`] for values that cannot be meant, [`Error::Refused`] when the server does not let us in,
     /// [`Error::Unavailable`] when it cannot be reached in time.
     pub async fn open(config: RedisConfig, level: Level) -> Result<Self> {
-        config.check()?;
-        let codec = Codec::new(config.compression)?;
+        let codec = config.codec()?;
         let (reach, section) = (config.reach()?, format!("{level}_cache"));
         let link = Arc::new(Link::open(&reach, Resend::Freely, &section).await?);
         let ledger = Ledger::open(link, Names::new(&config.prefix, level.name()))
@@ -191,6 +193,30 @@ impl RedisTier {
         Err(RedisError::from((redis::ErrorKind::Client, "the connection changes too often")))
     }
 
+    async fn encode(&self, key: &Key, entry: &Entry) -> Result<Result<Vec<u8>, Damage>> {
+        let encode = |codec: &Codec, key: &Key, entry: &Entry| {
+            let mut envelope = Vec::new();
+            codec.encode(key.as_ref(), entry, &mut envelope).map(|_| envelope)
+        };
+        if !self.is_costly(entry.value.len()) {
+            return Ok(encode(&self.codec, key, entry));
+        }
+        let (codec, key, entry) = (self.codec.clone(), key.clone(), entry.clone());
+        elsewhere(move || encode(&codec, &key, &entry)).await
+    }
+
+    async fn decode(&self, key: &Key, bytes: &Bytes) -> Result<Result<Entry, Damage>> {
+        if !self.is_costly(bytes.len()) {
+            return Ok(self.codec.decode_for(key.as_ref(), bytes));
+        }
+        let (codec, key, bytes) = (self.codec.clone(), key.clone(), bytes.clone());
+        elsewhere(move || codec.decode_for(key.as_ref(), &bytes)).await
+    }
+
+    fn is_costly(&self, bytes: usize) -> bool {
+        bytes > COSTLY && self.codec.is_costly()
+    }
+
     async fn damaged_entry(&self, key: &Key, name: &[u8], bytes: &[u8], number: u64, damage: Damage) {
         self.damaged.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(tier = NAME, ?key, %damage, "damaged entry, removed");
@@ -241,8 +267,14 @@ impl Tier for RedisTier {
         if is_mark(&bytes) {
             return Ok(None);
         }
-        match self.codec.decode_for(key.as_ref(), &bytes) {
+        match self.decode(key, &bytes).await? {
             Ok(entry) => Ok((!record.kills(key, &entry)).then_some(entry)),
+            // Somebody else may have the key.
+            Err(damage @ Damage::UnknownKey) => {
+                self.damaged.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(tier = NAME, ?key, %damage, "an entry cannot be read");
+                Ok(None)
+            }
             Err(damage) => {
                 self.damaged_entry(key, &name, &bytes, number, damage).await;
                 Ok(None)
@@ -252,13 +284,11 @@ impl Tier for RedisTier {
 
     async fn put(&self, key: &Key, entry: &Entry, hold: Hold, permit: &dyn Permit) -> Result<Put> {
         self.check_open()?;
-        let mut envelope = Vec::new();
-        match self.codec.encode(key.as_ref(), entry, &mut envelope) {
-            Err(Damage::TooLarge) => return Ok(Put::TooLarge),
+        let envelope = match self.encode(key, entry).await? {
+            Ok(envelope) if envelope.len() as u64 <= self.max_entry_bytes => envelope,
+            Ok(_) | Err(Damage::TooLarge) => return Ok(Put::TooLarge),
             Err(damage) => return Err(Error::unavailable(NAME, "put", damage)),
-            Ok(length) if length as u64 > self.max_entry_bytes => return Ok(Put::TooLarge),
-            Ok(_) => {}
-        }
+        };
         self.ledger.cover(entry.generation).await?;
         let record = self.ledger.current().await.map_err(self.failed("put"))?;
         if record.kills(key, entry) || !permit.holds() {
@@ -433,6 +463,12 @@ impl Counting for RedisTier {
             .map_err(self.failed("remove a counter"))?;
         Ok(number(there).map_err(self.failed("remove a counter"))? == 1)
     }
+}
+
+async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| Error::Panicked { what: "the codec of the redis level" })
 }
 
 /// The mark of a removal: what envelopes begin with, version 0, and the generation where they have it.

@@ -13,6 +13,8 @@ use tiercache_core::{Clock, Level, Result, Tier, Tracking};
 use tiercache_disk::{DiskConfig, DiskTier};
 #[cfg(feature = "ram")]
 use tiercache_ram::{RamConfig, RamTier};
+#[cfg(feature = "redis")]
+use tiercache_redis::{RedisTier, RedisTracking};
 use tiercache_tracking::{MemoryConfig, MemoryTracking};
 #[cfg(feature = "sqlite")]
 use tiercache_tracking::{SqliteConfig, SqliteTracking};
@@ -72,7 +74,7 @@ const KNOWN_TRACKINGS: [(&str, &str); 5] = [
 const DEFAULT_SIZES: [u64; 3] = [2 << 30, 10 << 30, 100 << 30];
 
 impl Registry {
-    /// The backends that are compiled in: `ram`, `local`; `memory`, `sqlite`.
+    /// The backends that are compiled in: `ram`, `local`, `redis`; `memory`, `sqlite`, `redis`.
     pub fn builtin() -> Self {
         let registry = Self::empty().with_tracking("memory", |config: MemoryConfig, _| async move {
             Ok(Arc::new(MemoryTracking::new(&config)))
@@ -81,6 +83,16 @@ impl Registry {
         let registry = registry.with_tracking("sqlite", |config: SqliteConfig, _| async move {
             SqliteTracking::open(config).await.map(Arc::new)
         });
+        #[cfg(feature = "redis")]
+        let registry = registry
+            .with_tier("redis", |config, place: Place| async move {
+                let level = place.level.unwrap_or(Level::Dry);
+                RedisTier::open(config, level).await.map(Arc::new)
+            })
+            .with_tracking(
+                "redis",
+                |config, _| async move { RedisTracking::open(config).await.map(Arc::new) },
+            );
         #[cfg(feature = "ram")]
         let registry = registry
             .with_sized_tier("ram", |config: RamConfig, _| async move { Ok(Arc::new(RamTier::new(config))) });
