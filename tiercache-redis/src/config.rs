@@ -288,7 +288,7 @@ impl Reach {
                 return Err(wrong(key, "it must be longer than nothing"));
             }
         }
-        let from_url = said.url.map(|url| parsed(url)).transpose()?;
+        let from_url = said.url.map(parsed).transpose()?;
         let mut login = from_url.as_ref().map(|info| info.redis_settings().clone()).unwrap_or_default();
         if let Some(db) = said.db {
             login = login.set_db(i64::from(db));
@@ -413,7 +413,7 @@ mod tests {
     }
 
     fn refused(json: &str) -> String {
-        read(json).reach().err().expect("refused").to_string()
+        read(json).reach().expect_err("refused").to_string()
     }
 
     #[test]

@@ -337,7 +337,7 @@ struct Maker {
 
 enum Source {
     One(Box<Client>),
-    Cluster(ClusterClient),
+    Cluster(Box<ClusterClient>),
     Sentinels(Box<SentinelClient>),
 }
 
@@ -377,7 +377,7 @@ impl Maker {
                 if let Some(certificates) = &reach.certificates {
                     builder = builder.tls(TlsMode::Secure).certs(certificates.clone());
                 }
-                (Source::Cluster(builder.build()?), 3)
+                (Source::Cluster(Box::new(builder.build()?)), 3)
             }
             Place::Sentinels { addresses, master } => {
                 let mut builder = SentinelClientBuilder::new(

@@ -94,7 +94,7 @@ async fn tracking_in_a_cluster_is_in_one_place() {
 
 fn record(number: u64) -> Record {
     Record {
-        key: Key::new(["", "a"][number as usize % 2], format!("{number:03}").as_bytes()).unwrap(),
+        key: Key::new(["", "a"][number as usize % 2], format!("{number:03}").as_bytes()).expect("a key"),
         generation: of(number),
         level: Level::Hot,
         size: 1,
