@@ -182,7 +182,7 @@ async fn opening_a_dead_server_names_it_and_its_section_in_time() {
     let Some(server) = Redis::own() else { return };
     let proxy = Proxy::to(server.address());
     let started = Instant::now();
-    for (fault, needle) in [(Fault::Refuse, "efused"), (Fault::Hang, "too long")] {
+    for (fault, needle) in [(Fault::Refuse, "efused"), (Fault::Hang, "timed out")] {
         proxy.set(fault);
         let error = RedisTier::open(through(&proxy), Level::Dry).await.expect_err("nobody is there");
         let Error::Unavailable { source, .. } = &error else { panic!("{error}") };
