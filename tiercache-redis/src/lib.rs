@@ -1,1 +1,17 @@
-//! The Redis level and tracking of tiercache.
+#![doc = include_str!("../README.md")]
+
+mod config;
+mod keys;
+mod ledger;
+mod link;
+mod listing;
+mod tier;
+mod track;
+mod tracking;
+
+pub use config::{RedisConfig, RedisTrackingConfig};
+pub use tier::RedisTier;
+pub use tracking::RedisTracking;
+
+/// What errors and logs call it.
+const NAME: &str = "redis";

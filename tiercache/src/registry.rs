@@ -17,6 +17,8 @@ use tiercache_memcached::MemcachedTier;
 use tiercache_ram::{RamConfig, RamTier};
 #[cfg(feature = "sqlite")]
 use tiercache_sqlite::SqliteTier;
+#[cfg(feature = "redis")]
+use tiercache_redis::{RedisTier, RedisTracking};
 use tiercache_tracking::{MemoryConfig, MemoryTracking};
 #[cfg(feature = "postgres")]
 use tiercache_tracking::{PostgresConfig, PostgresTracking};
@@ -79,6 +81,7 @@ const DEFAULT_SIZES: [u64; 3] = [2 << 30, 10 << 30, 100 << 30];
 
 impl Registry {
     /// The backends that are compiled in: `ram`, `local`, `sqlite`; `memory`, `sqlite`.
+    /// The backends that are compiled in: `ram`, `local`, `redis`; `memory`, `sqlite`, `redis`.
     pub fn builtin() -> Self {
         let registry = Self::empty().with_tracking("memory", |config: MemoryConfig, _| async move {
             Ok(Arc::new(MemoryTracking::new(&config)))
@@ -91,6 +94,16 @@ impl Registry {
         let registry = registry.with_tracking("postgres", |config: PostgresConfig, _| async move {
             PostgresTracking::open(config).await.map(Arc::new)
         });
+        #[cfg(feature = "redis")]
+        let registry = registry
+            .with_tier("redis", |config, place: Place| async move {
+                let level = place.level.unwrap_or(Level::Dry);
+                RedisTier::open(config, level).await.map(Arc::new)
+            })
+            .with_tracking(
+                "redis",
+                |config, _| async move { RedisTracking::open(config).await.map(Arc::new) },
+            );
         #[cfg(feature = "ram")]
         let registry = registry
             .with_sized_tier("ram", |config: RamConfig, _| async move { Ok(Arc::new(RamTier::new(config))) });

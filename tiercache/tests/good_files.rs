@@ -139,6 +139,17 @@ fn a_level_can_be_encrypted_and_its_keys_are_not_shown() {
 }
 
 #[test]
+#[cfg(feature = "redis")]
+fn redis_stands_at_a_level_and_tracks_and_shows_no_password() {
+    let text = "cold_cache: { backend: redis, url: 'redis://u:hunter2@cache/1', password: hunter2, response_timeout: 500ms }\n\
+                tracking: { backend: redis, sentinels: ['a:1'], sentinel_password: hunter2 }";
+    let config = read(text).unwrap_or_else(|error| panic!("{error}"));
+    assert!(!format!("{} {config:?}", config.to_yaml()).contains("hunter2"), "{}", config.to_yaml());
+    assert_eq!(config.to_json()["cold_cache"]["prefix"], "tiercache");
+    assert!(problems("cold_cache: { backend: redis, uri: x }").contains("did you mean `url`"));
+}
+
+#[test]
 fn a_level_can_be_left_out_by_one_word() {
     let shown = effective("cold_cache: { backend: none, ttl: 24h, max_size: 10GB }");
     assert_eq!(shown["cold_cache"], json!({ "backend": "none" }));

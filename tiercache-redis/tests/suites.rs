@@ -1,0 +1,70 @@
+//! The public suites against a real server.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tiercache_core::testing::{tier, tracking};
+use tiercache_core::{Address, Level, Tier, Tracking};
+use tiercache_redis::{RedisConfig, RedisTier, RedisTracking, RedisTrackingConfig};
+use tiercache_services::Redis;
+
+static LAST: AtomicUsize = AtomicUsize::new(0);
+
+/// A prefix no other case has, even when the server is shared with other runs.
+fn prefix() -> String {
+    format!("tiercache-{}-{}", std::process::id(), LAST.fetch_add(1, Ordering::Relaxed))
+}
+
+async fn open(server: &Redis, prefix: String) -> Arc<dyn Tier> {
+    let url = Some(Address::from(server.url().as_str()));
+    let config = RedisConfig { url, prefix, max_entry_bytes: 4 << 20, ..RedisConfig::default() };
+    Arc::new(RedisTier::open(config, Level::Cold).await.expect("opens"))
+}
+
+async fn track(server: &Redis, prefix: String) -> Arc<dyn Tracking> {
+    let url = Some(Address::from(server.url().as_str()));
+    let config = RedisTrackingConfig { url, prefix, ..RedisTrackingConfig::default() };
+    Arc::new(RedisTracking::open(config).await.expect("opens"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tier_keeps_the_contract() {
+    let Some(server) = Redis::start() else { return };
+    tier::suite(async || open(&server, prefix()).await).await;
+}
+
+#[tokio::test]
+async fn the_tier_keeps_it_on_one_thread() {
+    let Some(server) = Redis::start() else { return };
+    tier::suite(async || open(&server, prefix()).await).await;
+}
+
+#[tokio::test]
+async fn the_tier_keeps_it_across_processes() {
+    let Some(server) = Redis::start() else { return };
+    let place = prefix();
+    tier::persistent_suite(async |number| open(&server, format!("{place}-{number}")).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tracking_keeps_the_contract() {
+    let Some(server) = Redis::start() else { return };
+    tracking::suite(async || track(&server, prefix()).await).await;
+}
+
+#[tokio::test]
+async fn the_tracking_keeps_it_on_one_thread() {
+    let Some(server) = Redis::start() else { return };
+    tracking::suite(async || track(&server, prefix()).await).await;
+}
+
+#[tokio::test]
+async fn the_tracking_keeps_it_across_processes() {
+    let Some(server) = Redis::start() else { return };
+    tracking::persistent_suite(|| {
+        let place = prefix();
+        let server = &server;
+        async move || track(server, place.clone()).await
+    })
+    .await;
+}
