@@ -38,6 +38,14 @@ impl Codec {
         envelope::encode(key, entry, self.compression, out)
     }
 
+    /// The envelope of `entry` in two pieces, of which the second is the value: not copied when it is not compressed.
+    ///
+    /// # Errors
+    /// As [`envelope::encode`].
+    pub fn encode_in_two(&self, key: KeyRef<'_>, entry: &Entry) -> Result<(Vec<u8>, Bytes), Damage> {
+        envelope::encode_in_two(key, entry, self.compression)
+    }
+
     /// Reads one whole envelope that must be `key`'s.
     ///
     /// # Errors
@@ -52,6 +60,15 @@ impl Codec {
     /// As [`envelope::decode`].
     pub fn decode(&self, bytes: &Bytes) -> Result<(Key, Entry), Damage> {
         envelope::decode(bytes, self.max_value)
+    }
+
+    /// Reads the front of an envelope, of whatever key: the entry without its value, and the size of the value.
+    /// Nothing is verified but the form.
+    ///
+    /// # Errors
+    /// As [`envelope::decode_front`].
+    pub fn decode_front(&self, bytes: &[u8]) -> Result<(Key, Entry, u64), Damage> {
+        envelope::decode_front(bytes)
     }
 }
 

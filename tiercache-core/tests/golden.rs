@@ -82,6 +82,12 @@ fn what_is_written_now_is_what_version_1_wrote() {
     for (name, key, entry, compression) in version_1() {
         let mut out = Vec::new();
         envelope::encode(key.as_ref(), &entry, compression, &mut out).unwrap();
+        let (front, value) = envelope::encode_in_two(key.as_ref(), &entry, compression).unwrap();
+        assert_eq!([&front[..], &value[..]].concat(), out, "{name} in two pieces");
+        let (found, without_value, size) = envelope::decode_front(&front).unwrap();
+        assert_eq!((found, size), (key.clone(), entry.value.len() as u64), "{name} by its front");
+        assert_eq!(Entry { value: entry.value.clone(), ..without_value }, entry, "{name} by its front");
+        assert_eq!(envelope::decode_front(&front[..front.len() - 1]), Err(Damage::Length), "{name} cut");
         assert_eq!(out, golden(name), "{name}");
     }
 }
