@@ -38,12 +38,18 @@ impl Codec {
         envelope::encode(key, entry, self.compression, out)
     }
 
-    /// The envelope of `entry` in two pieces, of which the second is the value: not copied when it is not compressed.
+    /// The envelope of `entry` in two pieces, for stores that take pieces. The second is the value where it goes as it
+    /// is, which copies nothing, and empty otherwise.
     ///
     /// # Errors
     /// As [`envelope::encode`].
     pub fn encode_in_two(&self, key: KeyRef<'_>, entry: &Entry) -> Result<(Vec<u8>, Bytes), Damage> {
-        envelope::encode_in_two(key, entry, self.compression)
+        if self.compression == Compression::None {
+            return envelope::encode_in_two(key, entry);
+        }
+        let mut whole = Vec::new();
+        self.encode(key, entry, &mut whole)?;
+        Ok((whole, Bytes::new()))
     }
 
     /// Reads one whole envelope that must be `key`'s.
@@ -66,7 +72,7 @@ impl Codec {
     /// Nothing is verified but the form.
     ///
     /// # Errors
-    /// As [`envelope::decode_front`].
+    /// [`Damage::Length`] when it takes more than `bytes` to tell, else what is wrong with it.
     pub fn decode_front(&self, bytes: &[u8]) -> Result<(Key, Entry, u64), Damage> {
         envelope::decode_front(bytes)
     }

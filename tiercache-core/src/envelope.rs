@@ -177,40 +177,6 @@ pub fn encode(
     out: &mut Vec<u8>,
 ) -> Result<usize, Damage> {
     let start = out.len();
-    let packed = encode_front(key, entry, compression, entry.value.len(), out)?;
-    out.put_slice(packed.as_deref().unwrap_or(&entry.value));
-    let sum = checksum(&out[start..], &[]);
-    out[start + CHECKSUM_AT..start + HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
-    Ok(out.len() - start)
-}
-
-/// The envelope of `entry` in two pieces, its front and its value as stored, for stores that take pieces: a value
-/// that is not compressed is not copied.
-///
-/// # Errors
-/// As for [`encode`].
-pub fn encode_in_two(
-    key: KeyRef<'_>,
-    entry: &Entry,
-    compression: Compression,
-) -> Result<(Vec<u8>, Bytes), Damage> {
-    let mut front = Vec::new();
-    let packed = encode_front(key, entry, compression, 0, &mut front)?;
-    let value = packed.map_or_else(|| entry.value.clone(), Bytes::from);
-    let sum = checksum(&front, &value);
-    front[CHECKSUM_AT..HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
-    Ok((front, value))
-}
-
-/// Appends everything but the value, with a checksum of zero, and reserves `room` for what follows; returns the
-/// value as packed when that made it shorter.
-fn encode_front(
-    key: KeyRef<'_>,
-    entry: &Entry,
-    compression: Compression,
-    room: usize,
-    out: &mut Vec<u8>,
-) -> Result<Option<Vec<u8>>, Damage> {
     let plain_len = u32::try_from(entry.value.len()).map_err(|_| Damage::TooLarge)?;
     let key_len = u16::try_from(key.bytes().len()).map_err(|_| Damage::TooLarge)?;
     let namespace_len = u8::try_from(key.namespace().len()).map_err(|_| Damage::TooLarge)?;
@@ -220,18 +186,13 @@ fn encode_front(
         Some(extras) => Some(rmp_serde::to_vec(&Wire::from(&**extras)).map_err(|_| Damage::Content)?),
         None => None,
     };
-    let extras_len = match &extras {
-        Some(extras) => u32::try_from(extras.len()).map_err(|_| Damage::TooLarge)?,
-        None => 0,
-    };
     let all_levels = entry.levels == Levels::ALL;
     let flags = method
         | if extras.is_some() { HAS_EXTRAS } else { 0 }
         | if all_levels { 0 } else { HAS_LEVELS }
         | if entry.explicit_ttl { EXPLICIT_TTL } else { 0 };
 
-    let names = key.namespace().len() + key.bytes().len();
-    out.reserve(HEADER_BYTES + 9 + names + extras_len as usize + room);
+    out.reserve(HEADER_BYTES + 9 + key.namespace().len() + key.bytes().len() + value.len());
     out.put_slice(&MAGIC);
     out.put_u8(VERSION);
     out.put_u8(flags);
@@ -246,8 +207,8 @@ fn encode_front(
     if !all_levels {
         out.put_u8(entry.levels.bits());
     }
-    if extras.is_some() {
-        out.put_u32_le(extras_len);
+    if let Some(extras) = &extras {
+        out.put_u32_le(u32::try_from(extras.len()).map_err(|_| Damage::TooLarge)?);
     }
     if method != 0 {
         out.put_u32_le(plain_len);
@@ -255,7 +216,57 @@ fn encode_front(
     out.put_slice(key.namespace());
     out.put_slice(key.bytes());
     out.put_slice(extras.as_deref().unwrap_or_default());
-    Ok(packed)
+    out.put_slice(value);
+
+    let sum = checksum(&out[start..]);
+    out[start + CHECKSUM_AT..start + HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
+    Ok(out.len() - start)
+}
+
+/// The uncompressed envelope of `entry` in two pieces, its front and its value: the value is not copied.
+///
+/// # Errors
+/// As for [`encode`].
+pub fn encode_in_two(key: KeyRef<'_>, entry: &Entry) -> Result<(Vec<u8>, Bytes), Damage> {
+    let value = entry.value.clone();
+    let value_len = u32::try_from(value.len()).map_err(|_| Damage::TooLarge)?;
+    let mut front = Vec::new();
+    encode(key, &Entry { value: Bytes::new(), ..entry.clone() }, Compression::None, &mut front)?;
+    front[7..11].copy_from_slice(&value_len.to_le_bytes());
+    let mut hasher = xxhash_rust::xxh3::Xxh3::with_seed(xxhash_rust::xxh3::xxh3_64(&front[..CHECKSUM_AT]));
+    hasher.update(&front[HEADER_BYTES..]);
+    hasher.update(&value);
+    front[CHECKSUM_AT..HEADER_BYTES].copy_from_slice(&hasher.digest().to_le_bytes());
+    Ok((front, value))
+}
+
+/// Reads the front of an envelope, of whatever key: the entry without its value, and the bytes the value has once it
+/// is unpacked. Nothing is verified but the form.
+///
+/// # Errors
+/// [`Damage::Length`] when the front goes on beyond `bytes`, else what is wrong with it.
+pub fn decode_front(bytes: &[u8]) -> Result<(Key, Entry, u64), Damage> {
+    let header = Header::parse(bytes)?;
+    let names = header.key_range();
+    let body = declared_len(bytes)? - header.stored_len;
+    let front = bytes.get(..body).ok_or(Damage::Length)?;
+    let (namespace, key) = front[names.clone()].split_at(header.namespace_len);
+    let namespace = std::str::from_utf8(namespace).map_err(|_| Damage::Content)?;
+    let mut size = header.stored_len as u64;
+    if header.flags & COMPRESSION != 0 {
+        let plain = front[names.start - 4..names.start].try_into().map_err(|_| Damage::Length)?;
+        size = u32::from_le_bytes(plain).into();
+    }
+    let levels =
+        if header.flags & HAS_LEVELS == 0 { Levels::ALL } else { Levels::from_bits(front[HEADER_BYTES]) };
+    let entry = Entry {
+        deadline: header.deadline,
+        levels,
+        explicit_ttl: header.flags & EXPLICIT_TTL != 0,
+        extras: decode_extras(&front[names.end..])?,
+        ..Entry::new(Bytes::new(), header.generation, header.created)
+    };
+    Ok((Key::new(namespace, key).map_err(|_| Damage::Content)?, entry, size))
 }
 
 /// Reads one whole envelope, which must fill `bytes`; the value is shared with it when it is not compressed.
@@ -265,7 +276,9 @@ fn encode_front(
 /// Says what is wrong with the bytes.
 pub fn decode(bytes: &Bytes, max_value: usize) -> Result<(Key, Entry), Damage> {
     let parts = Parts::of(bytes)?;
-    Ok((parts.key(bytes)?, parts.entry(bytes, parts.value(bytes, max_value)?)?))
+    let namespace = std::str::from_utf8(&bytes[parts.namespace.clone()]).map_err(|_| Damage::Content)?;
+    let key = Key::new(namespace, &bytes[parts.key.clone()]).map_err(|_| Damage::Content)?;
+    Ok((key, parts.entry(bytes, max_value)?))
 }
 
 /// Reads one whole envelope that must be `key`'s.
@@ -277,21 +290,7 @@ pub fn decode_for(key: KeyRef<'_>, bytes: &Bytes, max_value: usize) -> Result<En
     if &bytes[parts.namespace.clone()] != key.namespace() || &bytes[parts.key.clone()] != key.bytes() {
         return Err(Damage::OtherKey);
     }
-    parts.entry(bytes, parts.value(bytes, max_value)?)
-}
-
-/// Reads the front of an envelope, of whatever key: the entry without its value, and the bytes the value has once it
-/// is unpacked. Nothing is verified but the form.
-///
-/// # Errors
-/// [`Damage::Length`] when the front goes on beyond `bytes`, else what is wrong with it.
-pub fn decode_front(bytes: &[u8]) -> Result<(Key, Entry, u64), Damage> {
-    let parts = Parts::lay_out(bytes)?;
-    if parts.value.start > bytes.len() {
-        return Err(Damage::Length);
-    }
-    let size = parts.plain_len.unwrap_or(parts.value.len());
-    Ok((parts.key(bytes)?, parts.entry(bytes, Bytes::new())?, size as u64))
+    parts.entry(bytes, max_value)
 }
 
 /// Checks form and checksum of one whole envelope without building the entry.
@@ -313,20 +312,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// Where everything stands, with form and checksum of the whole verified.
     fn of(bytes: &[u8]) -> Result<Self, Damage> {
-        let parts = Self::lay_out(bytes)?;
-        if parts.value.end != bytes.len() {
-            return Err(Damage::Length);
-        }
-        if checksum(bytes, &[]) != parts.header.checksum {
-            return Err(Damage::Checksum);
-        }
-        Ok(parts)
-    }
-
-    /// Where everything stands by the lengths that are declared, of which not all may be there.
-    fn lay_out(bytes: &[u8]) -> Result<Self, Damage> {
         let header = Header::parse(bytes)?;
         let mut at = HEADER_BYTES;
         let word = |at: &mut usize| -> Result<usize, Damage> {
@@ -346,32 +332,23 @@ impl Parts {
         let key = namespace.end..namespace.end + header.key_len;
         let extras = key.end..key.end + extras_len;
         let value = extras.end..extras.end + header.stored_len;
+        if value.end != bytes.len() {
+            return Err(Damage::Length);
+        }
+        if checksum(bytes) != header.checksum {
+            return Err(Damage::Checksum);
+        }
         Ok(Self { header, levels, plain_len, namespace, key, extras, value })
     }
 
-    fn key(&self, bytes: &[u8]) -> Result<Key, Damage> {
-        let namespace = std::str::from_utf8(&bytes[self.namespace.clone()]).map_err(|_| Damage::Content)?;
-        Key::new(namespace, &bytes[self.key.clone()]).map_err(|_| Damage::Content)
-    }
-
-    fn value(&self, bytes: &Bytes, max_value: usize) -> Result<Bytes, Damage> {
+    fn entry(&self, bytes: &Bytes, max_value: usize) -> Result<Entry, Damage> {
+        let extras = decode_extras(&bytes[self.extras.clone()])?;
         let stored = bytes.slice(self.value.clone());
-        match self.plain_len {
-            None if stored.len() > max_value => Err(Damage::TooLarge),
-            None => Ok(stored),
-            Some(plain) if plain > max_value => Err(Damage::TooLarge),
-            Some(plain) => Ok(Bytes::from(decompress(self.header.flags & COMPRESSION, &stored, plain)?)),
-        }
-    }
-
-    fn entry(&self, bytes: &[u8], value: Bytes) -> Result<Entry, Damage> {
-        let extras = if self.extras.is_empty() {
-            None
-        } else {
-            let mut decoder = rmp_serde::Deserializer::from_read_ref(&bytes[self.extras.clone()]);
-            decoder.set_max_depth(8);
-            let wire = Wire::deserialize(&mut decoder).map_err(|_| Damage::Content)?;
-            Some(Arc::new(Extras::from(wire)))
+        let value = match self.plain_len {
+            None if stored.len() > max_value => return Err(Damage::TooLarge),
+            None => stored,
+            Some(plain) if plain > max_value => return Err(Damage::TooLarge),
+            Some(plain) => Bytes::from(decompress(self.header.flags & COMPRESSION, &stored, plain)?),
         };
         Ok(Entry {
             value,
@@ -383,6 +360,16 @@ impl Parts {
             extras,
         })
     }
+}
+
+fn decode_extras(bytes: &[u8]) -> Result<Option<Arc<Extras>>, Damage> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
+    decoder.set_max_depth(8);
+    let wire = Wire::deserialize(&mut decoder).map_err(|_| Damage::Content)?;
+    Ok(Some(Arc::new(Extras::from(wire))))
 }
 
 /// The extras as they are stored. Fields are positional: a new one needs a new envelope version.
@@ -451,16 +438,9 @@ fn decompress(flag: u8, stored: &[u8], plain: usize) -> Result<Vec<u8>, Damage> 
     value.filter(|value| value.len() == plain).ok_or(Damage::Content)
 }
 
-/// The checksum of an envelope in two pieces, of which the first has the whole header.
-fn checksum(front: &[u8], rest: &[u8]) -> u64 {
-    let seed = xxhash_rust::xxh3::xxh3_64(&front[..CHECKSUM_AT]);
-    if rest.is_empty() {
-        return xxhash_rust::xxh3::xxh3_64_with_seed(&front[HEADER_BYTES..], seed);
-    }
-    let mut hasher = xxhash_rust::xxh3::Xxh3::with_seed(seed);
-    hasher.update(&front[HEADER_BYTES..]);
-    hasher.update(rest);
-    hasher.digest()
+fn checksum(envelope: &[u8]) -> u64 {
+    let seed = xxhash_rust::xxh3::xxh3_64(&envelope[..CHECKSUM_AT]);
+    xxhash_rust::xxh3::xxh3_64_with_seed(&envelope[HEADER_BYTES..], seed)
 }
 
 fn read_48(bytes: &[u8]) -> u64 {
