@@ -27,8 +27,7 @@ pub struct S3Config {
     /// endpoint_url: http://127.0.0.1:9000
     /// ```
     pub endpoint_url: Option<Address>,
-    /// The region. Default: what environment and profile say, else `us-east-1`; with an `endpoint_url` always
-    /// `us-east-1`.
+    /// The region. Default: `us-east-1` with an `endpoint_url`, else what environment and profile say.
     ///
     /// ```yaml
     /// region: eu-central-1
@@ -204,7 +203,7 @@ impl S3Config {
             return wrong(format!("multipart_threshold: S3 takes at most {MOST_AT_ONCE} bytes at once"));
         }
         // The envelope says a value's length in 32 bits.
-        let most = (self.part_size * MOST_PARTS).min(u64::from(u32::MAX));
+        let most = self.part_size.saturating_mul(MOST_PARTS).min(u64::from(u32::MAX));
         if self.max_entry_size > most {
             return wrong(format!("max_entry_size: {} is above the most, {most} bytes", self.max_entry_size));
         }

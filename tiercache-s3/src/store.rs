@@ -72,7 +72,7 @@ pub(crate) struct Labels {
 pub(crate) struct Listed {
     pub(crate) name: String,
     pub(crate) size: u64,
-    /// When it was written, by the server's clock.
+    /// When it was written: milliseconds since the epoch, by the server's clock.
     pub(crate) modified: i64,
 }
 
@@ -175,7 +175,7 @@ impl Store {
         labels: &Labels,
         standing: Option<&Standing>,
     ) -> Result<(), Failure> {
-        self.with_condition(async |condition| {
+        self.with_condition(|condition| {
             let request = self
                 .clients
                 .once
@@ -190,7 +190,7 @@ impl Store {
                 .set_if_none_match((condition && standing.is_none()).then(|| "*".to_owned()))
                 .body(upload::body(pieces.clone()));
             // The envelope has a checksum; hashing it all again would take longer than sending it.
-            self.timed("put", request.customize().disable_payload_signing().send()).await
+            self.timed("put", request.customize().disable_payload_signing().send())
         })
         .await
         .map(drop)
@@ -204,10 +204,10 @@ impl Store {
 
     /// Deletes what `etag` names, as far as the vendor sees to that, else whatever stands there.
     pub(crate) async fn delete(&self, name: &str, etag: Option<&str>) -> Result<(), Failure> {
-        let deleted = self.with_condition(async |condition| {
+        let deleted = self.with_condition(|condition| {
             let request = self.clients.again.delete_object().bucket(&self.bucket).key(name);
             let request = request.set_if_match(etag.filter(|_| condition).map(str::to_owned));
-            self.timed("delete", request.send()).await
+            self.timed("delete", request.send())
         });
         match deleted.await {
             Ok(_) | Err(Failure { kind: Kind::Absent, .. }) => Ok(()),
@@ -235,7 +235,7 @@ impl Store {
             Some(Listed {
                 name: object.key()?.to_owned(),
                 size: u64::try_from(object.size().unwrap_or_default()).unwrap_or_default(),
-                modified: object.last_modified().map_or(0, aws_sdk_s3::primitives::DateTime::secs),
+                modified: object.last_modified().map_or(0, millis),
             })
         });
         Ok((listed.collect(), page.is_truncated().unwrap_or_default()))
@@ -263,7 +263,7 @@ impl Store {
             Some(Unfinished {
                 name: upload.key()?.to_owned(),
                 id: upload.upload_id()?.to_owned(),
-                begun: upload.initiated().map_or(0, aws_sdk_s3::primitives::DateTime::secs),
+                begun: upload.initiated().map_or(0, millis),
             })
         };
         Ok(page.uploads().iter().filter_map(upload).collect())
@@ -279,10 +279,10 @@ impl Store {
     }
 
     /// Runs a request that may have a condition, and again without when the vendor does not know conditions.
-    pub(crate) async fn with_condition<T>(
-        &self,
-        request: impl AsyncFn(bool) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
+    pub(crate) async fn with_condition<T, F>(&self, request: impl Fn(bool) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
         if self.conditions.load(Ordering::Relaxed) {
             match request(true).await {
                 Err(Failure { kind: Kind::Unknown, .. }) => {
@@ -330,6 +330,11 @@ impl Labels {
 pub(crate) fn checksum_of(envelope: &[u8]) -> Option<u64> {
     let field = envelope.get(HEADER_BYTES - 8..HEADER_BYTES)?;
     field.try_into().ok().map(u64::from_le_bytes)
+}
+
+/// Milliseconds since the epoch, by the server's clock.
+fn millis(time: &aws_sdk_s3::primitives::DateTime) -> i64 {
+    time.to_millis().unwrap_or_default()
 }
 
 /// Reads a body of so many bytes into one buffer.

@@ -74,7 +74,7 @@ pub(crate) async fn in_parts(
 
     let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
     store
-        .with_condition(async |condition| {
+        .with_condition(|condition| {
             let request = store
                 .once()
                 .complete_multipart_upload()
@@ -84,7 +84,7 @@ pub(crate) async fn in_parts(
                 .multipart_upload(parts.clone())
                 .set_if_match(condition.then(|| standing.and_then(|standing| standing.etag.clone())).flatten())
                 .set_if_none_match((condition && standing.is_none()).then(|| "*".to_owned()));
-            store.timed("complete upload", request.send()).await
+            store.timed("complete upload", request.send())
         })
         .await?;
     guard.is_over();

@@ -1,0 +1,426 @@
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use tiercache_core::envelope::Damage;
+use tiercache_core::tier::{
+    Dead, FenceLog, Hold, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal, Scope, Spill, Swept,
+    Usage,
+};
+use tiercache_core::{Clock, Codec, Entry, Error, Generation, Key, Result, Tier, Timestamp};
+
+use crate::S3Config;
+use crate::background::Background;
+use crate::client::{Clients, Failure, Kind, NAME};
+use crate::late::Late;
+use crate::meta::Meta;
+use crate::names::{Name, Names, hash_namespace};
+use crate::store::{FRONT, Labels, Object, Read, Standing, Store, checksum_of};
+use crate::turns::Turns;
+use crate::upload::{self, Active};
+use crate::walk::Walk;
+
+/// How often a request whose condition does not hold is decided anew.
+const ATTEMPTS: usize = 4;
+/// Fronts that are read at once by a listing.
+pub(crate) const AT_ONCE: usize = 16;
+/// Values from here on are packed, summed and unpacked where it may block.
+const LARGE: usize = 1 << 20;
+
+/// A level in a bucket.
+pub struct S3Tier {
+    pub(crate) shared: Arc<Shared>,
+    walk: Walk,
+}
+
+/// What background work needs of a level too.
+pub(crate) struct Shared {
+    pub(crate) names: Names,
+    pub(crate) store: Arc<Store>,
+    pub(crate) codec: Codec,
+    pub(crate) late: Arc<Late>,
+    pub(crate) meta: Meta,
+    pub(crate) turns: Turns,
+    pub(crate) background: Arc<Background>,
+    pub(crate) active: Active,
+    pub(crate) spill: OnceLock<Arc<dyn Spill>>,
+    pub(crate) damaged: AtomicU64,
+    pub(crate) evicted: AtomicU64,
+    pub(crate) max_entry: u64,
+    closed: AtomicBool,
+}
+
+impl S3Tier {
+    /// Opens the level of that name, which is a part of its objects' names: one request to see that the bucket
+    /// answers, and what it takes to read the records.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the configuration cannot be used, [`Error::Refused`] when there is no such bucket, no
+    /// credentials or no access, [`Error::Unavailable`] when nobody answers within the connect timeout.
+    pub async fn open(config: S3Config, level: &str, clock: Arc<dyn Clock>) -> Result<Self> {
+        config.check()?;
+        let store = Arc::new(Store::new(&config, Clients::of(&config).await?));
+        let names = Names::new(&config.prefix, level);
+        let probe = tokio::time::timeout(config.connect_timeout, store.list(names.root(), None, 1)).await;
+        let failed = |failure: Failure| failure.when_opening(&config);
+        probe.unwrap_or_else(|_| Err(Failure::late("open", config.connect_timeout))).map_err(failed)?;
+        let meta = Meta::open(store.clone(), names.clone(), clock.clone()).await.map_err(failed)?;
+        let shared = Shared {
+            names,
+            store,
+            codec: Codec::new(config.compression)?,
+            late: Arc::new(Late::new(clock.clone())),
+            meta,
+            turns: Turns::new(),
+            background: Arc::new(Background::new(tokio::runtime::Handle::current())),
+            active: Active::default(),
+            spill: OnceLock::new(),
+            damaged: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+            max_entry: config.max_entry_size,
+            closed: AtomicBool::new(false),
+        };
+        Ok(Self { shared: Arc::new(shared), walk: Walk::new(&config, clock.now()) })
+    }
+}
+
+impl std::fmt::Debug for S3Tier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("S3Tier")
+            .field("bucket", &self.shared.store.bucket)
+            .field("root", &self.shared.names.root())
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Tier for S3Tier {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn profile(&self) -> Profile {
+        Profile {
+            persistent: true,
+            shared: true,
+            max_entry_bytes: Some(self.shared.max_entry),
+            last_generation: self.shared.meta.last_generation,
+        }
+    }
+
+    fn attach(&self, spill: Arc<dyn Spill>) {
+        if self.shared.spill.set(spill).is_err() {
+            tracing::error!("an S3 level was attached twice");
+        }
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Entry>> {
+        let shared = &self.shared;
+        shared.check_open()?;
+        let name = shared.names.entry(key.as_ref());
+        let object = match shared.store.read(&name.object, None, shared.max_entry).await? {
+            Read::Object(object) => object,
+            Read::Absent => return Ok(None),
+            Read::TooLarge => {
+                tracing::warn!(object = name.object, limit = shared.max_entry, "an object is larger than allowed");
+                return Ok(None);
+            }
+        };
+        let codec = shared.codec.clone();
+        let (bytes, wanted) = (object.bytes.clone(), key.clone());
+        let decoded = aside(bytes.len(), move || codec.decode_for(wanted.as_ref(), &bytes)).await?;
+        match decoded {
+            Ok(entry) => {
+                shared.late.seen(name.key, entry.generation);
+                if shared.is_dead(&name, key, &entry) {
+                    shared.remove_later(name, object.etag);
+                    return Ok(None);
+                }
+                Ok(Some(entry))
+            }
+            // Its name has the same hash; it is whole and stays.
+            Err(Damage::OtherKey) => Ok(None),
+            Err(damage) => {
+                shared.damaged.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(object = name.object, %damage, "a damaged object is a miss");
+                shared.remove_damaged_later(name);
+                Ok(None)
+            }
+        }
+    }
+
+    async fn put(&self, key: &Key, entry: &Entry, hold: Hold, permit: &dyn Permit) -> Result<Put> {
+        let shared = &self.shared;
+        shared.check_open()?;
+        if entry.value.len() as u64 > shared.max_entry {
+            return Ok(Put::TooLarge);
+        }
+        let codec = shared.codec.clone();
+        let (to_encode, its_key) = (entry.clone(), key.clone());
+        let encoded =
+            aside(entry.value.len(), move || codec.encode_in_two(its_key.as_ref(), &to_encode)).await?;
+        let pieces = match encoded {
+            Ok((front, value)) => [Bytes::from(front), value],
+            Err(Damage::TooLarge) => return Ok(Put::TooLarge),
+            Err(damage) => return Err(Error::unavailable(NAME, "put", damage)),
+        };
+        let size = pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        if size > shared.max_entry {
+            return Ok(Put::TooLarge);
+        }
+        let checksum = checksum_of(&pieces[0]).unwrap_or_default();
+        let (generation, deadline) = (entry.generation, entry.deadline);
+        let labels = Labels { generation, deadline, until: hold.until(entry), checksum };
+        let name = shared.names.entry(key.as_ref());
+
+        let _turn = shared.turns.take(name.key).await;
+        shared.meta.cover(generation).await?;
+        for _ in 0..ATTEMPTS {
+            let standing = shared.store.head(&name.object).await?;
+            if let Some(standing) = &standing {
+                shared.late.seen(name.key, standing.generation);
+                if standing.generation == generation {
+                    let same = standing.checksum.is_none_or(|theirs| theirs == checksum);
+                    return Ok(if same { Put::Unchanged } else { Put::Superseded });
+                }
+                if standing.generation > generation {
+                    return Ok(Put::Superseded);
+                }
+            }
+            if shared.is_dead(&name, key, entry) || !permit.holds() {
+                return Ok(Put::Superseded);
+            }
+            let sending = shared.late.sending(name.key, generation);
+            match shared.send(&name, pieces.clone(), size, &labels, standing.as_ref()).await {
+                Ok(()) => {
+                    sending.is_known();
+                    return Ok(Put::Stored);
+                }
+                Err(failure) if failure.kind == Kind::Open => return Err(failure.into()),
+                Err(failure) => {
+                    sending.is_known();
+                    // The object is gone, or another one: look again.
+                    if !matches!(failure.kind, Kind::Conflict | Kind::Absent) {
+                        return Err(failure.into());
+                    }
+                }
+            }
+        }
+        Err(Error::unavailable(NAME, "put", "others write the key all the time"))
+    }
+
+    async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
+        let shared = &self.shared;
+        shared.check_open()?;
+        let name = shared.names.entry(key.as_ref());
+        let _turn = shared.turns.take(name.key).await;
+        shared.meta.cover(below).await?;
+        // First, so that what arrives between here and the deletion is not answered either.
+        shared.late.removing(name.key, below);
+        for _ in 0..ATTEMPTS {
+            let Some(standing) = shared.store.head(&name.object).await? else { return Ok(Removal::Done) };
+            shared.late.seen(name.key, standing.generation);
+            if standing.generation >= below {
+                return Ok(Removal::Behind(standing.generation));
+            }
+            match shared.store.delete(&name.object, standing.etag.as_deref()).await {
+                Ok(()) => return Ok(Removal::Done),
+                Err(failure) if failure.kind == Kind::Conflict => {}
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+        Err(Error::unavailable(NAME, "remove", "others write the key all the time"))
+    }
+
+    async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
+        self.shared.check_open()?;
+        self.shared.meta.clear(namespace.map(|name| hash_namespace(name.as_bytes())), below).await?;
+        self.walk.hasten();
+        Ok(())
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        self.shared.check_open()?;
+        let (entries, bytes) = self.walk.counted().unzip();
+        Ok(Usage {
+            entries,
+            bytes,
+            capacity: self.walk.max_size,
+            damaged: self.shared.damaged.load(Ordering::Relaxed),
+            evicted: self.shared.evicted.load(Ordering::Relaxed),
+        })
+    }
+
+    async fn sweep(&self, now: Timestamp, dead: &dyn Dead) -> Result<Swept> {
+        self.shared.check_open()?;
+        self.walk.step(&self.shared, now, dead).await
+    }
+
+    async fn sync(&self) -> Result<()> {
+        // A put is answered when the service has it.
+        self.shared.check_open()
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.background.close().await;
+        Ok(())
+    }
+
+    fn listing(&self) -> Option<&dyn Listing> {
+        Some(self)
+    }
+
+    fn fences(&self) -> Option<&dyn FenceLog> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Listing for S3Tier {
+    async fn list(&self, namespace: Option<&str>, after: Option<Vec<u8>>, limit: usize) -> Result<Listed> {
+        let shared = &self.shared;
+        shared.check_open()?;
+        // In the order of names; a page ends at the last one looked at, shown or not.
+        let after = after.and_then(|after| String::from_utf8(after).ok());
+        let prefix = shared.names.entries(namespace);
+        let (page, more) = shared.store.list(&prefix, after.as_deref(), limit).await?;
+        let next = page.last().filter(|_| more).map(|last| last.name.clone().into_bytes());
+        let names: Vec<Name> = page.iter().filter_map(|listed| shared.names.parse(&listed.name)).collect();
+        let fronts = names.into_iter().map(|name| {
+            let shared = shared.clone();
+            async move { shared.front(&name).await.map(|front| (name, front)) }
+        });
+        let fronts: Vec<_> = stream::iter(fronts.collect::<Vec<_>>()).buffered(AT_ONCE).collect().await;
+        let mut listed = Listed { entries: Vec::new(), next };
+        for front in fronts {
+            let (name, front) = front?;
+            if let Some(Front { key, entry, size, .. }) = front
+                && namespace.is_none_or(|namespace| namespace == key.namespace())
+                && !shared.is_dead(&name, &key, &entry)
+            {
+                listed.entries.push(ListedEntry { key, entry, size });
+            }
+        }
+        Ok(listed)
+    }
+}
+
+#[async_trait]
+impl FenceLog for S3Tier {
+    async fn fence(&self, scope: &Scope, generation: Generation) -> Result<Generation> {
+        self.shared.check_open()?;
+        self.shared.meta.fence(scope, generation).await
+    }
+
+    fn remembered(&self) -> Vec<(Scope, Generation)> {
+        self.shared.meta.remembered()
+    }
+}
+
+/// What the first bytes of an object say.
+pub(crate) struct Front {
+    pub(crate) key: Key,
+    pub(crate) entry: Entry,
+    pub(crate) size: u64,
+    pub(crate) etag: Option<String>,
+    pub(crate) until: Timestamp,
+}
+
+impl Shared {
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Whether an entry was removed, cleared or fenced off, as far as the level knows.
+    pub(crate) fn is_dead(&self, name: &Name, key: &Key, entry: &Entry) -> bool {
+        entry.generation < self.late.floor(name.key)
+            || entry.generation < self.meta.floor(name.namespace)
+            || self.meta.is_dead(name.namespace, key.as_ref(), entry)
+    }
+
+    async fn send(
+        &self,
+        name: &Name,
+        pieces: [Bytes; 2],
+        size: u64,
+        labels: &Labels,
+        standing: Option<&Standing>,
+    ) -> Result<(), Failure> {
+        if size <= self.store.multipart_threshold {
+            return self.store.write(&name.object, pieces, labels, standing).await;
+        }
+        let (store, background, active) = (&self.store, &self.background, &self.active);
+        upload::in_parts(store, background, active, &name.object, pieces, labels, standing).await
+    }
+
+    /// Key and entry of an object without its value: the first bytes are asked for, and all only when they do not say.
+    /// `None` when it is gone or damaged.
+    pub(crate) async fn front(&self, name: &Name) -> Result<Option<Front>, Failure> {
+        if let Read::Object(Object { bytes, etag, until }) =
+            self.store.read(&name.object, Some(FRONT), FRONT).await?
+        {
+            match self.codec.decode_front(&bytes) {
+                Ok((key, entry, size)) => return Ok(Some(Front { key, entry, size, etag, until })),
+                Err(Damage::Length) => {}
+                Err(_) => return Ok(None),
+            }
+        }
+        match self.store.read(&name.object, None, self.max_entry).await? {
+            Read::Object(Object { bytes, etag, until }) => Ok(self.codec.decode(&bytes).ok().map(|(key, mut entry)| {
+                let size = std::mem::take(&mut entry.value).len() as u64;
+                Front { key, entry, size, etag, until }
+            })),
+            Read::Absent | Read::TooLarge => Ok(None),
+        }
+    }
+
+    /// Removes that very copy, unless it was replaced.
+    pub(crate) async fn remove_copy(&self, name: &Name, etag: Option<&str>) -> Result<bool, Failure> {
+        let _turn = self.turns.take(name.key).await;
+        match self.store.head(&name.object).await? {
+            Some(standing) if standing.etag.as_deref() == etag => {
+                self.store.delete(&name.object, etag).await.map(|()| true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn remove_later(self: &Arc<Self>, name: Name, etag: Option<String>) {
+        let shared = self.clone();
+        self.background.begin(async move {
+            if let Err(failure) = shared.remove_copy(&name, etag.as_deref()).await {
+                tracing::debug!(object = name.object, error = %failure.error, "a dead object is left to the next walk");
+            }
+        });
+    }
+
+    /// Removes what is damaged where it stands; what was only damaged on its way here stays.
+    pub(crate) fn remove_damaged_later(self: &Arc<Self>, name: Name) {
+        let shared = self.clone();
+        self.background.begin(async move {
+            let removed = async {
+                let Read::Object(again) = shared.store.read(&name.object, None, shared.max_entry).await? else {
+                    return Ok(());
+                };
+                if shared.codec.decode(&again.bytes).is_err() {
+                    shared.remove_copy(&name, again.etag.as_deref()).await?;
+                }
+                Ok::<_, Failure>(())
+            };
+            if let Err(failure) = removed.await {
+                tracing::debug!(object = name.object, error = %failure.error, "a damaged object is left");
+            }
+        });
+    }
+}
+
+/// Runs work on so many bytes here, or where it may block when they are many.
+async fn aside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    if bytes < LARGE {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Panicked { what: "the S3 level" })
+}
