@@ -183,9 +183,9 @@ impl Failure {
         let code = self.code.as_deref().unwrap_or("no reason given");
         let place = config.place();
         match self.kind {
-            Kind::Denied => {
-                Error::Refused(format!("s3: {place}: access denied ({code}), see `access_key` and `secret_key`"))
-            }
+            Kind::Denied => Error::Refused(format!(
+                "s3: {place}: access denied ({code}), see `access_key` and `secret_key`"
+            )),
             _ if code == "NoSuchBucket" => Error::Refused(format!("s3: {place} does not exist")),
             _ => Error::unavailable(NAME, "open", Place { place, reason: Chain(&self.error).to_string() }),
         }

@@ -187,7 +187,9 @@ impl S3Config {
         if let Some(url) = &self.endpoint_url {
             let known = ["http://", "https://"].iter().any(|scheme| url.reveal().starts_with(scheme));
             if !known || url.reveal().contains('@') {
-                return wrong(format!("endpoint_url: {url} is no `http://` or `https://` address without a user"));
+                return wrong(format!(
+                    "endpoint_url: {url} is no `http://` or `https://` address without a user"
+                ));
             }
         }
         match (&self.access_key, &self.secret_key, &self.session_token) {

@@ -48,7 +48,11 @@ struct Fence {
 }
 
 impl Meta {
-    pub(crate) async fn open(store: Arc<Store>, names: Names, clock: Arc<dyn Clock>) -> Result<Self, Failure> {
+    pub(crate) async fn open(
+        store: Arc<Store>,
+        names: Names,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, Failure> {
         let mut meta = Self {
             store,
             names,
@@ -259,7 +263,13 @@ impl Known {
     }
 
     /// Returns the generation of the fence it takes the place of.
-    fn fence(&mut self, hash: Hash, scope: Scope, generation: Generation, now: Timestamp) -> Option<Generation> {
+    fn fence(
+        &mut self,
+        hash: Hash,
+        scope: Scope,
+        generation: Generation,
+        now: Timestamp,
+    ) -> Option<Generation> {
         self.newest = self.newest.max(generation);
         let fence = Fence { scope, generation, since: now };
         self.fences.insert(hash, fence).map(|before| before.generation)
@@ -289,7 +299,9 @@ fn encode(scope: &Scope) -> Vec<u8> {
     match scope {
         Scope::All => {}
         Scope::Namespace(namespace) => text(namespace),
-        Scope::Tag { namespace, name, value } => [namespace, name, value].into_iter().for_each(|part| text(part)),
+        Scope::Tag { namespace, name, value } => {
+            [namespace, name, value].into_iter().for_each(|part| text(part))
+        }
     }
     bytes
 }
@@ -322,9 +334,13 @@ mod tests {
             name: name.into(),
             value: value.into(),
         };
-        for scope in
-            [Scope::All, Scope::Namespace("".into()), Scope::Namespace("a".into()), tag("", "", ""), tag("a", "ü", "\0")]
-        {
+        for scope in [
+            Scope::All,
+            Scope::Namespace("".into()),
+            Scope::Namespace("a".into()),
+            tag("", "", ""),
+            tag("a", "ü", "\0"),
+        ] {
             assert_eq!(decode(&encode(&scope)), Some(scope));
         }
         for bytes in [&[1][..], &[1, 0, 0, 0], &[1, 0, 0, 0, 0xff], &[0; 8], &[0; 16], &[0xff; 9]] {

@@ -147,7 +147,9 @@ mod tests {
         ] {
             assert_eq!(names.parse_record(&names.record(record)), Some(record));
         }
-        for other in ["cold/_meta/g/zz", "cold/_meta/g/1", "cold/_meta/x/1/2", "cold/_meta/c/all", "cold/o/1/2"] {
+        for other in
+            ["cold/_meta/g/zz", "cold/_meta/g/1", "cold/_meta/x/1/2", "cold/_meta/c/all", "cold/o/1/2"]
+        {
             assert_eq!(names.parse_record(other), None, "{other}");
             assert_eq!(names.parse(other), None, "{other}");
         }

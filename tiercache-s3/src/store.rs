@@ -146,7 +146,9 @@ impl Store {
                 Err(error) => return Err(Failure::of("get", error)),
             };
             let label = |label: &str| found.metadata().and_then(|labels| labels.get(label)).cloned();
-            let until = label(UNTIL).and_then(|text| text.parse().ok()).map_or(Timestamp::NEVER, Timestamp::from_millis);
+            let until = label(UNTIL)
+                .and_then(|text| text.parse().ok())
+                .map_or(Timestamp::NEVER, Timestamp::from_millis);
             let etag = found.e_tag().map(str::to_owned);
             // Before anything is allocated; without a length nothing is known to be small enough.
             let declared = found.content_length().and_then(|length| u64::try_from(length).ok());
@@ -186,7 +188,9 @@ impl Store {
                 .set_storage_class(self.storage_class.clone())
                 .set_server_side_encryption(self.encryption.clone())
                 .set_ssekms_key_id(self.kms_key_id.clone())
-                .set_if_match(condition.then(|| standing.and_then(|standing| standing.etag.clone())).flatten())
+                .set_if_match(
+                    condition.then(|| standing.and_then(|standing| standing.etag.clone())).flatten(),
+                )
                 .set_if_none_match((condition && standing.is_none()).then(|| "*".to_owned()))
                 .body(upload::body(pieces.clone()));
             // The envelope has a checksum; hashing it all again would take longer than sending it.
@@ -198,7 +202,8 @@ impl Store {
 
     /// Writes a small object whose name says nearly everything; never over another.
     pub(crate) async fn write_record(&self, name: &str, body: Vec<u8>) -> Result<(), Failure> {
-        let request = self.clients.again.put_object().bucket(&self.bucket).key(name).body(ByteStream::from(body));
+        let request =
+            self.clients.again.put_object().bucket(&self.bucket).key(name).body(ByteStream::from(body));
         self.timed("put record", request.send()).await.map(drop)
     }
 
@@ -271,7 +276,8 @@ impl Store {
 
     /// Ends an upload without an object; its parts go.
     pub(crate) async fn abort(&self, name: &str, id: &str) -> Result<(), Failure> {
-        let request = self.clients.again.abort_multipart_upload().bucket(&self.bucket).key(name).upload_id(id);
+        let request =
+            self.clients.again.abort_multipart_upload().bucket(&self.bucket).key(name).upload_id(id);
         match self.timed("abort upload", request.send()).await {
             Ok(_) | Err(Failure { kind: Kind::Absent, .. }) => Ok(()),
             Err(failure) => Err(failure),
@@ -361,5 +367,9 @@ async fn collect(mut body: ByteStream, length: u64) -> Result<Bytes, Failure> {
         }
     }
     let bytes = whole.map_or(first, Bytes::from);
-    if bytes.len() == length { Ok(bytes) } else { Err(Failure::torn("get", "fewer bytes than were announced")) }
+    if bytes.len() == length {
+        Ok(bytes)
+    } else {
+        Err(Failure::torn("get", "fewer bytes than were announced"))
+    }
 }

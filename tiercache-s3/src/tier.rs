@@ -124,7 +124,11 @@ impl Tier for S3Tier {
             Read::Object(object) => object,
             Read::Absent => return Ok(None),
             Read::TooLarge => {
-                tracing::warn!(object = name.object, limit = shared.max_entry, "an object is larger than allowed");
+                tracing::warn!(
+                    object = name.object,
+                    limit = shared.max_entry,
+                    "an object is larger than allowed"
+                );
                 return Ok(None);
             }
         };
@@ -369,10 +373,12 @@ impl Shared {
             }
         }
         match self.store.read(&name.object, None, self.max_entry).await? {
-            Read::Object(Object { bytes, etag, until }) => Ok(self.codec.decode(&bytes).ok().map(|(key, mut entry)| {
-                let size = std::mem::take(&mut entry.value).len() as u64;
-                Front { key, entry, size, etag, until }
-            })),
+            Read::Object(Object { bytes, etag, until }) => {
+                Ok(self.codec.decode(&bytes).ok().map(|(key, mut entry)| {
+                    let size = std::mem::take(&mut entry.value).len() as u64;
+                    Front { key, entry, size, etag, until }
+                }))
+            }
             Read::Absent | Read::TooLarge => Ok(None),
         }
     }
@@ -402,7 +408,8 @@ impl Shared {
         let shared = self.clone();
         self.background.begin(async move {
             let removed = async {
-                let Read::Object(again) = shared.store.read(&name.object, None, shared.max_entry).await? else {
+                let Read::Object(again) = shared.store.read(&name.object, None, shared.max_entry).await?
+                else {
                     return Ok(());
                 };
                 if shared.codec.decode(&again.bytes).is_err() {

@@ -62,7 +62,8 @@ pub(crate) async fn in_parts(
                 .upload_id(id)
                 .part_number(number)
                 .body(body(pieces));
-            let sent = store.timed("upload part", request.customize().disable_payload_signing().send()).await?;
+            let sent =
+                store.timed("upload part", request.customize().disable_payload_signing().send()).await?;
             let etag = sent.e_tag().map(str::to_owned);
             Ok::<_, Failure>(CompletedPart::builder().part_number(number).set_e_tag(etag).build())
         }
@@ -82,7 +83,9 @@ pub(crate) async fn in_parts(
                 .key(name)
                 .upload_id(id)
                 .multipart_upload(parts.clone())
-                .set_if_match(condition.then(|| standing.and_then(|standing| standing.etag.clone())).flatten())
+                .set_if_match(
+                    condition.then(|| standing.and_then(|standing| standing.etag.clone())).flatten(),
+                )
                 .set_if_none_match((condition && standing.is_none()).then(|| "*".to_owned()));
             store.timed("complete upload", request.send())
         })
@@ -102,13 +105,7 @@ struct Guard {
 }
 
 impl Guard {
-    fn over(
-        store: &Arc<Store>,
-        background: &Arc<Background>,
-        active: &Active,
-        name: &str,
-        id: &str,
-    ) -> Self {
+    fn over(store: &Arc<Store>, background: &Arc<Background>, active: &Active, name: &str, id: &str) -> Self {
         active.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
         let (store, background, active) = (store.clone(), background.clone(), active.clone());
         Self { store, background, active, name: name.to_owned(), id: id.to_owned(), over: false }

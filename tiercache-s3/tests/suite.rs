@@ -1,0 +1,61 @@
+//! The S3 level keeps the contract of a tier, and of one that outlives the process, over two servers that share no code.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Fake, config, open, raw};
+use tiercache_core::testing::tier;
+use tiercache_core::{Packing, Tier};
+use tiercache_services::Moto;
+
+async fn keeps_the_contract(url: &str, packing: Packing) {
+    let fresh = || tiercache_s3::S3Config { compression: packing, max_entry_size: 4 << 20, ..config(url) };
+    tier::suite(async || Arc::new(open(fresh()).await) as Arc<dyn Tier>).await;
+}
+
+async fn keeps_it_across_processes(url: &str) {
+    let all = config(url);
+    let place = |number| tiercache_s3::S3Config { prefix: format!("{}{number}", all.prefix), ..all.clone() };
+    tier::persistent_suite(async |number| Arc::new(open(place(number)).await) as Arc<dyn Tier>).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_s3s_it_keeps_the_contract() {
+    keeps_the_contract(Fake::start().url(), Packing::None).await;
+}
+
+#[tokio::test]
+async fn over_s3s_it_keeps_the_contract_across_processes() {
+    keeps_it_across_processes(Fake::start().url()).await;
+}
+
+#[tokio::test]
+async fn over_a_vendor_that_ignores_conditions_it_keeps_the_contract() {
+    let fake = Fake::start();
+    fake.ignore_conditions();
+    keeps_the_contract(fake.url(), Packing::None).await;
+}
+
+#[tokio::test]
+async fn over_a_vendor_that_knows_no_conditions_it_keeps_the_contract() {
+    let fake = Fake::start();
+    fake.refuse_conditions();
+    keeps_the_contract(fake.url(), Packing::None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_moto_it_keeps_the_contract() {
+    let Some(moto) = Moto::start() else { return };
+    let _ = raw(&moto.url()).create_bucket().bucket(common::BUCKET).send().await.unwrap();
+    keeps_the_contract(&moto.url(), Packing::None).await;
+}
+
+#[tokio::test]
+async fn over_moto_it_keeps_the_contract_across_processes() {
+    let Some(moto) = Moto::start() else { return };
+    let _ = raw(&moto.url()).create_bucket().bucket(common::BUCKET).send().await.unwrap();
+    keeps_it_across_processes(&moto.url()).await;
+}
