@@ -201,7 +201,10 @@ impl Meta {
         let known = self.read();
         entry.generation < known.newest
             && (entry.generation < known.all.max(known.floor_of(Some(namespace)))
-                || known.fences.values().any(|fence| fence.hits(key, entry)))
+                || scopes(key, entry).any(|scope| {
+                    let fence = known.fences.get(&xxh3_128(&encode(&scope)));
+                    fence.is_some_and(|fence| entry.generation < fence.generation)
+                }))
     }
 
     /// The fences that have been known for long enough that a walk that begins now makes an end of what they hit.
@@ -276,18 +279,15 @@ impl Known {
     }
 }
 
-impl Fence {
-    fn hits(&self, key: KeyRef<'_>, entry: &Entry) -> bool {
-        entry.generation < self.generation
-            && match &self.scope {
-                Scope::All => true,
-                Scope::Namespace(namespace) => namespace.as_bytes() == key.namespace(),
-                Scope::Tag { namespace, name, value } => {
-                    namespace.as_bytes() == key.namespace()
-                        && entry.tags().and_then(|tags| tags.get(name)) == Some(value)
-                }
-            }
-    }
+/// The scopes an entry is in.
+fn scopes(key: KeyRef<'_>, entry: &Entry) -> impl Iterator<Item = Scope> {
+    let namespace = std::str::from_utf8(key.namespace()).unwrap_or_default();
+    let tags = entry.tags().into_iter().flatten().map(|(name, value)| Scope::Tag {
+        namespace: namespace.to_owned(),
+        name: name.clone(),
+        value: value.clone(),
+    });
+    [Scope::All, Scope::Namespace(namespace.to_owned())].into_iter().chain(tags)
 }
 
 fn encode(scope: &Scope) -> Vec<u8> {

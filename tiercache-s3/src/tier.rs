@@ -170,8 +170,7 @@ impl Tier for S3Tier {
             Err(Damage::TooLarge) => return Ok(Put::TooLarge),
             Err(damage) => return Err(Error::unavailable(NAME, "put", damage)),
         };
-        let size = pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
-        if size > shared.max_entry {
+        if size(&pieces) > shared.max_entry {
             return Ok(Put::TooLarge);
         }
         let checksum = checksum_of(&pieces[0]).unwrap_or_default();
@@ -197,10 +196,10 @@ impl Tier for S3Tier {
                 return Ok(Put::Superseded);
             }
             let sending = shared.late.sending(name.key, generation);
-            match shared.send(&name, pieces.clone(), size, &labels, standing.as_ref()).await {
-                Ok(()) => {
+            match shared.send(&name, pieces.clone(), &labels, standing.as_ref(), permit).await {
+                Ok(stored) => {
                     sending.is_known();
-                    return Ok(Put::Stored);
+                    return Ok(if stored { Put::Stored } else { Put::Superseded });
                 }
                 Err(failure) if failure.kind == Kind::Open => return Err(failure.into()),
                 Err(failure) => {
@@ -345,19 +344,20 @@ impl Shared {
             || self.meta.is_dead(name.namespace, key.as_ref(), entry)
     }
 
+    /// Writes an entry; `false` when the permit was withdrawn before the end of an upload.
     async fn send(
         &self,
         name: &Name,
         pieces: [Bytes; 2],
-        size: u64,
         labels: &Labels,
         standing: Option<&Standing>,
-    ) -> Result<(), Failure> {
-        if size <= self.store.multipart_threshold {
-            return self.store.write(&name.object, pieces, labels, standing).await;
-        }
+        permit: &dyn Permit,
+    ) -> Result<bool, Failure> {
         let (store, background, active) = (&self.store, &self.background, &self.active);
-        upload::in_parts(store, background, active, &name.object, pieces, labels, standing).await
+        if size(&pieces) <= store.multipart_threshold {
+            return store.write(&name.object, pieces, labels, standing).await.map(|()| true);
+        }
+        upload::in_parts(store, background, active, &name.object, pieces, labels, standing, permit).await
     }
 
     /// Key and entry of an object without its value: the first bytes are asked for, and all only when they do not say.
@@ -422,6 +422,10 @@ impl Shared {
             }
         });
     }
+}
+
+fn size(pieces: &[Bytes]) -> u64 {
+    pieces.iter().map(|piece| piece.len() as u64).sum()
 }
 
 /// Runs work on so many bytes here, or where it may block when they are many.

@@ -2,7 +2,7 @@
 //!
 //! 1. An upload is begun; its id is guarded from here on.
 //! 2. The parts go up, a few at a time; nobody sees them.
-//! 3. It is completed: the commit point. Until then a caller that goes away, or an error, leaves the guard to end the
+//! 3. It is completed, if that is still permitted: the commit point. Until then a caller that goes away, or an error, leaves the guard to end the
 //!    upload in the background. What even that does not reach, because the process ended, the walk cleans up.
 
 use std::collections::{HashSet, VecDeque};
@@ -16,6 +16,7 @@ use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http_body::{Body, Frame, SizeHint};
+use tiercache_core::tier::Permit;
 
 use crate::background::Background;
 use crate::client::Failure;
@@ -27,7 +28,9 @@ const AT_ONCE: usize = 4;
 /// Uploads of this process that have begun and not ended.
 pub(crate) type Active = Arc<Mutex<HashSet<String>>>;
 
-/// Uploads an entry in parts, where `standing` is what stands there as far as the vendor sees to that.
+/// Uploads an entry in parts, where `standing` is what stands there as far as the vendor sees to that; whether the permit
+/// held where it was to be completed.
+#[allow(clippy::too_many_arguments, reason = "called once")]
 pub(crate) async fn in_parts(
     store: &Arc<Store>,
     background: &Arc<Background>,
@@ -36,7 +39,8 @@ pub(crate) async fn in_parts(
     pieces: [Bytes; 2],
     labels: &Labels,
     standing: Option<&Standing>,
-) -> Result<(), Failure> {
+    permit: &dyn Permit,
+) -> Result<bool, Failure> {
     let request = store
         .once()
         .create_multipart_upload()
@@ -73,6 +77,9 @@ pub(crate) async fn in_parts(
         stream::iter(parts.collect::<Vec<_>>()).map(part).buffer_unordered(AT_ONCE).try_collect().await?;
     parts.sort_by_key(|part| part.part_number());
 
+    if !permit.holds() {
+        return Ok(false);
+    }
     let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
     store
         .with_condition(|condition| {
@@ -91,7 +98,7 @@ pub(crate) async fn in_parts(
         })
         .await?;
     guard.is_over();
-    Ok(())
+    Ok(true)
 }
 
 /// Ends the upload unless it is over.

@@ -16,6 +16,8 @@ pub use tiercache_core::*;
 pub use tiercache_disk as disk;
 #[cfg(feature = "ram")]
 pub use tiercache_ram as ram;
+#[cfg(feature = "s3")]
+pub use tiercache_s3 as s3;
 pub use tiercache_tracking as tracking_stores;
 
 /// What most programs use.

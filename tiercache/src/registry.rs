@@ -13,12 +13,16 @@ use tiercache_core::{Clock, Level, Result, Tier, Tracking};
 use tiercache_disk::{DiskConfig, DiskTier};
 #[cfg(feature = "ram")]
 use tiercache_ram::{RamConfig, RamTier};
+#[cfg(feature = "s3")]
+use tiercache_s3::{S3Config, S3Tier};
 use tiercache_tracking::{MemoryConfig, MemoryTracking};
 #[cfg(feature = "sqlite")]
 use tiercache_tracking::{SqliteConfig, SqliteTracking};
 
 #[cfg(any(feature = "ram", feature = "disk"))]
-use crate::config::node::{Key, Kind};
+use crate::config::node::Key;
+#[cfg(any(feature = "ram", feature = "disk", feature = "s3"))]
+use crate::config::node::Kind;
 use crate::config::{Node, Problem, read_node, show_hidden};
 
 /// What a `tier.yaml` can name: for each backend, its configuration type and how it is opened.
@@ -86,6 +90,8 @@ impl Registry {
             .with_sized_tier("ram", |config: RamConfig, _| async move { Ok(Arc::new(RamTier::new(config))) });
         #[cfg(feature = "disk")]
         let registry = registry.with_local();
+        #[cfg(feature = "s3")]
+        let registry = registry.with_s3();
         registry
     }
 
@@ -158,6 +164,22 @@ impl Registry {
             section.prepare(&open, |tier| tier as Arc<dyn Tier>)
         };
         self.tiers.insert("local".to_owned(), Box::new(prepare));
+        self
+    }
+
+    /// The S3 level, whose values are checked before anything is opened. The level's name is a part of its objects'.
+    #[cfg(feature = "s3")]
+    fn with_s3(mut self) -> Self {
+        let open = |config: S3Config, place: Place| async move {
+            let level = place.level.map_or(place.section, |level| level.to_string());
+            S3Tier::open(config, &level, place.clock).await.map(Arc::new)
+        };
+        let open = Arc::new(open);
+        let prepare = move |section: &Section| {
+            section.read::<S3Config>()?.check().map_err(|error| section.blame(&error.to_string()))?;
+            section.prepare(&open, |tier| tier as Arc<dyn Tier>)
+        };
+        self.tiers.insert("s3".to_owned(), Box::new(prepare));
         self
     }
 
@@ -316,7 +338,7 @@ impl Section {
     }
 
     /// The problem a backend found with its values, at the key with which its message begins.
-    #[cfg(feature = "disk")]
+    #[cfg(any(feature = "disk", feature = "s3"))]
     fn blame(&self, message: &str) -> Problem {
         let (name, found) = message.split_once(": ").unwrap_or(("", message));
         match &self.node.kind {

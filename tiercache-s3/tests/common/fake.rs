@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -29,7 +29,7 @@ pub struct Fake {
 /// What becomes of a request of an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// It is refused.
+    /// It and what follows is refused.
     Fails,
     /// It is never answered, nor carried out.
     Hangs,
@@ -43,7 +43,8 @@ struct Hooks {
     conditions: AtomicBool,
     conditions_known: AtomicBool,
     cut: Mutex<Option<(usize, Cut)>>,
-    upload_requests: AtomicUsize,
+    /// The upload that was begun last, and how many requests it has had.
+    upload: Mutex<(String, usize)>,
     reached_cut: Semaphore,
     uploads: Mutex<BTreeMap<String, (String, SystemTime)>>,
     requests: Mutex<BTreeMap<&'static str, usize>>,
@@ -60,14 +61,15 @@ impl Fake {
             conditions: AtomicBool::new(true),
             conditions_known: AtomicBool::new(true),
             cut: Mutex::new(None),
-            upload_requests: AtomicUsize::new(0),
+            upload: Mutex::default(),
             reached_cut: Semaphore::new(0),
             uploads: Mutex::default(),
             requests: Mutex::default(),
         });
         let (stop, stopped) = oneshot::channel();
         let (ready, listening) = std::sync::mpsc::channel();
-        let gated = Gated { inner: Arc::new(FileSystem::new(dir.path()).unwrap()), hooks: hooks.clone() };
+        let inner = Arc::new(FileSystem::new(dir.path()).unwrap());
+        let gated = Gated { root: dir.path().to_owned(), inner, hooks: hooks.clone() };
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
@@ -123,7 +125,6 @@ impl Fake {
 
     /// Cuts the next upload at that request: 0 begins it, the last completes it.
     pub fn cut_upload(&self, at: usize, cut: Cut) {
-        self.hooks.upload_requests.store(0, Ordering::SeqCst);
         *self.hooks.cut.lock().unwrap() = Some((at, cut));
     }
 
@@ -196,6 +197,7 @@ async fn serve(listener: TcpListener, gated: Gated) {
 
 #[derive(Clone)]
 struct Gated {
+    root: PathBuf,
     inner: Arc<FileSystem>,
     hooks: Arc<Hooks>,
 }
@@ -205,11 +207,21 @@ impl Gated {
         *self.hooks.requests.lock().unwrap().entry(kind).or_default() += 1;
     }
 
-    async fn upload_request(&self) -> S3Result<()> {
-        let number = self.hooks.upload_requests.fetch_add(1, Ordering::SeqCst);
+    /// `id` is `None` for the request that begins one.
+    async fn upload_request(&self, id: Option<&str>) -> S3Result<()> {
+        let number = {
+            let mut upload = self.hooks.upload.lock().unwrap();
+            if id.is_some_and(|id| id != upload.0) {
+                // A straggler of an upload before.
+                return Ok(());
+            }
+            upload.1 = if id.is_none() { 0 } else { upload.1 + 1 };
+            upload.1
+        };
         let cut = *self.hooks.cut.lock().unwrap();
         match cut {
-            Some((at, cut)) if at == number => {
+            // A part that is refused before it was read may be sent once more.
+            Some((at, cut)) if at == number || cut == Cut::Fails && number > at => {
                 self.hooks.reached_cut.add_permits(1);
                 match cut {
                     Cut::Fails => Err(s3_error!(InvalidRequest, "cut")),
@@ -289,24 +301,32 @@ impl S3 for Gated {
         &self,
         req: S3Request<CreateMultipartUploadInput>,
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
-        self.upload_request().await?;
+        self.upload_request(None).await?;
         let key = req.input.key.clone();
         let answer = self.inner.create_multipart_upload(req).await?;
         let id = answer.output.upload_id.clone().unwrap();
+        self.hooks.upload.lock().unwrap().0.clone_from(&id);
         self.hooks.uploads.lock().unwrap().insert(id, (key, SystemTime::now()));
         Ok(answer)
     }
 
     async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
-        self.upload_request().await?;
-        self.inner.upload_part(req).await
+        self.upload_request(Some(&req.input.upload_id)).await?;
+        let (id, number) = (req.input.upload_id.clone(), req.input.part_number);
+        let answer = self.inner.upload_part(req).await?;
+        // s3s-fs would keep a part that arrives after the end of its upload.
+        if !self.hooks.uploads.lock().unwrap().contains_key(&id) {
+            std::fs::remove_file(self.root.join(format!(".upload_id-{id}.part-{number}"))).unwrap();
+            return Err(s3_error!(NoSuchUpload));
+        }
+        Ok(answer)
     }
 
     async fn complete_multipart_upload(
         &self,
         mut req: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
-        self.upload_request().await?;
+        self.upload_request(Some(&req.input.upload_id)).await?;
         self.condition(&mut req.input.if_match)?;
         self.condition(&mut req.input.if_none_match)?;
         let id = req.input.upload_id.clone();
