@@ -149,7 +149,7 @@ pub(crate) struct Sending {
 
 impl Sending {
     /// It is over: it has arrived, or never will.
-    pub(crate) fn is_known(mut self) {
+    pub(crate) fn end(mut self) {
         self.known = true;
     }
 }
@@ -175,7 +175,7 @@ mod tests {
     fn a_removal_is_remembered_for_a_minute_and_longer_when_a_write_is_in_doubt() {
         let clock = ManualClock::new();
         let late = Arc::new(Late::new(clock.clone()));
-        late.sending(1, generation(5)).is_known();
+        late.sending(1, generation(5)).end();
         drop(late.sending(2, generation(5)));
         for key in [1, 2] {
             assert_eq!(late.floor(key), Generation::ZERO, "nothing was removed");

@@ -9,7 +9,7 @@ use tiercache_core::tier::{
     Dead, FenceLog, Hold, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal, Scope, Spill, Swept,
     Usage,
 };
-use tiercache_core::{Clock, Codec, Entry, Error, Generation, Key, Result, Tier, Timestamp};
+use tiercache_core::{Clock, Codec, Entry, Error, Generation, Key, Packing, Result, Tier, Timestamp};
 
 use crate::S3Config;
 use crate::background::Background;
@@ -26,8 +26,10 @@ use crate::walk::Walk;
 const ATTEMPTS: usize = 4;
 /// Fronts that are read at once by a listing.
 pub(crate) const AT_ONCE: usize = 16;
-/// Values from here on are packed, summed and unpacked where it may block.
-const LARGE: usize = 1 << 20;
+/// Bytes that are summed up here, in well under a millisecond; more are where it may block.
+const SUMMED_HERE: usize = 8 << 20;
+/// Bytes that are packed and unpacked here.
+const PACKED_HERE: usize = 64 << 10;
 
 /// A level in a bucket.
 pub struct S3Tier {
@@ -49,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) damaged: AtomicU64,
     pub(crate) evicted: AtomicU64,
     pub(crate) max_entry: u64,
+    packs: bool,
     closed: AtomicBool,
 }
 
@@ -80,6 +83,7 @@ impl S3Tier {
             damaged: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             max_entry: config.max_entry_size,
+            packs: config.compression != Packing::None,
             closed: AtomicBool::new(false),
         };
         Ok(Self { shared: Arc::new(shared), walk: Walk::new(&config, clock.now()) })
@@ -134,7 +138,7 @@ impl Tier for S3Tier {
         };
         let codec = shared.codec.clone();
         let (bytes, wanted) = (object.bytes.clone(), key.clone());
-        let decoded = aside(bytes.len(), move || codec.decode_for(wanted.as_ref(), &bytes)).await?;
+        let decoded = shared.aside(bytes.len(), move || codec.decode_for(wanted.as_ref(), &bytes)).await?;
         match decoded {
             Ok(entry) => {
                 shared.late.seen(name.key, entry.generation);
@@ -163,8 +167,9 @@ impl Tier for S3Tier {
         }
         let codec = shared.codec.clone();
         let (to_encode, its_key) = (entry.clone(), key.clone());
-        let encoded =
-            aside(entry.value.len(), move || codec.encode_in_two(its_key.as_ref(), &to_encode)).await?;
+        let encoded = shared
+            .aside(entry.value.len(), move || codec.encode_in_two(its_key.as_ref(), &to_encode))
+            .await?;
         let pieces = match encoded {
             Ok((front, value)) => [Bytes::from(front), value],
             Err(Damage::TooLarge) => return Ok(Put::TooLarge),
@@ -198,12 +203,12 @@ impl Tier for S3Tier {
             let sending = shared.late.sending(name.key, generation);
             match shared.send(&name, pieces.clone(), &labels, standing.as_ref(), permit).await {
                 Ok(stored) => {
-                    sending.is_known();
+                    sending.end();
                     return Ok(if stored { Put::Stored } else { Put::Superseded });
                 }
                 Err(failure) if failure.kind == Kind::Open => return Err(failure.into()),
                 Err(failure) => {
-                    sending.is_known();
+                    sending.end();
                     // The object is gone, or another one: look again.
                     if !matches!(failure.kind, Kind::Conflict | Kind::Absent) {
                         return Err(failure.into());
@@ -344,6 +349,18 @@ impl Shared {
             || self.meta.is_dead(name.namespace, key.as_ref(), entry)
     }
 
+    /// Runs work on so many bytes here, or where it may block when they are many.
+    async fn aside<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
+        if bytes <= if self.packs { PACKED_HERE } else { SUMMED_HERE } {
+            return Ok(work());
+        }
+        tokio::task::spawn_blocking(work).await.map_err(|_| Error::Panicked { what: "the S3 level" })
+    }
+
     /// Writes an entry; `false` when the permit was withdrawn before the end of an upload.
     async fn send(
         &self,
@@ -426,12 +443,4 @@ impl Shared {
 
 fn size(pieces: &[Bytes]) -> u64 {
     pieces.iter().map(|piece| piece.len() as u64).sum()
-}
-
-/// Runs work on so many bytes here, or where it may block when they are many.
-async fn aside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    if bytes < LARGE {
-        return Ok(work());
-    }
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Panicked { what: "the S3 level" })
 }

@@ -97,7 +97,7 @@ pub(crate) async fn in_parts(
             store.timed("complete upload", request.send())
         })
         .await?;
-    guard.is_over();
+    guard.end();
     Ok(true)
 }
 
@@ -118,7 +118,7 @@ impl Guard {
         Self { store, background, active, name: name.to_owned(), id: id.to_owned(), over: false }
     }
 
-    fn is_over(mut self) {
+    fn end(mut self) {
         self.over = true;
     }
 }

@@ -39,7 +39,7 @@ async fn compare(
 async fn measure() {
     let fake = Fake::start();
     let client = raw(fake.url());
-    for (size, times) in [(4 << 10, 200), (1 << 20, 60), (64 << 20, 7)] {
+    for (size, times) in [(4 << 10, 200), (1 << 20, 100), (64 << 20, 7)] {
         let value = Bytes::from(noise(size));
         let config = S3Config { max_entry_size: 1 << 30, multipart_threshold: 1 << 30, ..config(fake.url()) };
         let tier = open(config.clone()).await;

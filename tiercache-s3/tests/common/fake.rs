@@ -313,13 +313,17 @@ impl S3 for Gated {
     async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
         self.upload_request(Some(&req.input.upload_id)).await?;
         let (id, number) = (req.input.upload_id.clone(), req.input.part_number);
-        let answer = self.inner.upload_part(req).await?;
-        // s3s-fs would keep a part that arrives after the end of its upload.
-        if !self.hooks.uploads.lock().unwrap().contains_key(&id) {
-            std::fs::remove_file(self.root.join(format!(".upload_id-{id}.part-{number}"))).unwrap();
-            return Err(s3_error!(NoSuchUpload));
-        }
-        Ok(answer)
+        let (inner, hooks, root) = (self.inner.clone(), self.hooks.clone(), self.root.clone());
+        let carried_out = tokio::spawn(async move {
+            let answer = inner.upload_part(req).await?;
+            // s3s-fs would keep a part that arrives after the end of its upload.
+            if !hooks.uploads.lock().unwrap().contains_key(&id) {
+                let _ = std::fs::remove_file(root.join(format!(".upload_id-{id}.part-{number}")));
+                return Err(s3_error!(NoSuchUpload));
+            }
+            Ok(answer)
+        });
+        carried_out.await.map_err(|_| s3_error!(InternalError))?
     }
 
     async fn complete_multipart_upload(
@@ -339,10 +343,8 @@ impl S3 for Gated {
         &self,
         req: S3Request<AbortMultipartUploadInput>,
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
-        let id = req.input.upload_id.clone();
-        let answer = self.inner.abort_multipart_upload(req).await?;
-        self.hooks.uploads.lock().unwrap().remove(&id);
-        Ok(answer)
+        self.hooks.uploads.lock().unwrap().remove(&req.input.upload_id);
+        self.inner.abort_multipart_upload(req).await
     }
 
     async fn list_multipart_uploads(
