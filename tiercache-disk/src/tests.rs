@@ -114,7 +114,9 @@ async fn a_future_dropped_at_any_poll_leaves_nothing_behind() {
             let generation = Generation::new(polls * 1_000 + n + 1);
             let entry = Entry::new(vec![n as u8; 2_000], generation, clock.now());
             let mut future: std::pin::Pin<Box<dyn Future<Output = ()> + Send>> = match n % 4 {
-                0 => Box::pin(async { assert_eq!(tier.remove(&key, generation).await.unwrap(), Removal::Done) }),
+                0 => Box::pin(async {
+                    assert_eq!(tier.remove(&key, generation).await.unwrap(), Removal::Done)
+                }),
                 1 => Box::pin(async { tier.sync().await.unwrap() }),
                 _ => Box::pin(async {
                     tier.put(&key, &entry, hold, &Always).await.unwrap();

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tiercache_core::{Address, Error, Packing, Result, Secret};
+use tiercache_core::{Address, Codec, EncryptionConfig, Error, Packing, Result, Secret};
 
 /// The smallest part but the last that S3 takes.
 const MIN_PART: u64 = 5 << 20;
@@ -144,6 +144,12 @@ pub struct S3Config {
     /// compression: zstd
     /// ```
     pub compression: Packing,
+    /// How entries are encrypted before they leave the process. Default: not at all. Needs the feature `encryption`.
+    ///
+    /// ```yaml
+    /// encryption: { key: "${CACHE_KEY}" }
+    /// ```
+    pub encryption: Option<EncryptionConfig>,
 }
 
 impl Default for S3Config {
@@ -170,6 +176,7 @@ impl Default for S3Config {
             server_side_encryption: None,
             kms_key_id: None,
             compression: Packing::default(),
+            encryption: None,
         }
     }
 }
@@ -214,8 +221,15 @@ impl S3Config {
         {
             return wrong("kms_key_id: goes with `server_side_encryption: aws:kms`".into());
         }
-        self.compression.compression()?;
+        self.codec()?;
         Ok(())
+    }
+
+    /// How entries are written.
+    pub(crate) fn codec(&self) -> Result<Codec> {
+        let codec = Codec::new(self.compression)?
+            .with_max_value(usize::try_from(self.max_entry_size).unwrap_or(usize::MAX));
+        self.encryption.as_ref().map_or(Ok(codec.clone()), |encryption| codec.with_encryption(encryption))
     }
 
     /// Where the level is, for people.

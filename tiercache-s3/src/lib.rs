@@ -14,4 +14,4 @@ mod walk;
 
 pub use config::S3Config;
 pub use tier::S3Tier;
-pub use tiercache_core::Packing;
+pub use tiercache_core::{EncryptionConfig, Packing};

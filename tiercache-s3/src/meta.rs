@@ -196,6 +196,11 @@ impl Meta {
         known.all.max(known.floor_of(Some(namespace)))
     }
 
+    /// What is not below this was neither cleared nor fenced off.
+    pub(crate) fn newest(&self) -> Generation {
+        self.read().newest
+    }
+
     /// Whether an entry was cleared or fenced off.
     pub(crate) fn is_dead(&self, namespace: Hash, key: KeyRef<'_>, entry: &Entry) -> bool {
         let known = self.read();

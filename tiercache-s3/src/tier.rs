@@ -4,12 +4,12 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use tiercache_core::envelope::Damage;
+use tiercache_core::envelope::{Damage, HEADER_BYTES, Header};
 use tiercache_core::tier::{
     Dead, FenceLog, Hold, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal, Scope, Spill, Swept,
     Usage,
 };
-use tiercache_core::{Clock, Codec, Entry, Error, Generation, Key, Packing, Result, Tier, Timestamp};
+use tiercache_core::{Clock, Codec, Entry, Error, Generation, Key, Result, Tier, Timestamp};
 
 use crate::S3Config;
 use crate::background::Background;
@@ -28,7 +28,7 @@ const ATTEMPTS: usize = 4;
 pub(crate) const AT_ONCE: usize = 16;
 /// Bytes that are summed up here, in well under a millisecond; more are where it may block.
 const SUMMED_HERE: usize = 8 << 20;
-/// Bytes that are packed and unpacked here.
+/// Bytes that are packed and sealed here.
 const PACKED_HERE: usize = 64 << 10;
 
 /// A level in a bucket.
@@ -51,7 +51,6 @@ pub(crate) struct Shared {
     pub(crate) damaged: AtomicU64,
     pub(crate) evicted: AtomicU64,
     pub(crate) max_entry: u64,
-    packs: bool,
     closed: AtomicBool,
 }
 
@@ -73,7 +72,7 @@ impl S3Tier {
         let shared = Shared {
             names,
             store,
-            codec: Codec::new(config.compression)?,
+            codec: config.codec()?,
             late: Arc::new(Late::new(clock.clone())),
             meta,
             turns: Turns::new(),
@@ -83,7 +82,6 @@ impl S3Tier {
             damaged: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             max_entry: config.max_entry_size,
-            packs: config.compression != Packing::None,
             closed: AtomicBool::new(false),
         };
         Ok(Self { shared: Arc::new(shared), walk: Walk::new(&config, clock.now()) })
@@ -355,7 +353,7 @@ impl Shared {
         bytes: usize,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
-        if bytes <= if self.packs { PACKED_HERE } else { SUMMED_HERE } {
+        if bytes <= if self.codec.is_costly() { PACKED_HERE } else { SUMMED_HERE } {
             return Ok(work());
         }
         tokio::task::spawn_blocking(work).await.map_err(|_| Error::Panicked { what: "the S3 level" })
@@ -400,6 +398,23 @@ impl Shared {
         }
     }
 
+    /// Whether an object need not be looked at any closer. What is sealed can only be read as a whole, and most of it has
+    /// nothing to fear: it is newer than every fence.
+    pub(crate) async fn is_surely_alive(&self, name: &Name, now: Timestamp) -> Result<bool, Failure> {
+        if !self.codec.seals() {
+            return Ok(false);
+        }
+        let bytes = HEADER_BYTES as u64;
+        let Read::Object(object) = self.store.read(&name.object, Some(bytes), bytes).await? else {
+            return Ok(false);
+        };
+        Ok(Header::parse(&object.bytes).is_ok_and(|header| {
+            now < header.deadline
+                && now < object.until
+                && header.generation >= self.meta.newest().max(self.late.floor(name.key))
+        }))
+    }
+
     /// Removes that very copy, unless it was replaced.
     pub(crate) async fn remove_copy(&self, name: &Name, etag: Option<&str>) -> Result<bool, Failure> {
         let _turn = self.turns.take(name.key).await;
@@ -429,8 +444,10 @@ impl Shared {
                 else {
                     return Ok(());
                 };
-                if shared.codec.decode(&again.bytes).is_err() {
-                    shared.remove_copy(&name, again.etag.as_deref()).await?;
+                match shared.codec.decode(&again.bytes) {
+                    // Others may know what to do with it.
+                    Ok(_) | Err(Damage::UnknownKey | Damage::Version) => {}
+                    Err(_) => drop(shared.remove_copy(&name, again.etag.as_deref()).await?),
                 }
                 Ok::<_, Failure>(())
             };

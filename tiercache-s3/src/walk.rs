@@ -278,6 +278,9 @@ async fn judge(
     now: Timestamp,
     dead: &dyn Dead,
 ) -> Result<Verdict, Failure> {
+    if shared.is_surely_alive(&name, now).await? {
+        return Ok(Verdict::Stays(listed));
+    }
     let Some(front) = shared.front(&name).await? else {
         shared.remove_damaged_later(name);
         return Ok(Verdict::Gone);
