@@ -12,6 +12,7 @@ use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
 use bytes::Bytes;
 use tiercache_core::envelope::{HEADER_BYTES, Header};
 use tiercache_core::{Generation, Result, Timestamp};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::client::{Clients, Failure, Kind};
 use crate::{S3Config, upload};
@@ -24,7 +25,9 @@ const PAGE: i32 = 1_000;
 const GENERATION: &str = "generation";
 const DEADLINE: &str = "deadline";
 const UNTIL: &str = "until";
-const CHECKSUM: &str = "checksum";
+const IDENTITY: &str = "identity";
+/// Where generation, creation and deadline stand in an envelope.
+const TIMES: std::ops::Range<usize> = 11..29;
 
 /// The requests a level makes.
 #[derive(Debug)]
@@ -45,7 +48,7 @@ pub(crate) struct Store {
 #[derive(Clone, Debug)]
 pub(crate) struct Standing {
     pub(crate) generation: Generation,
-    pub(crate) checksum: Option<u64>,
+    pub(crate) identity: Option<u64>,
     pub(crate) etag: Option<String>,
 }
 
@@ -64,7 +67,7 @@ pub(crate) struct Labels {
     pub(crate) generation: Generation,
     pub(crate) deadline: Timestamp,
     pub(crate) until: Timestamp,
-    pub(crate) checksum: u64,
+    pub(crate) identity: u64,
 }
 
 /// What a listing says of an object.
@@ -119,7 +122,7 @@ impl Store {
         if let Some(generation) = label(GENERATION).and_then(|text| text.parse().ok()) {
             return Ok(Some(Standing {
                 generation: Generation::new(generation),
-                checksum: label(CHECKSUM).and_then(|text| u64::from_str_radix(text, 16).ok()),
+                identity: label(IDENTITY).and_then(|text| u64::from_str_radix(text, 16).ok()),
                 etag: found.e_tag().map(str::to_owned),
             }));
         }
@@ -127,7 +130,7 @@ impl Store {
             Read::Object(Object { bytes, etag, .. }) => Ok(Some(Standing {
                 // What is no envelope is older than everything.
                 generation: Header::parse(&bytes).map_or(Generation::ZERO, |header| header.generation),
-                checksum: checksum_of(&bytes),
+                identity: identity_of(&bytes),
                 etag,
             })),
             Read::Absent | Read::TooLarge => Ok(None),
@@ -326,16 +329,19 @@ impl Labels {
             (GENERATION, self.generation.get().to_string()),
             (DEADLINE, self.deadline.as_millis().to_string()),
             (UNTIL, self.until.as_millis().to_string()),
-            (CHECKSUM, format!("{:016x}", self.checksum)),
+            (IDENTITY, format!("{:016x}", self.identity)),
         ];
         texts.map(|(label, text)| (label.to_owned(), text)).into()
     }
 }
 
-/// The checksum in the header that an envelope begins with.
-pub(crate) fn checksum_of(envelope: &[u8]) -> Option<u64> {
-    let field = envelope.get(HEADER_BYTES - 8..HEADER_BYTES)?;
-    field.try_into().ok().map(u64::from_le_bytes)
+/// What tells two writes of one generation apart, by the header of the envelope: the checksum; of a sealed entry, which
+/// is another one every time it is sealed, when it was made and when it dies.
+pub(crate) fn identity_of(envelope: &[u8]) -> Option<u64> {
+    let sealed = Header::parse(envelope).ok()?.is_sealed();
+    let field = if sealed { TIMES } else { HEADER_BYTES - 8..HEADER_BYTES };
+    let field = envelope.get(field)?;
+    if sealed { Some(xxh3_64(field)) } else { field.try_into().ok().map(u64::from_le_bytes) }
 }
 
 /// Milliseconds since the epoch, by the server's clock.

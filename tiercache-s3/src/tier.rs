@@ -17,7 +17,7 @@ use crate::client::{Clients, Failure, Kind, NAME};
 use crate::late::Late;
 use crate::meta::Meta;
 use crate::names::{Name, Names, hash_namespace};
-use crate::store::{FRONT, Labels, Object, Read, Standing, Store, checksum_of};
+use crate::store::{FRONT, Labels, Object, Read, Standing, Store, identity_of};
 use crate::turns::Turns;
 use crate::upload::{self, Active};
 use crate::walk::Walk;
@@ -176,9 +176,9 @@ impl Tier for S3Tier {
         if size(&pieces) > shared.max_entry {
             return Ok(Put::TooLarge);
         }
-        let checksum = checksum_of(&pieces[0]).unwrap_or_default();
+        let identity = identity_of(&pieces[0]).unwrap_or_default();
         let (generation, deadline) = (entry.generation, entry.deadline);
-        let labels = Labels { generation, deadline, until: hold.until(entry), checksum };
+        let labels = Labels { generation, deadline, until: hold.until(entry), identity };
         let name = shared.names.entry(key.as_ref());
 
         let _turn = shared.turns.take(name.key).await;
@@ -188,7 +188,7 @@ impl Tier for S3Tier {
             if let Some(standing) = &standing {
                 shared.late.seen(name.key, standing.generation);
                 if standing.generation == generation {
-                    let same = standing.checksum.is_none_or(|theirs| theirs == checksum);
+                    let same = standing.identity.is_none_or(|theirs| theirs == identity);
                     return Ok(if same { Put::Unchanged } else { Put::Superseded });
                 }
                 if standing.generation > generation {
