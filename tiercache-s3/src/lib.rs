@@ -6,6 +6,7 @@ mod config;
 mod late;
 mod meta;
 mod names;
+mod shared;
 mod store;
 mod tier;
 mod turns;

@@ -18,8 +18,9 @@ use tiercache_core::{Generation, Result, Timestamp};
 use crate::S3Config;
 use crate::client::{Failure, Kind};
 use crate::names::{Hash, Name};
+use crate::shared::Shared;
 use crate::store::{Listed, Read};
-use crate::tier::{AT_ONCE, Shared};
+use crate::tier::AT_ONCE;
 
 /// How often the records are looked at for what other processes have written.
 const REFRESH_EVERY: Duration = Duration::from_secs(30);
