@@ -81,6 +81,20 @@ impl Codec {
         envelope::write(key, entry, self.compression, self.keys.as_deref().map(|keys| (keys, note)), out)
     }
 
+    /// The envelope of `entry` in two pieces, for stores that take pieces. The second is the value where it goes as it
+    /// is, which copies nothing, and empty otherwise.
+    ///
+    /// # Errors
+    /// As [`envelope::encode`].
+    pub fn encode_in_two(&self, key: KeyRef<'_>, entry: &Entry) -> Result<(Vec<u8>, Bytes), Damage> {
+        if !self.is_costly() {
+            return envelope::encode_in_two(key, entry);
+        }
+        let mut whole = Vec::new();
+        self.encode(key, entry, &mut whole)?;
+        Ok((whole, Bytes::new()))
+    }
+
     /// Reads one whole envelope that must be `key`'s.
     ///
     /// # Errors
@@ -96,6 +110,19 @@ impl Codec {
     /// As [`Codec::decode_for`].
     pub fn decode(&self, bytes: &Bytes) -> Result<(Key, Entry), Damage> {
         envelope::read(bytes, self.max_value, self.keys.as_deref())
+    }
+
+    /// Reads the front of an envelope, of whatever key: the entry without its value, and the size of the value.
+    /// Nothing is verified but the form.
+    ///
+    /// # Errors
+    /// [`Damage::Length`] when it takes more than `bytes` to tell, else what is wrong with it.
+    pub fn decode_front(&self, bytes: &[u8]) -> Result<(Key, Entry, u64), Damage> {
+        if self.seals() {
+            // Whether it may be read at all is told by the whole.
+            return Err(Damage::Length);
+        }
+        envelope::decode_front(bytes)
     }
 }
 

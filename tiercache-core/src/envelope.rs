@@ -338,6 +338,56 @@ fn append(
     Ok(out.len() - start)
 }
 
+/// The envelope of `entry`, neither compressed nor sealed, in two pieces, its front and its value: the value is not copied.
+///
+/// # Errors
+/// As for [`encode`].
+pub fn encode_in_two(key: KeyRef<'_>, entry: &Entry) -> Result<(Vec<u8>, Bytes), Damage> {
+    let value = entry.value.clone();
+    let value_len = u32::try_from(value.len()).map_err(|_| Damage::TooLarge)?;
+    let mut front = Vec::new();
+    encode(key, &Entry { value: Bytes::new(), ..entry.clone() }, Compression::None, &mut front)?;
+    front[7..11].copy_from_slice(&value_len.to_le_bytes());
+    let mut hasher = xxhash_rust::xxh3::Xxh3::with_seed(xxhash_rust::xxh3::xxh3_64(&front[..CHECKSUM_AT]));
+    hasher.update(&front[HEADER_BYTES..]);
+    hasher.update(&value);
+    front[CHECKSUM_AT..HEADER_BYTES].copy_from_slice(&hasher.digest().to_le_bytes());
+    Ok((front, value))
+}
+
+/// Reads the front of an envelope, of whatever key: the entry without its value, and the bytes the value has once it
+/// is unpacked. Nothing is verified but the form.
+///
+/// # Errors
+/// [`Damage::Length`] when the front goes on beyond `bytes`, as that of a sealed envelope does to its end; else what is
+/// wrong with it.
+pub fn decode_front(bytes: &[u8]) -> Result<(Key, Entry, u64), Damage> {
+    let header = Header::parse(bytes)?;
+    if header.is_sealed() {
+        return Err(Damage::Length);
+    }
+    let names = header.key_range();
+    let body = declared_len(bytes)? - header.stored_len;
+    let front = bytes.get(..body).ok_or(Damage::Length)?;
+    let (namespace, key) = front[names.clone()].split_at(header.namespace_len);
+    let namespace = std::str::from_utf8(namespace).map_err(|_| Damage::Content)?;
+    let mut size = header.stored_len as u64;
+    if header.flags & COMPRESSION != 0 {
+        let plain = front[names.start - 4..names.start].try_into().map_err(|_| Damage::Length)?;
+        size = u32::from_le_bytes(plain).into();
+    }
+    let levels =
+        if header.flags & HAS_LEVELS == 0 { Levels::ALL } else { Levels::from_bits(front[HEADER_BYTES]) };
+    let entry = Entry {
+        deadline: header.deadline,
+        levels,
+        explicit_ttl: header.flags & EXPLICIT_TTL != 0,
+        extras: decode_extras(&front[names.end..])?,
+        ..Entry::new(Bytes::new(), header.generation, header.created)
+    };
+    Ok((Key::new(namespace, key).map_err(|_| Damage::Content)?, entry, size))
+}
+
 fn put_form(out: &mut Vec<u8>, flags: u8, namespace_len: u8, key_len: u16, stored_len: u32) {
     out.put_u8(flags);
     out.put_u8(namespace_len);
@@ -467,14 +517,7 @@ impl Parts {
     }
 
     fn entry(&self, bytes: &Bytes, max_value: usize) -> Result<Entry, Damage> {
-        let extras = if self.extras.is_empty() {
-            None
-        } else {
-            let mut decoder = rmp_serde::Deserializer::from_read_ref(&bytes[self.extras.clone()]);
-            decoder.set_max_depth(8);
-            let wire = Wire::deserialize(&mut decoder).map_err(|_| Damage::Content)?;
-            Some(Arc::new(Extras::from(wire)))
-        };
+        let extras = decode_extras(&bytes[self.extras.clone()])?;
         let stored = bytes.slice(self.value.clone());
         let value = match self.plain_len {
             None if stored.len() > max_value => return Err(Damage::TooLarge),
@@ -492,6 +535,16 @@ impl Parts {
             extras,
         })
     }
+}
+
+fn decode_extras(bytes: &[u8]) -> Result<Option<Arc<Extras>>, Damage> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
+    decoder.set_max_depth(8);
+    let wire = Wire::deserialize(&mut decoder).map_err(|_| Damage::Content)?;
+    Ok(Some(Arc::new(Extras::from(wire))))
 }
 
 /// The extras as they are stored. Fields are positional: a new one needs a new envelope version.

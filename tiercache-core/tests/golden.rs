@@ -82,7 +82,26 @@ fn what_is_written_now_is_what_version_1_wrote() {
     for (name, key, entry, compression) in version_1() {
         let mut out = Vec::new();
         envelope::encode(key.as_ref(), &entry, compression, &mut out).unwrap();
+        if compression == Compression::None {
+            let (front, value) = envelope::encode_in_two(key.as_ref(), &entry).unwrap();
+            assert_eq!([&front[..], &value[..]].concat(), out, "{name} in two pieces");
+        }
         assert_eq!(out, golden(name), "{name}");
+    }
+}
+
+#[test]
+fn an_entry_is_known_by_the_front_of_its_envelope() {
+    for (name, key, entry, _) in version_1() {
+        let whole = golden(name);
+        let header = envelope::Header::parse(&whole).unwrap();
+        let front = &whole[..whole.len() - header.stored_len];
+        let (found, without_value, size) = envelope::decode_front(front).unwrap();
+        assert_eq!((found, size), (key, entry.value.len() as u64), "{name}");
+        assert_eq!(Entry { value: entry.value.clone(), ..without_value }, entry, "{name}");
+        for cut in 0..front.len() {
+            assert_eq!(envelope::decode_front(&front[..cut]), Err(Damage::Length), "{name} {cut}");
+        }
     }
 }
 

@@ -20,6 +20,8 @@ pub use tiercache_memcached as memcached;
 pub use tiercache_ram as ram;
 #[cfg(feature = "sqlite")]
 pub use tiercache_sqlite as sqlite;
+#[cfg(feature = "s3")]
+pub use tiercache_s3 as s3;
 pub use tiercache_tracking as tracking_stores;
 
 /// What most programs use.

@@ -19,6 +19,8 @@ use tiercache_ram::{RamConfig, RamTier};
 use tiercache_sqlite::SqliteTier;
 #[cfg(feature = "redis")]
 use tiercache_redis::{RedisTier, RedisTracking};
+#[cfg(feature = "s3")]
+use tiercache_s3::{S3Config, S3Tier};
 use tiercache_tracking::{MemoryConfig, MemoryTracking};
 #[cfg(feature = "postgres")]
 use tiercache_tracking::{PostgresConfig, PostgresTracking};
@@ -27,6 +29,10 @@ use tiercache_tracking::{SqliteConfig, SqliteTracking};
 
 #[cfg(any(feature = "ram", feature = "disk", feature = "sqlite"))]
 use crate::config::node::{Key, Kind};
+#[cfg(any(feature = "ram", feature = "disk"))]
+use crate::config::node::Key;
+#[cfg(any(feature = "ram", feature = "disk", feature = "s3"))]
+use crate::config::node::Kind;
 use crate::config::{Node, Problem, read_node, show_hidden};
 
 /// What a `tier.yaml` can name: for each backend, its configuration type and how it is opened.
@@ -115,6 +121,8 @@ impl Registry {
         let registry = registry.with_tier("memcached", |config, place| async move {
             MemcachedTier::open(config, place.level.map_or("", Level::name)).await.map(Arc::new)
         });
+        #[cfg(feature = "s3")]
+        let registry = registry.with_s3();
         registry
     }
 
@@ -205,6 +213,14 @@ impl Registry {
             section.prepare(&open, |tier| tier as Arc<dyn Tier>)
         };
         self.tiers.insert("sqlite".to_owned(), Box::new(prepare));
+    /// The S3 level, whose values are checked before anything is opened. The level's name is a part of its objects'.
+    #[cfg(feature = "s3")]
+    fn with_s3(mut self) -> Self {
+        let open = |config: S3Config, place: Place| async move {
+            let level = place.level.map_or(place.section, |level| level.to_string());
+            S3Tier::open(config, &level, place.clock).await.map(Arc::new)
+            section.read::<S3Config>()?.check().map_err(|error| section.blame(&error.to_string()))?;
+        self.tiers.insert("s3".to_owned(), Box::new(prepare));
         self
     }
 
@@ -364,6 +380,7 @@ impl Section {
 
     /// The problem a backend found with its values, at the key with which its message begins.
     #[cfg(any(feature = "disk", feature = "sqlite"))]
+    #[cfg(any(feature = "disk", feature = "s3"))]
     fn blame(&self, message: &str) -> Problem {
         let (name, found) = message.split_once(": ").unwrap_or(("", message));
         match &self.node.kind {

@@ -94,13 +94,22 @@ const TABLE: &[(&str, &[Expected])] = &[
     ("tracking: { backend: ram }", &[("1:22", &["`ram` is a store for a level, not for tracking"])]),
     ("hot_cache: { backend: postgres }", &[("1:23", &["`postgres` is for tracking, not for a level"])]),
     ("hot_cache: { backend: [ram] }", &[("1:23", &["hot_cache.backend: found a list", "text"])]),
+    #[cfg(not(feature = "s3"))]
     (
         "dry_cache: { backend: s3 }",
         &[("", &["s3.bucket: the key `bucket` is missing"]), ("1:23", &["enable the feature `s3`"])],
     ),
+    #[cfg(not(feature = "s3"))]
     (
         "dry_cache: { backend: s3 }\ns3: { prefix: a }",
         &[("1:23", &["feature `s3`"]), ("2:5", &["s3.bucket", "missing"])],
+    ),
+    #[cfg(feature = "s3")]
+    ("dry_cache: { backend: s3 }", &[("1:12", &["give the name of the bucket"])]),
+    #[cfg(feature = "s3")]
+    (
+        "dry_cache: { backend: s3 }\ns3: { bucket: b, part_size: 1MiB }",
+        &[("2:29", &["part_size", "below the least"])],
     ),
     (
         "tracking: { backend: postgres }",
