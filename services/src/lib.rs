@@ -1,1 +1,21 @@
-//! Real servers for tests, each on a free loopback port and ended with the test, and a proxy that injects faults.
+#![doc = include_str!("../README.md")]
+
+mod container;
+mod find;
+mod launch;
+mod memcached;
+mod mongo;
+mod moto;
+mod port;
+mod postgres;
+mod proxy;
+mod redis;
+mod server;
+
+pub use memcached::Memcached;
+pub use mongo::{MongoSim, Mongod};
+pub use moto::Moto;
+pub use postgres::Postgres;
+pub use proxy::{Fault, Proxy};
+pub use redis::{Redis, RedisCluster, RedisSentinel};
+pub use server::Server;
