@@ -171,9 +171,9 @@ impl Documents {
         };
         let update = doc! { "$set": set, "$unset": unset };
         match self.replace(&entry.name, rank, update).await? {
-            Ok(file) => Ok((Put::Stored, file)),
-            Err(standing) if standing.rank == rank && standing.sum == Some(entry.sum) => Ok((Put::Unchanged, None)),
-            Err(_) => Ok((Put::Superseded, None)),
+            Met::Lower(file) => Ok((Put::Stored, file)),
+            Met::Standing { rank: same, sum } if same == rank && sum == Some(entry.sum) => Ok((Put::Unchanged, None)),
+            Met::Standing { .. } => Ok((Put::Superseded, None)),
         }
     }
 
@@ -186,8 +186,8 @@ impl Documents {
             "$currentDate": { "removed": true },
         };
         match self.replace(name, rank, update).await? {
-            Ok(file) => Ok((Removal::Done, file)),
-            Err(standing) => Ok((Removal::Behind(generation(standing.rank)), None)),
+            Met::Lower(file) => Ok((Removal::Done, file)),
+            Met::Standing { rank, .. } => Ok((Removal::Behind(generation(rank)), None)),
         }
     }
 
@@ -207,8 +207,8 @@ impl Documents {
     }
 
     /// The one step of every write: applies `update` to the document of that name if its rank is lower, or makes
-    /// it. Returns the file the document had, or what stands there.
-    async fn replace(&self, name: &str, rank: i64, update: Document) -> Result<Result<Option<ObjectId>, Standing>> {
+    /// it.
+    async fn replace(&self, name: &str, rank: i64, update: Document) -> Result<Met> {
         let mut tries = TRIES;
         loop {
             let lower = doc! { "_id": name, "rank": { "$lt": rank } };
@@ -220,7 +220,7 @@ impl Documents {
                 .projection(doc! { "file": 1 })
                 .await;
             let error = match written {
-                Ok(before) => return Ok(Ok(before.and_then(|before| before.get_object_id("file").ok()))),
+                Ok(before) => return Ok(Met::Lower(before.and_then(|before| before.get_object_id("file").ok()))),
                 Err(error) if is_duplicate(&error) => error,
                 Err(error) => return Err(error),
             };
@@ -228,7 +228,7 @@ impl Documents {
             if let Some(found) = self.entries.find_one(doc! { "_id": name }).projection(wanted).await? {
                 match number(&found, "rank") {
                     Some(standing) if standing >= rank => {
-                        return Ok(Err(Standing { rank: standing, sum: number(&found, "sum") }));
+                        return Ok(Met::Standing { rank: standing, sum: number(&found, "sum") });
                     }
                     Some(_) => {}
                     // What has no rank is no document of ours.
@@ -248,9 +248,11 @@ impl Documents {
 }
 
 /// What a write met.
-struct Standing {
-    rank: i64,
-    sum: Option<i64>,
+enum Met {
+    /// Something of a lower rank, with that file, or nothing: it was written.
+    Lower(Option<ObjectId>),
+    /// Something of no lower rank: nothing was written.
+    Standing { rank: i64, sum: Option<i64> },
 }
 
 pub(crate) fn rank(generation: Generation) -> i64 {

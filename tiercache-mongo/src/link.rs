@@ -170,7 +170,7 @@ fn is_not_let_in(error: &DriverError) -> bool {
     matches!(*error.kind, ErrorKind::Authentication { .. })
         || code(error).is_some_and(|code| NOT_LET_IN.contains(&code))
         // The driver keeps of what a connection met only the words.
-        || matches!(&*error.kind, ErrorKind::ServerSelection { message } if message.contains("SCRAM failure"))
+        || matches!(&*error.kind, ErrorKind::ServerSelection { message, .. } if message.contains("SCRAM failure"))
 }
 
 fn code(error: &DriverError) -> Option<i32> {
