@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 use tiercache_core::{Clock, Level, Result, Tier, Tracking};
 #[cfg(feature = "disk")]
 use tiercache_disk::{DiskConfig, DiskTier};
+#[cfg(feature = "mongodb")]
+use tiercache_mongo::{MongoConfig, MongoTier, MongoTracking, MongoTrackingConfig};
 #[cfg(feature = "ram")]
 use tiercache_ram::{RamConfig, RamTier};
 use tiercache_tracking::{MemoryConfig, MemoryTracking};
@@ -72,7 +74,7 @@ const KNOWN_TRACKINGS: [(&str, &str); 5] = [
 const DEFAULT_SIZES: [u64; 3] = [2 << 30, 10 << 30, 100 << 30];
 
 impl Registry {
-    /// The backends that are compiled in: `ram`, `local`; `memory`, `sqlite`.
+    /// The backends that are compiled in: `ram`, `local`, `mongodb`; `memory`, `mongodb`, `sqlite`.
     pub fn builtin() -> Self {
         let registry = Self::empty().with_tracking("memory", |config: MemoryConfig, _| async move {
             Ok(Arc::new(MemoryTracking::new(&config)))
@@ -86,6 +88,8 @@ impl Registry {
             .with_sized_tier("ram", |config: RamConfig, _| async move { Ok(Arc::new(RamTier::new(config))) });
         #[cfg(feature = "disk")]
         let registry = registry.with_local();
+        #[cfg(feature = "mongodb")]
+        let registry = registry.with_mongodb();
         registry
     }
 
@@ -158,6 +162,28 @@ impl Registry {
             section.prepare(&open, |tier| tier as Arc<dyn Tier>)
         };
         self.tiers.insert("local".to_owned(), Box::new(prepare));
+        self
+    }
+
+    /// MongoDB for levels and tracking. Each level has collections of its own, by its name.
+    #[cfg(feature = "mongodb")]
+    fn with_mongodb(mut self) -> Self {
+        let open = Arc::new(|config: MongoConfig, place: Place| async move {
+            MongoTier::open(config, place.level.map_or("level", Level::name)).await.map(Arc::new)
+        });
+        let prepare = move |section: &Section| {
+            section.read::<MongoConfig>()?.check().map_err(|error| section.blame(&error.to_string()))?;
+            section.prepare(&open, |tier| tier as Arc<dyn Tier>)
+        };
+        self.tiers.insert("mongodb".to_owned(), Box::new(prepare));
+        let open = Arc::new(|config: MongoTrackingConfig, _: Place| async move {
+            MongoTracking::open(config).await.map(Arc::new)
+        });
+        let prepare = move |section: &Section| {
+            section.read::<MongoTrackingConfig>()?.check().map_err(|error| section.blame(&error.to_string()))?;
+            section.prepare(&open, |tracking| tracking as Arc<dyn Tracking>)
+        };
+        self.trackings.insert("mongodb".to_owned(), Box::new(prepare));
         self
     }
 
@@ -316,7 +342,7 @@ impl Section {
     }
 
     /// The problem a backend found with its values, at the key with which its message begins.
-    #[cfg(feature = "disk")]
+    #[cfg(any(feature = "disk", feature = "mongodb"))]
     fn blame(&self, message: &str) -> Problem {
         let (name, found) = message.split_once(": ").unwrap_or(("", message));
         match &self.node.kind {
