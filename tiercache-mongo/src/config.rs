@@ -225,7 +225,10 @@ impl MongoConfig {
         self.server().check()?;
         self.compression.compression()?;
         if self.inline_limit > MAX_INLINE {
-            return Err(wrong("inline_limit", format!("a document takes no value of more than {MAX_INLINE} bytes")));
+            return Err(wrong(
+                "inline_limit",
+                format!("a document takes no value of more than {MAX_INLINE} bytes"),
+            ));
         }
         if self.max_entry_size == 0 || self.max_entry_size > 1 << 30 {
             return Err(wrong("max_entry_size", "give 1 byte to 1 GiB".to_owned()));

@@ -66,7 +66,8 @@ impl Counters {
             // 2. One that is dead or absent.
             let Some(first) = add.start.checked_add(add.delta) else {
                 // Nothing to begin with; one that lives may have been made, or emptied, since.
-                let lives = self.get(name, add.now).await?.is_some_and(|sum| sum.checked_add(add.delta).is_some());
+                let lives =
+                    self.get(name, add.now).await?.is_some_and(|sum| sum.checked_add(add.delta).is_some());
                 if !lives || tries == 0 {
                     return Ok(Added::OutOfRange);
                 }

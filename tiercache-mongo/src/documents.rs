@@ -102,7 +102,8 @@ impl Documents {
         let mut missing = None;
         loop {
             let wanted = doc! { "rank": 1, "body": 1, "file": 1 };
-            let Some(mut found) = self.entries.find_one(doc! { "_id": name }).projection(wanted).await? else {
+            let Some(mut found) = self.entries.find_one(doc! { "_id": name }).projection(wanted).await?
+            else {
                 return Ok(None);
             };
             let exactly = found.get("rank").cloned().unwrap_or(Bson::Null);
@@ -172,7 +173,9 @@ impl Documents {
         let update = doc! { "$set": set, "$unset": unset };
         match self.replace(&entry.name, rank, update).await? {
             Met::Lower(file) => Ok((Put::Stored, file)),
-            Met::Standing { rank: same, sum } if same == rank && sum == Some(entry.sum) => Ok((Put::Unchanged, None)),
+            Met::Standing { rank: same, sum } if same == rank && sum == Some(entry.sum) => {
+                Ok((Put::Unchanged, None))
+            }
             Met::Standing { .. } => Ok((Put::Superseded, None)),
         }
     }
@@ -220,7 +223,9 @@ impl Documents {
                 .projection(doc! { "file": 1 })
                 .await;
             let error = match written {
-                Ok(before) => return Ok(Met::Lower(before.and_then(|before| before.get_object_id("file").ok()))),
+                Ok(before) => {
+                    return Ok(Met::Lower(before.and_then(|before| before.get_object_id("file").ok())));
+                }
                 Err(error) if is_duplicate(&error) => error,
                 Err(error) => return Err(error),
             };
@@ -290,7 +295,9 @@ pub(crate) fn expiry(until: Timestamp, now: Timestamp, margin: Duration) -> Opti
         return None;
     }
     let margin = MARGIN.saturating_add(u64::try_from(margin.as_millis()).unwrap_or(u64::MAX));
-    Some(DateTime::now().saturating_add_millis(i64::try_from(left.saturating_add(margin)).unwrap_or(i64::MAX)))
+    Some(
+        DateTime::now().saturating_add_millis(i64::try_from(left.saturating_add(margin)).unwrap_or(i64::MAX)),
+    )
 }
 
 /// An index by which the server removes documents so long after the time in `field`.

@@ -80,7 +80,9 @@ fn encode(bytes: &[u8], out: &mut String) {
             b'"'..=b'}' => out.push(char::from(byte)),
             _ => {
                 out.push(if byte < b'"' { '!' } else { '~' });
-                out.extend([byte >> 4, byte & 15].map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])));
+                out.extend(
+                    [byte >> 4, byte & 15].map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])),
+                );
             }
         }
     }
@@ -120,7 +122,8 @@ mod tests {
         assert_eq!(record(&key_of), "thumbs img:1/a-b_c.png");
         assert_eq!(entry(key_of.as_ref()), record(&key_of));
         assert_eq!(record(&of("", b" !~\0\xff")), " !20!21~7e!00~ff");
-        for key_of in [key_of, of("", b"\0"), of("schl\u{fc}ssel", &[0, 31, 32, 33, 34, 125, 126, 127, 255])] {
+        for key_of in [key_of, of("", b"\0"), of("schl\u{fc}ssel", &[0, 31, 32, 33, 34, 125, 126, 127, 255])]
+        {
             assert_eq!(key(&record(&key_of)).as_ref(), Some(&key_of));
         }
         for name in ["", "a", "a ", "a !0", "a !zz", "a \u{e9}", "~ff k"] {
@@ -135,8 +138,10 @@ mod tests {
             .flat_map(|byte| [vec![byte], vec![byte, 0], vec![byte, 255], vec![b'a', byte]])
             .collect();
         let namespaces = ["", "a", "a ", "a!", "a\"", "ab", "~", "\u{e9}"];
-        let mut keys: Vec<Key> =
-            namespaces.iter().flat_map(|namespace| bytes.iter().map(move |bytes| of(namespace, bytes))).collect();
+        let mut keys: Vec<Key> = namespaces
+            .iter()
+            .flat_map(|namespace| bytes.iter().map(move |bytes| of(namespace, bytes)))
+            .collect();
         keys.sort();
         keys.dedup();
         let names: Vec<String> = keys.iter().map(record).collect();

@@ -60,7 +60,8 @@ impl Files {
         wanted: Arc<AtomicBool>,
     ) -> Result<bool> {
         let metadata = doc! { "rank": rank(generation) };
-        let mut stream = self.bucket.open_upload_stream(name).id(Bson::ObjectId(id)).metadata(metadata).await?;
+        let mut stream =
+            self.bucket.open_upload_stream(name).id(Bson::ObjectId(id)).metadata(metadata).await?;
         for piece in bytes.chunks(PIECE) {
             if !wanted.load(Ordering::Acquire) {
                 stream.abort().await?;
@@ -127,7 +128,9 @@ impl Files {
             old.insert("$gt", after);
         }
         // A cut upload has chunks without a file, a cut removal may have left a file without chunks.
-        let begun = ids(&self.chunks, doc! { "files_id": old.clone(), "n": 0 }, "files_id", doc! { "files_id": 1 }).await?;
+        let begun =
+            ids(&self.chunks, doc! { "files_id": old.clone(), "n": 0 }, "files_id", doc! { "files_id": 1 })
+                .await?;
         let ended = ids(&self.files, doc! { "_id": old }, "_id", doc! { "_id": 1 }).await?;
         let full = |page: &BTreeSet<ObjectId>| if page.len() < PAGE { None } else { page.last().copied() };
         let next = [full(&begun), full(&ended)].into_iter().flatten().min();
@@ -142,7 +145,8 @@ impl Files {
         let names: Vec<&str> = named.iter().filter_map(|file| file.get_str("filename").ok()).collect();
         let pointing = entries.find(doc! { "_id": { "$in": names } }).projection(doc! { "file": 1 }).await?;
         let pointing: Vec<Document> = pointing.try_collect().await?;
-        let alive: HashSet<ObjectId> = pointing.iter().filter_map(|entry| entry.get_object_id("file").ok()).collect();
+        let alive: HashSet<ObjectId> =
+            pointing.iter().filter_map(|entry| entry.get_object_id("file").ok()).collect();
         let orphans: Vec<ObjectId> = page.into_iter().filter(|id| !alive.contains(id)).collect();
         self.remove(&orphans).await?;
         Ok((orphans.len() as u64, next))
@@ -156,7 +160,11 @@ async fn ids(
     field: &str,
     sort: Document,
 ) -> Result<BTreeSet<ObjectId>> {
-    let wanted = if field == "_id" { doc! { "_id": 1 } } else { doc! { "_id": 0, field: 1 } };
+    let wanted = if field == "_id" {
+        doc! { "_id": 1 }
+    } else {
+        doc! { "_id": 0, field: 1 }
+    };
     let found = collection.find(filter).projection(wanted).sort(sort).limit(PAGE as i64).await?;
     let found: Vec<Document> = found.try_collect().await?;
     Ok(found.iter().filter_map(|document| document.get_object_id(field).ok()).collect())

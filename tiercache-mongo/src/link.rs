@@ -10,12 +10,13 @@ use std::time::Duration;
 use mongodb::bson::{Document, doc};
 use mongodb::error::{Error as DriverError, ErrorKind, Result as DriverResult, WriteFailure};
 use mongodb::options::{
-    Acknowledgment, ClientOptions, Credential, ReadConcern, ReadPreference, SelectionCriteria, ServerAddress, Tls,
-    TlsOptions, WriteConcern as DriverConcern,
+    Acknowledgment, ClientOptions, Credential, ReadConcern, ReadPreference, SelectionCriteria, ServerAddress,
+    Tls, TlsOptions, WriteConcern as DriverConcern,
 };
 use mongodb::{Client, Database};
 use tiercache_core::{Error, Result};
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::{Server, WriteConcern};
@@ -62,10 +63,11 @@ impl Link {
         let database = link.database.clone();
         // Finding a server takes that long at most, the answer of one that was found may take as long again.
         let limit = server.connect_timeout * 2;
-        let alive = link.within("open", limit, async move { database.run_command(doc! { "ping": 1 }).await }).await;
+        let alive =
+            link.within("open", limit, async move { database.run_command(doc! { "ping": 1 }).await }).await;
         if let Err(error) = alive {
             let error = link.blame(error);
-            link.close().await;
+            link.abandon();
             return Err(error);
         }
         Ok(link)
@@ -128,20 +130,33 @@ impl Link {
             return;
         }
         let all = tokio::time::timeout(self.timeout, self.calls.acquire_many(self.connections)).await;
-        self.calls.close();
         if all.is_err() {
             tracing::warn!(backend = NAME, "closed while calls were under way");
         }
-        self.client.clone().shutdown().immediate(true).await;
+        let ended = self.abandon();
+        if all.is_ok() {
+            let _ = tokio::time::timeout(self.timeout, ended).await;
+        }
+    }
+
+    /// Makes no more calls. What is under way ends by itself, and the client after it.
+    pub(crate) fn abandon(&self) -> JoinHandle<()> {
+        self.calls.close();
+        let client = self.client.clone();
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(GRACE * 2, client.shutdown().immediate(true).into_future()).await;
+        })
     }
 
     /// The error of opening, with what one must know to mend it.
     pub(crate) fn blame(&self, error: Error) -> Error {
         let Error::Unavailable { backend, op, ref source } = error else {
             return match error {
-                Error::TimedOut { backend, op, after } => {
-                    Error::unavailable(backend, op, format!("{} did not answer within {after:?}", self.address))
-                }
+                Error::TimedOut { backend, op, after } => Error::unavailable(
+                    backend,
+                    op,
+                    format!("{} did not answer within {after:?}", self.address),
+                ),
                 other => other,
             };
         };
@@ -217,9 +232,11 @@ async fn options(server: &Server) -> Result<ClientOptions> {
     options.connect_timeout = Some(server.connect_timeout);
     options.server_selection_timeout = Some(server.connect_timeout);
     options.heartbeat_freq = Some(Duration::from_secs(5));
-    options.max_pool_size = Some(server.connections);
+    // As many as there are calls, which is bounded here. A bound of the pool's own would also count connections whose
+    // handshake hangs, to which the driver sets no time: a few of those would stop it for good.
+    options.max_pool_size = Some(0);
     options.min_pool_size = Some(0);
-    options.max_connecting = Some(server.connections.min(4));
+    options.max_connecting = Some(u32::MAX);
     // A member that lags would answer what was removed.
     options.selection_criteria = Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
     let mut concern = options.write_concern.take().unwrap_or_default();
@@ -229,8 +246,11 @@ async fn options(server: &Server) -> Result<ClientOptions> {
         None => concern.w.or(Some(Acknowledgment::Majority)),
     };
     concern.w_timeout = Some(server.timeout);
-    options.read_concern =
-        Some(if concern.w == Some(Acknowledgment::Majority) { ReadConcern::majority() } else { ReadConcern::local() });
+    options.read_concern = Some(if concern.w == Some(Acknowledgment::Majority) {
+        ReadConcern::majority()
+    } else {
+        ReadConcern::local()
+    });
     options.write_concern = Some::<DriverConcern>(concern);
     Ok(options)
 }
@@ -249,7 +269,6 @@ mod tests {
         let found = options(&config.server()).await.expect("options");
         assert_eq!(found.connect_timeout, Some(Duration::from_secs(2)));
         assert_eq!(found.server_selection_timeout, Some(Duration::from_secs(2)));
-        assert_eq!(found.max_pool_size, Some(16));
         assert_eq!(found.default_database.as_deref(), Some("app"));
         assert_eq!(found.write_concern.and_then(|concern| concern.w), Some(Acknowledgment::Nodes(1)));
         assert_eq!(found.read_concern, Some(ReadConcern::local()));
@@ -275,7 +294,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_odd_uri_is_refused_without_showing_it() {
-        for uri in ["mongodb://user:s3nt/inel@host", "mongodb://user:s3nt%zinel@host", "http://s3ntinel", "s3ntinel"] {
+        for uri in
+            ["mongodb://user:s3nt/inel@host", "mongodb://user:s3nt%zinel@host", "http://s3ntinel", "s3ntinel"]
+        {
             let config = MongoConfig { uri: Some(uri.into()), ..MongoConfig::default() };
             let message = options(&config.server()).await.expect_err("an odd one").to_string();
             assert!(message.starts_with("uri: ") && !message.contains("s3nt"), "{message}");

@@ -88,7 +88,8 @@ impl State {
         self.refresh().await?;
         let fences = self.documents.find(range("fence ")).await?;
         let fences: Vec<Document> = fences.try_collect().await?;
-        let known = fences.iter().filter_map(|found| Some((scope(found.get_str("_id").ok()?)?, generation(found)?)));
+        let known =
+            fences.iter().filter_map(|found| Some((scope(found.get_str("_id").ok()?)?, generation(found)?)));
         lock(&self.fences).extend(known);
         Ok(())
     }

@@ -14,8 +14,8 @@ use mongodb::error::{ErrorKind, Result as DriverResult};
 use mongodb::{Collection, Database};
 use tiercache_core::envelope::{Damage, HEADER_BYTES};
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, HighWater, Hold, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal, Scope,
-    Spill, Swept, Usage,
+    Counting, Dead, FenceLog, HighWater, Hold, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal,
+    Scope, Spill, Swept, Usage,
 };
 use tiercache_core::{Codec, Entry, Error, Generation, Key, Result, Tier, Timestamp};
 
@@ -88,7 +88,7 @@ impl MongoTier {
         });
         if let Err(error) = opened.await {
             let error = store.link.blame(error);
-            store.link.close().await;
+            store.link.abandon();
             return Err(error);
         }
         Ok(Self {
@@ -108,7 +108,8 @@ impl MongoTier {
         self.high
             .cover(generation, async |to| {
                 let raising = store.clone();
-                let raised = store.link.run("raise the record", async move { raising.state.raise(to).await }).await?;
+                let raised =
+                    store.link.run("raise the record", async move { raising.state.raise(to).await }).await?;
                 Ok(raised.1)
             })
             .await
@@ -125,14 +126,21 @@ impl MongoTier {
         tracing::warn!(tier = NAME, ?key, %damage, "an entry is damaged and is removed");
         self.store.documents.damaged.fetch_add(1, Ordering::Relaxed);
         let (store, name) = (self.store.clone(), ids::entry(key.as_ref()));
-        self.store.detach("remove a damaged entry", async move { store.documents.discard(&name, &found).await });
+        self.store
+            .detach("remove a damaged entry", async move { store.documents.discard(&name, &found).await });
         None
     }
 
     /// Uploads an envelope; what is returned removes the file again unless it is kept.
     async fn upload(&self, name: &str, generation: Generation, bytes: Vec<u8>) -> Result<Upload> {
-        let upload = Upload { store: self.store.clone(), id: ObjectId::new(), wanted: Arc::new(AtomicBool::new(true)), kept: false };
-        let (store, id, name, wanted) = (self.store.clone(), upload.id, name.to_owned(), upload.wanted.clone());
+        let upload = Upload {
+            store: self.store.clone(),
+            id: ObjectId::new(),
+            wanted: Arc::new(AtomicBool::new(true)),
+            kept: false,
+        };
+        let (store, id, name, wanted) =
+            (self.store.clone(), upload.id, name.to_owned(), upload.wanted.clone());
         let limit = LONGEST_UPLOAD.min(self.orphans_after / 2);
         let whole = self
             .store
@@ -403,10 +411,18 @@ impl FenceLog for MongoTier {
 
 #[async_trait]
 impl Counting for MongoTier {
-    async fn add(&self, key: &Key, delta: i64, start: i64, deadline: Timestamp, now: Timestamp) -> Result<i64> {
+    async fn add(
+        &self,
+        key: &Key,
+        delta: i64,
+        start: i64,
+        deadline: Timestamp,
+        now: Timestamp,
+    ) -> Result<i64> {
         let (store, name) = (self.store.clone(), ids::entry(key.as_ref()));
         let addition = Addition { delta, start, deadline, now };
-        let added = self.store.link.run("add", async move { store.counters.add(&name, &addition).await }).await?;
+        let added =
+            self.store.link.run("add", async move { store.counters.add(&name, &addition).await }).await?;
         match added {
             Added::Sum(sum) => Ok(sum),
             Added::OutOfRange => Err(Error::InvalidOption {
@@ -444,7 +460,11 @@ impl Store {
             let store = self.clone();
             self.detach("look at the state", async move {
                 if store.state.refresh().await? {
-                    tracing::warn!(tier = NAME, collection = store.base, "the store was wiped: its indexes are made anew");
+                    tracing::warn!(
+                        tier = NAME,
+                        collection = store.base,
+                        "the store was wiped: its indexes are made anew"
+                    );
                     store.prepare().await?;
                 }
                 Ok(())
@@ -466,12 +486,19 @@ impl Store {
     fn remove_old(self: &Arc<Self>, old: Option<ObjectId>) {
         if let Some(old) = old {
             let store = self.clone();
-            self.detach("remove an old revision", async move { store.documents.files().remove(&[old]).await });
+            self.detach(
+                "remove an old revision",
+                async move { store.documents.files().remove(&[old]).await },
+            );
         }
     }
 
     /// Does what nobody waits for. It counts as a call, and ends as calls end.
-    fn detach(self: &Arc<Self>, op: &'static str, work: impl Future<Output = DriverResult<()>> + Send + 'static) {
+    fn detach(
+        self: &Arc<Self>,
+        op: &'static str,
+        work: impl Future<Output = DriverResult<()>> + Send + 'static,
+    ) {
         let store = self.clone();
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {

@@ -66,7 +66,7 @@ impl MongoTracking {
         let opening = store.clone();
         if let Err(error) = store.link.run("open", async move { opening.prepare().await }).await {
             let error = store.link.blame(error);
-            store.link.close().await;
+            store.link.abandon();
             return Err(error);
         }
         Ok(Self { store, batches: Arc::default() })
@@ -131,7 +131,8 @@ impl Tracking for MongoTracking {
 
     async fn lookup(&self, key: &Key) -> Result<Option<Record>> {
         let (store, name) = (self.store.clone(), crate::ids::record(key));
-        let found = self.read("lookup", async move { store.records.find_one(doc! { "_id": name }).await }).await?;
+        let found =
+            self.read("lookup", async move { store.records.find_one(doc! { "_id": name }).await }).await?;
         let record = found.as_ref().map(read::record);
         self.note(record.as_ref().is_some_and(Option::is_none) as u64);
         Ok(record.flatten())
@@ -174,7 +175,9 @@ impl MongoTracking {
 
 impl fmt::Debug for MongoTracking {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MongoTracking").field("collection", &self.store.records.name()).finish_non_exhaustive()
+        f.debug_struct("MongoTracking")
+            .field("collection", &self.store.records.name())
+            .finish_non_exhaustive()
     }
 }
 

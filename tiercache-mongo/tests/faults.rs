@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::{Times, config, entry, get, hold, key, now, of, put, tier, tracking, tracking_config, until};
 use futures_util::TryStreamExt;
-use mongodb::bson::{Document, doc};
+use mongodb::bson::{DateTime, Document, doc};
 use mongodb::{Client, Collection, Database};
 use tiercache_core::tier::{Always, Dead, Put, Removal, Scope, Swept};
 use tiercache_core::tracking::{Event, Query, Record, Totals, What};
@@ -34,8 +34,14 @@ async fn database(url: &str) -> Database {
 async fn files(database: &Database, prefix: &str) -> (u64, u64) {
     let count = async |name: &str| {
         let all: Collection<Document> = database.collection(&format!("{prefix}.dry.{name}"));
-        let found: Vec<Document> =
-            all.find(doc! {}).projection(doc! { "_id": 1 }).await.expect("an answer").try_collect().await.expect("all");
+        let found: Vec<Document> = all
+            .find(doc! {})
+            .projection(doc! { "_id": 1 })
+            .await
+            .expect("an answer")
+            .try_collect()
+            .await
+            .expect("all");
         found.len() as u64
     };
     (count("chunks").await, count("files").await)
@@ -103,7 +109,10 @@ async fn an_upload_cut_at_any_chunk_shows_nothing_and_a_sweep_leaves_nothing() {
     put(&*whole, "k", &large(1, 5)).await;
     let chunks = files(&database, &direct.prefix).await;
     for (generation, chunk) in (2..).zip(0..=6) {
-        until("connected", async || cut.counter(&key("c"), now()).await.is_ok()).await;
+        until("connected", async || {
+            cut.counting().expect("it counts").counter(&key("c"), now()).await.is_ok()
+        })
+        .await;
         proxy.set(Fault::CutRequestAfter(chunk * CHUNK + CHUNK / 2));
         let answer = cut.put(&key("k"), &large(generation, 5), hold(), &Always).await;
         proxy.set(Fault::Pass);
@@ -184,12 +193,14 @@ async fn an_entry_whose_file_is_damaged_or_gone_is_a_miss_and_heals() {
             "no chunk" => drop(chunks.delete_many(doc! { "n": 1 }).await.expect("deleted")),
             _ => {
                 let bytes = mongodb::bson::Binary { subtype: 0.into(), bytes: vec![7; CHUNK] };
-                chunks.update_many(doc! { "n": 0 }, doc! { "$set": { "data": bytes } }).await.expect("changed");
+                chunks
+                    .update_many(doc! { "n": 0 }, doc! { "$set": { "data": bytes } })
+                    .await
+                    .expect("changed");
             }
         }
         assert_eq!(get(&*tier, "k").await, None, "{damage}");
         until("it is removed", async || {
-            of("files");
             let all: Collection<Document> = database.collection(&format!("{}.dry", config.prefix));
             all.find_one(doc! { "_id": " k" }).await.expect("an answer").is_none()
         })
@@ -207,10 +218,14 @@ async fn processes_that_share_a_store_order_their_mutations_by_generation_alone(
     let (one, other) = (tier(&config).await, tier(&config).await);
     put(&*one, "k", &entry(50, "ahead")).await;
     assert_eq!(other.remove(&key("k"), of(7)).await.expect("told"), Removal::Behind(of(50)));
-    assert_eq!(get(&*other, "k").await, Some(entry(50, "ahead")).map(|found| Entry { created: get(&*one, "k").await.expect("it").created, ..found }));
+    assert_eq!(get(&*other, "k").await, Some(entry(50, "ahead")));
     assert_eq!(other.remove(&key("k"), of(51)).await.expect("removed"), Removal::Done);
     assert_eq!(put(&*one, "k", &entry(50, "late")).await, Put::Superseded, "the mark refuses it");
-    assert_eq!(one.remove(&key("k"), of(20)).await.expect("told"), Removal::Behind(of(51)), "a mark counts too");
+    assert_eq!(
+        one.remove(&key("k"), of(20)).await.expect("told"),
+        Removal::Behind(of(51)),
+        "a mark counts too"
+    );
     assert_eq!(put(&*one, "k", &entry(51, "next")).await, Put::Stored);
 
     put(&*one, "fenced", &entry(70_000, "by another process")).await;
@@ -312,7 +327,12 @@ async fn the_server_forgets_by_itself_but_never_files() {
     dying.deadline = now().after(Duration::from_secs(5));
     put(&*tier, "dying", &dying).await;
     let found = entries.find_one(doc! { "_id": " dying" }).await.expect("an answer").expect("a document");
-    let until = found.get_datetime("until").expect("a time").timestamp_millis() as u64;
+    // The simulator gives times back as texts.
+    let until = found.get_datetime("until").copied().unwrap_or_else(|_| {
+        let text = found.get_str("until").expect("a time").trim_end_matches("+00:00").trim_end_matches('Z');
+        DateTime::parse_rfc3339_str(format!("{text}Z")).unwrap_or_else(|_| panic!("{text} is no time"))
+    });
+    let until = until.timestamp_millis() as u64;
     assert!(until >= dying.deadline.as_millis(), "never earlier than its deadline");
     assert!(until < dying.deadline.as_millis() + 120_000);
 }
@@ -326,7 +346,11 @@ async fn counters_add_up_exactly_and_stay_within_their_range() {
         let tier = tier.clone();
         tokio::spawn(async move {
             for _ in 0..10 {
-                tier.counting().expect("it counts").add(&key("n"), 3, 100, later, now()).await.expect("added");
+                tier.counting()
+                    .expect("it counts")
+                    .add(&key("n"), 3, 100, later, now())
+                    .await
+                    .expect("added");
             }
         })
     });
@@ -365,7 +389,7 @@ async fn endures(fault: impl AsyncFn(), mend: impl AsyncFn(), tier: &MongoTier, 
     let mut newest = 0;
     put(tier, "k", &Entry::new("0", of(1), Timestamp::EPOCH)).await;
     fault().await;
-    for generation in 2..6 {
+    for generation in 2..4 {
         let begun = Instant::now();
         let value = generation.to_string();
         let next = Entry::new(value, of(generation), Timestamp::EPOCH);
@@ -390,7 +414,6 @@ async fn endures(fault: impl AsyncFn(), mend: impl AsyncFn(), tier: &MongoTier, 
         assert!(begun.elapsed() < Duration::from_secs(5), "{what}: not healthy yet");
     }
     assert_eq!(get(tier, "k").await, Some(last), "{what}");
-    tier.clear(None, of(100)).await.expect("cleared");
 }
 
 fn impatient(url: &str) -> MongoConfig {
@@ -398,25 +421,33 @@ fn impatient(url: &str) -> MongoConfig {
     MongoConfig { timeout: times, connect_timeout: times, ..config(url) }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_fault_on_the_way_gives_a_wrong_value_or_a_long_wait() {
+/// No fault on the way gives a wrong value or a long wait.
+async fn is_endured(fault: Fault) {
     let Some(server) = MongoSim::start() else { return };
     let proxy = Proxy::to(server.address());
-    let url = format!("mongodb://{}", proxy.address());
-    for fault in [
-        Fault::Refuse,
-        Fault::Hang,
-        Fault::Reset,
-        Fault::OneByte,
-        Fault::Delay(Duration::from_millis(700)),
-        Fault::CutAfter(30),
-        Fault::CutRequestAfter(60),
-        Fault::Corrupt(3),
-        Fault::Corrupt(60),
-    ] {
-        let tier = tier(&impatient(&url)).await;
-        endures(async || proxy.set(fault), async || proxy.set(Fault::Pass), &tier, &format!("{fault:?}")).await;
-    }
+    let tier = tier(&impatient(&format!("mongodb://{}", proxy.address()))).await;
+    endures(async || proxy.set(fault), async || proxy.set(Fault::Pass), &tier, &format!("{fault:?}")).await;
+}
+
+macro_rules! endured {
+    ($($name:ident: $($fault:expr),+;)*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            $(is_endured($fault).await;)+
+        }
+    )*};
+}
+
+endured! {
+    a_port_where_nobody_listens_is_endured: Fault::Refuse;
+    a_connection_that_hangs_is_endured: Fault::Hang;
+    connections_that_are_reset_are_endured: Fault::Reset;
+    bytes_that_come_one_by_one_are_endured: Fault::OneByte;
+    late_answers_are_endured: Fault::Delay(Duration::from_millis(500));
+    answers_that_are_cut_are_endured: Fault::CutAfter(30);
+    requests_that_are_cut_are_endured: Fault::CutRequestAfter(60);
+    answers_of_a_wrong_length_are_endured: Fault::Corrupt(3), Fault::Corrupt(0);
+    answers_with_a_turned_bit_are_endured: Fault::Corrupt(14), Fault::Corrupt(60);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -426,8 +457,8 @@ async fn a_server_that_is_killed_comes_back_with_what_it_had() {
     put(&*tier, "stays", &entry(1, "v")).await;
     let kept = get(&*tier, "stays").await;
     endures(async || server.kill(), async || server.restart(), &tier, "kill -9").await;
-    put(&*tier, "stays", &kept.clone().expect("it was there")).await;
-    assert_eq!(get(&*tier, "stays").await.map(|found| found.value), kept.map(|kept| kept.value));
+    assert!(kept.is_some());
+    assert_eq!(get(&*tier, "stays").await, kept);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -490,7 +521,8 @@ async fn a_batch_of_thousands_is_a_few_commands() {
     let batch: Vec<Event> = (0..2_500).map(stored).collect();
     tracking.record(&batch).await.expect("recorded");
     assert_eq!(tracking.find(&Query::all(), None, usize::MAX).await.expect("a page").len(), 2_500);
-    let page = tracking.find(&Query { prefix: b"01".to_vec(), ..Query::all() }, None, 1_500).await.expect("a page");
+    let page =
+        tracking.find(&Query { prefix: b"01".to_vec(), ..Query::all() }, None, 1_500).await.expect("a page");
     assert_eq!(page.len(), 1_000, "beyond one of the server's pages");
 }
 
@@ -500,7 +532,11 @@ async fn tracking_under_faults_fails_in_time_and_is_healthy_after() {
     let proxy = Proxy::to(server.address());
     let times = Duration::from_millis(300);
     let url = format!("mongodb://{}", proxy.address());
-    let config = tiercache_mongo::MongoTrackingConfig { timeout: times, connect_timeout: times, ..tracking_config(&url) };
+    let config = tiercache_mongo::MongoTrackingConfig {
+        timeout: times,
+        connect_timeout: times,
+        ..tracking_config(&url)
+    };
     let tracking = tracking(&config).await;
     let event = |number| Event { at: Timestamp::from_millis(5), what: What::Stored(record("k", number)) };
     for (generation, fault) in

@@ -68,9 +68,11 @@ async fn no_broken_answer_is_an_entry_and_none_harms_the_next_call() {
         })
         .await;
         stub.next("find", Reply::Answer(found()));
-        until("the next call", async || tier.get(&of_k).await.is_ok_and(|found| found == Some(whole.clone())) || {
-            stub.next("find", Reply::Answer(found()));
-            false
+        until("the next call", async || {
+            tier.get(&of_k).await.is_ok_and(|found| found == Some(whole.clone())) || {
+                stub.next("find", Reply::Answer(found()));
+                false
+            }
         })
         .await;
     }
@@ -145,7 +147,11 @@ async fn what_is_another_keys_or_of_another_generation_is_a_miss_and_is_removed(
     }
     let removed = stub.seen("delete").remove(1);
     let filter = removed.get_array("deletes").expect("a list")[0].as_document().expect("a statement");
-    assert_eq!(filter.get_document("q").expect("a filter").get("rank"), Some(&16.into()), "only that copy");
+    assert_eq!(
+        filter.get_document("q").expect("a filter").get("rank"),
+        Some(&16_i64.into()),
+        "only that copy"
+    );
 }
 
 #[tokio::test]
@@ -222,14 +228,16 @@ async fn a_wrong_password_is_refused_without_a_word_of_it() {
 #[tokio::test]
 async fn opening_where_nobody_is_or_nobody_answers_ends_and_names_the_place() {
     let stub = Stub::start().await;
-    let silent = MongoTrackingConfig { connect_timeout: Duration::from_millis(200), ..tracking_config(&stub.url()) };
+    let silent =
+        MongoTrackingConfig { connect_timeout: Duration::from_millis(200), ..tracking_config(&stub.url()) };
     stub.next("ping", Reply::Never);
     let begun = Instant::now();
     let error = MongoTracking::open(silent).await.expect_err("no answer");
     let cause = std::error::Error::source(&error).expect("a cause").to_string();
     assert!(cause.contains("127.0.0.1:"), "{cause}");
     drop(stub);
-    let nobody = MongoConfig { connect_timeout: Duration::from_millis(200), ..config("mongodb://127.0.0.1:1") };
+    let nobody =
+        MongoConfig { connect_timeout: Duration::from_millis(200), ..config("mongodb://127.0.0.1:1") };
     let error = MongoTier::open(nobody, "dry").await.expect_err("nobody");
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
     let cause = std::error::Error::source(&error).expect("a cause").to_string();
@@ -248,8 +256,10 @@ async fn a_batch_whose_answer_is_lost_is_sent_again_and_carries_the_same_mark() 
     let sent = &stub.seen("update")[before..];
     let mark = |command: &Document| {
         let statement = command.get_array("updates").expect("a list")[0].as_document().expect("one").clone();
-        let filter = statement.get_document("q").expect("a filter").get_document("last").expect("a mark").clone();
-        let set = statement.get_document("u").expect("an update").get_document("$set").expect("a mark").clone();
+        let filter =
+            statement.get_document("q").expect("a filter").get_document("last").expect("a mark").clone();
+        let set =
+            statement.get_document("u").expect("an update").get_document("$set").expect("a mark").clone();
         assert_eq!(filter.get_object_id("$ne").ok(), set.get_object_id("last").ok());
         set.get_object_id("last").expect("a mark")
     };
@@ -261,9 +271,12 @@ async fn a_batch_whose_answer_is_lost_is_sent_again_and_carries_the_same_mark() 
 async fn totals_whose_answer_is_lost_are_not_counted_twice() {
     let stub = Stub::start().await;
     let tracking = tracking(&tracking_config(&stub.url())).await;
-    let counted = Event { at: Timestamp::EPOCH, what: What::Counted(Totals { misses: 1, ..Totals::default() }) };
+    let counted =
+        Event { at: Timestamp::EPOCH, what: What::Counted(Totals { misses: 1, ..Totals::default() }) };
     let document = |last: Vec<mongodb::bson::oid::ObjectId>| {
-        page(vec![doc! { "_id": "totals", "v": 1, "hits": [0, 0, 0], "misses": 4, "sets": 0, "deletes": 0, "last": last }])
+        page(vec![
+            doc! { "_id": "totals", "v": 1, "hits": [0, 0, 0], "misses": 4, "sets": 0, "deletes": 0, "last": last },
+        ])
     };
     let before = stub.seen("update").len();
     stub.next("find", Reply::Answer(document(Vec::new())));
@@ -291,7 +304,10 @@ async fn a_batch_the_server_refuses_is_an_error() {
     let refusal = doc! { "n": 0, "writeErrors": [{ "index": 0, "code": 121, "errmsg": "validation" }] };
     stub.next("update", Reply::Answer(refusal));
     assert!(matches!(tracking.record(&[used()]).await, Err(Error::Unavailable { .. })));
-    stub.next("update", Reply::Answer(doc! { "n": 1, "writeConcernError": { "code": 64, "errmsg": "late" } }));
+    stub.next(
+        "update",
+        Reply::Answer(doc! { "n": 1, "writeConcernError": { "code": 64, "errmsg": "late" } }),
+    );
     assert!(matches!(tracking.record(&[used()]).await, Err(Error::Unavailable { .. })));
     let moved = What::Moved { key: key("k"), generation: of(1), to: None };
     stub.next("delete", Reply::Error(13));

@@ -20,7 +20,8 @@ async fn the_simulator_passes_the_suite_of_tiers() {
 async fn the_simulator_passes_the_suite_of_tiers_with_everything_in_gridfs() {
     let Some(server) = MongoSim::start() else { return };
     let url = server.url();
-    tiers::suite(async || tier(&MongoConfig { inline_limit: 0, ..config(&url) }).await as Arc<dyn Tier>).await;
+    tiers::suite(async || tier(&MongoConfig { inline_limit: 0, ..config(&url) }).await as Arc<dyn Tier>)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

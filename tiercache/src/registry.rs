@@ -180,7 +180,10 @@ impl Registry {
             MongoTracking::open(config).await.map(Arc::new)
         });
         let prepare = move |section: &Section| {
-            section.read::<MongoTrackingConfig>()?.check().map_err(|error| section.blame(&error.to_string()))?;
+            section
+                .read::<MongoTrackingConfig>()?
+                .check()
+                .map_err(|error| section.blame(&error.to_string()))?;
             section.prepare(&open, |tracking| tracking as Arc<dyn Tracking>)
         };
         self.trackings.insert("mongodb".to_owned(), Box::new(prepare));

@@ -58,7 +58,11 @@ impl Store {
         self.change(link, |totals| *totals = Totals::default()).await
     }
 
-    async fn change(&self, link: &Link, change: impl Fn(&mut Totals) + Clone + Send + Sync + 'static) -> Result<()> {
+    async fn change(
+        &self,
+        link: &Link,
+        change: impl Fn(&mut Totals) + Clone + Send + Sync + 'static,
+    ) -> Result<()> {
         let id = ObjectId::new();
         let mut sent = SENT;
         loop {
@@ -118,11 +122,14 @@ fn document(totals: &Totals, last: &[ObjectId]) -> Document {
 }
 
 fn totals(document: &Document) -> Totals {
-    let natural = |field: &str| number(document, field).and_then(|number| u64::try_from(number).ok()).unwrap_or(0);
+    let natural =
+        |field: &str| number(document, field).and_then(|number| u64::try_from(number).ok()).unwrap_or(0);
     let mut hits = [0; 3];
     if let Ok(found) = document.get_array("hits") {
         for (hits, found) in hits.iter_mut().zip(found) {
-            *hits = number(&doc! { "n": found.clone() }, "n").and_then(|found| u64::try_from(found).ok()).unwrap_or(0);
+            *hits = number(&doc! { "n": found.clone() }, "n")
+                .and_then(|found| u64::try_from(found).ok())
+                .unwrap_or(0);
         }
     }
     Totals { hits, misses: natural("misses"), sets: natural("sets"), deletes: natural("deletes") }

@@ -365,12 +365,22 @@ mod tests {
         let used = |name| event(What::Used { key: key(name), hits: 1 });
         let removed = |name| event(What::Removed { key: key(name), generation: Generation::new(2) });
         let stored = |name| event(What::Stored(record(name, Tags::new())));
-        let batch = Batch::of(&[stored("a"), stored("b"), used("a"), used("b"), used("a"), removed("b"), stored("c")]);
-        let shape: Vec<_> = batch.rounds.iter().map(|round| (round.updates.len(), round.deletes.len())).collect();
+        let batch = Batch::of(&[
+            stored("a"),
+            stored("b"),
+            used("a"),
+            used("b"),
+            used("a"),
+            removed("b"),
+            stored("c"),
+        ]);
+        let shape: Vec<_> =
+            batch.rounds.iter().map(|round| (round.updates.len(), round.deletes.len())).collect();
         assert_eq!(shape, [(3, 0), (2, 0), (0, 1)]);
         let all = event(What::Invalidated { scope: Scope::All, generation: Generation::new(1) });
         let batch = Batch::of(&[used("a"), all, used("a"), stored("b")]);
-        let shape: Vec<_> = batch.rounds.iter().map(|round| (round.updates.len(), round.deletes.len())).collect();
+        let shape: Vec<_> =
+            batch.rounds.iter().map(|round| (round.updates.len(), round.deletes.len())).collect();
         assert_eq!(shape, [(1, 0), (0, 1), (2, 0)]);
     }
 
@@ -386,7 +396,8 @@ mod tests {
 
     #[test]
     fn only_duplicates_are_refusals_one_may_pass_over() {
-        let answer = |code: i32| doc! { "ok": 1, "writeErrors": [{ "index": 3, "code": code, "errmsg": "x" }] };
+        let answer =
+            |code: i32| doc! { "ok": 1, "writeErrors": [{ "index": 3, "code": code, "errmsg": "x" }] };
         assert_eq!(refused(&answer(11_000)).expect("a refusal"), [3]);
         assert!(refused(&answer(121)).is_err());
         assert!(refused(&doc! { "ok": 1, "writeConcernError": { "code": 64 } }).is_err());

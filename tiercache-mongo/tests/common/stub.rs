@@ -78,7 +78,12 @@ impl Stub {
 
     /// The commands of that name that have come.
     pub(crate) fn seen(&self, command: &str) -> Vec<Document> {
-        lock(&self.shared).seen.iter().filter(|(name, _)| name == command).map(|(_, body)| body.clone()).collect()
+        lock(&self.shared)
+            .seen
+            .iter()
+            .filter(|(name, _)| name == command)
+            .map(|(_, body)| body.clone())
+            .collect()
     }
 
     /// What was said to do and was not asked for.
@@ -124,7 +129,8 @@ async fn serve(mut stream: TcpStream, shared: &Mutex<Shared>) -> io::Result<()> 
         match scripted.unwrap_or_else(|| Reply::Answer(usual(&name))) {
             Reply::Answer(answer) => stream.write_all(&message(request, answer)).await?,
             Reply::Error(code) => {
-                let answer = doc! { "ok": 0, "code": code, "codeName": "Scripted", "errmsg": "as the test says" };
+                let answer =
+                    doc! { "ok": 0, "code": code, "codeName": "Scripted", "errmsg": "as the test says" };
                 stream.write_all(&message(request, answer)).await?;
             }
             Reply::Cut(answer) => {
