@@ -234,7 +234,7 @@ async fn options(server: &Server) -> Result<ClientOptions> {
     options.heartbeat_freq = Some(Duration::from_secs(5));
     // As many as there are calls, which is bounded here. A bound of the pool's own would also count connections whose
     // handshake hangs, to which the driver sets no time: a few of those would stop it for good.
-    options.max_pool_size = Some(0);
+    options.max_pool_size = Some(u32::MAX);
     options.min_pool_size = Some(0);
     options.max_connecting = Some(u32::MAX);
     // A member that lags would answer what was removed.
