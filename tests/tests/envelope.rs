@@ -157,3 +157,146 @@ proptest! {
         prop_assert!(envelope::decode(&bytes, len).is_ok());
     }
 }
+
+mod sealed {
+    use tiercache_core::envelope::Damage;
+    use tiercache_core::{Codec, EncryptionConfig, OldKey, Packing, Secret};
+    use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+    use super::*;
+
+    const NEW: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    const OLD: &str = "//////////////////////////////////////////8=";
+
+    fn secret(key: &str) -> Option<Secret> {
+        Some(Secret::from(key.to_owned()))
+    }
+
+    fn config(key: &str) -> EncryptionConfig {
+        EncryptionConfig { key: secret(key), ..EncryptionConfig::default() }
+    }
+
+    fn with(config: &EncryptionConfig) -> Codec {
+        Codec::default().with_encryption(config).unwrap()
+    }
+
+    fn sealed(codec: &Codec, key: &Key, entry: &Entry) -> Vec<u8> {
+        let mut out = Vec::new();
+        let length = codec.encode(key.as_ref(), entry, &mut out).unwrap();
+        assert_eq!((out.len(), envelope::declared_len(&out)), (length, Ok(length)));
+        out
+    }
+
+    /// Puts the checksum right, as somebody would who can write to the store.
+    fn patched(mut bytes: Vec<u8>) -> Bytes {
+        let seed = xxh3_64(&bytes[..29]);
+        let sum = xxh3_64_with_seed(&bytes[37..], seed);
+        bytes[29..37].copy_from_slice(&sum.to_le_bytes());
+        assert!(envelope::verify(&bytes).is_ok());
+        bytes.into()
+    }
+
+    fn any_packing() -> impl Strategy<Value = Packing> {
+        prop_oneof![Just(Packing::None), Just(Packing::Lz4), Just(Packing::Zstd)]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1_000) })]
+
+        #[test]
+        fn any_entry_comes_back_and_nothing_of_it_is_readable(
+            key in any_key(),
+            entry in any_entry(),
+            packing in any_packing(),
+        ) {
+            let codec = Codec::new(packing).unwrap().with_encryption(&config(NEW)).unwrap();
+            let bytes = Bytes::from(sealed(&codec, &key, &entry));
+            prop_assert_eq!(&codec.decode(&bytes).unwrap(), &(key.clone(), entry.clone()));
+            prop_assert_eq!(&codec.decode_for(key.as_ref(), &bytes).unwrap(), &entry);
+            let readable = |secret: &[u8]| secret.len() >= 8 && bytes.windows(secret.len()).any(|part| part == secret);
+            prop_assert!(!readable(key.bytes()) && !readable(key.namespace().as_bytes()));
+            prop_assert!(!readable(&entry.value));
+            prop_assert_ne!(&bytes, &Bytes::from(sealed(&codec, &key, &entry)));
+        }
+
+        #[test]
+        fn an_entry_is_never_another_keys(key in any_key(), other in any_key(), entry in any_entry()) {
+            prop_assume!(key != other);
+            let codec = with(&config(NEW));
+            let bytes = sealed(&codec, &key, &entry).into();
+            prop_assert_eq!(codec.decode_for(other.as_ref(), &bytes), Err(Damage::OtherKey));
+        }
+
+        #[test]
+        fn another_generation_time_or_note_cannot_be_given_to_it(
+            key in any_key(),
+            entry in any_entry(),
+            at in prop_oneof![4..7usize, 11..29usize, 37..40usize],
+            flip in 1..=u8::MAX,
+        ) {
+            let codec = with(&config(NEW));
+            let mut bytes = Vec::new();
+            codec.encode_noted(key.as_ref(), &entry, b"abc", &mut bytes).unwrap();
+            bytes[at] ^= flip;
+            prop_assume!(envelope::declared_len(&bytes) == Ok(bytes.len()));
+            prop_assert_eq!(codec.decode(&patched(bytes)), Err(Damage::Forged));
+        }
+
+        #[test]
+        fn no_byte_can_be_changed_or_cut_even_by_who_puts_the_checksum_right(
+            key in any_key(),
+            entry in any_entry(),
+            at in any::<prop::sample::Index>(),
+            flip in 1..=u8::MAX,
+            cut in option::of(1..200usize),
+        ) {
+            let codec = with(&config(NEW));
+            let mut bytes = sealed(&codec, &key, &entry);
+            match cut {
+                Some(cut) => {
+                    let stored = u32::from_le_bytes(bytes[7..11].try_into().unwrap());
+                    let cut = cut.min(stored as usize);
+                    bytes[7..11].copy_from_slice(&(stored - cut as u32).to_le_bytes());
+                    bytes.truncate(bytes.len() - cut);
+                }
+                None => {
+                    let at = 37 + at.index(bytes.len() - 37);
+                    bytes[at] ^= flip;
+                }
+            }
+            prop_assert!(codec.decode(&patched(bytes)).is_err());
+        }
+
+        #[test]
+        fn nothing_plain_is_taken_unless_that_is_allowed(key in any_key(), entry in any_entry()) {
+            let bytes = sealed(&Codec::default(), &key, &entry).into();
+            prop_assert_eq!(with(&config(NEW)).decode_for(key.as_ref(), &bytes), Err(Damage::Unsealed));
+            let lenient = EncryptionConfig { require: false, ..config(NEW) };
+            prop_assert_eq!(with(&lenient).decode_for(key.as_ref(), &bytes), Ok(entry));
+        }
+
+        #[test]
+        fn what_an_old_key_sealed_is_read_while_that_key_is_known(
+            key in any_key(),
+            entry in any_entry(),
+            id in option::of(".{0,9}"),
+        ) {
+            let before = EncryptionConfig { id: id.clone(), ..config(OLD) };
+            let bytes = sealed(&with(&before), &key, &entry).into();
+            let old_keys = vec![OldKey { key: secret(OLD), key_file: None, id }];
+            let rotated = with(&EncryptionConfig { old_keys, ..config(NEW) });
+            prop_assert_eq!(&rotated.decode(&bytes).unwrap(), &(key.clone(), entry.clone()));
+            prop_assert_eq!(with(&config(NEW)).decode(&bytes), Err(Damage::UnknownKey));
+            prop_assert_eq!(Codec::default().decode(&bytes), Err(Damage::UnknownKey));
+            let again = sealed(&rotated, &key, &entry).into();
+            prop_assert_eq!(with(&config(NEW)).decode(&again).unwrap(), (key, entry));
+        }
+
+        #[test]
+        fn a_key_of_the_same_id_that_is_another_opens_nothing(key in any_key(), entry in any_entry()) {
+            let named = |key| EncryptionConfig { id: Some("1".into()), ..config(key) };
+            let bytes = sealed(&with(&named(OLD)), &key, &entry).into();
+            prop_assert_eq!(with(&named(NEW)).decode(&bytes), Err(Damage::Forged));
+        }
+    }
+}

@@ -20,12 +20,13 @@ mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Every bug, and the rule it breaks.
-    pub const ALL: [(&str, &str); 24] = [
+    pub const ALL: [(&str, &str); 25] = [
         ("add-extends-life", "only set and touch change a deadline"),
         ("behind-is-done", "another process that is ahead is overtaken"),
         ("deadline-unchecked", "the deadline is checked on every answer"),
         ("delete-skips-lower", "a removal reaches every level"),
         ("failed-set-stays", "a write that failed leaves nothing behind"),
+        ("derived-overtakes", "a touch carries no value past another process"),
         ("fences-forgotten-early", "a fence lives as long as what it guards"),
         ("fences-not-remembered", "an invalidation outlives the process where copies do"),
         ("generations-restart", "generations go on where the last process ended"),

@@ -5,7 +5,7 @@
 //! ```text
 //!  0  2  magic, C7 7E
 //!  2  1  version, 1
-//!  3  1  flags: bits 0-1 compression (0 none, 1 lz4, 2 zstd), 2 extras, 3 levels, 4 explicit ttl
+//!  3  1  flags: bits 0-1 compression (0 none, 1 lz4, 2 zstd), 2 extras, 3 levels, 4 explicit ttl, 5 sealed
 //!  4  1  length of the namespace
 //!  5  2  length of the key
 //!  7  4  length of the value as stored
@@ -17,6 +17,21 @@
 //!        namespace, key, extras (MessagePack), value
 //! ```
 //!
+//! A sealed one says in its fixed part only what a store must know; the other flags are not set, and
+//!
+//! ```text
+//!  4  1  zero
+//!  5  2  length of the note
+//!  7  4  length of what follows the note
+//! 37     the note, readable, what the store wants to know of the entry without opening it
+//!        id of the key 8, nonce 24
+//!        sealed: bytes 3 to 10 as above, then what stands behind 37 as above
+//!        tag 16
+//! ```
+//!
+//! The seal, XChaCha20-Poly1305, is bound to everything before it but the checksum, which is of the bytes as stored: it
+//! tells damage, the seal tells forgery.
+//!
 //! Nothing is allocated before the declared lengths agree with the bytes at hand and the checksum holds.
 
 use std::collections::BTreeMap;
@@ -25,6 +40,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes};
 use serde::{Deserialize, Serialize};
 
+use crate::encryption::{Keys, SEAL_HEAD, SEAL_TAG};
 use crate::{Entry, Extras, Generation, Key, KeyRef, Levels, Stay, Timestamp};
 
 /// Bytes of the part every envelope has.
@@ -32,6 +48,9 @@ pub const HEADER_BYTES: usize = 37;
 /// The first bytes of every envelope.
 pub const MAGIC: [u8; 2] = [0xC7, 0x7E];
 const VERSION: u8 = 1;
+/// Where the lengths and flags stand that a sealed envelope has inside.
+const FORM: std::ops::Range<usize> = 3..11;
+const FORM_BYTES: usize = FORM.end - FORM.start;
 const CHECKSUM_AT: usize = 29;
 const NEVER_48: u64 = (1 << 48) - 1;
 
@@ -39,7 +58,8 @@ const COMPRESSION: u8 = 0b11;
 const HAS_EXTRAS: u8 = 1 << 2;
 const HAS_LEVELS: u8 = 1 << 3;
 const EXPLICIT_TTL: u8 = 1 << 4;
-const KNOWN_FLAGS: u8 = COMPRESSION | HAS_EXTRAS | HAS_LEVELS | EXPLICIT_TTL;
+const SEALED: u8 = 1 << 5;
+const KNOWN_FLAGS: u8 = COMPRESSION | HAS_EXTRAS | HAS_LEVELS | EXPLICIT_TTL | SEALED;
 
 /// How values are made smaller before they are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,17 +101,29 @@ pub enum Damage {
     /// The plain value is larger than the reader's limit.
     #[error("the value is larger than allowed")]
     TooLarge,
+    /// Sealed under a key that is not among the reader's.
+    #[error("it is sealed under an unknown key")]
+    UnknownKey,
+    /// Whole, but not what the holder of the key wrote here.
+    #[error("the seal does not match")]
+    Forged,
+    /// Plain where entries must be sealed.
+    #[error("it is not sealed")]
+    Unsealed,
+    /// The system gave no random bytes to seal with.
+    #[error("no random bytes to seal with")]
+    NoRandom,
 }
 
 /// The header of an envelope, enough to index it by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     flags: u8,
-    /// Bytes of the namespace.
+    /// Bytes of the namespace; 0 when it is sealed.
     pub namespace_len: usize,
-    /// Bytes of the key.
+    /// Bytes of the key; those of the note when it is sealed.
     pub key_len: usize,
-    /// Bytes of the value as stored.
+    /// Bytes of the value as stored; of all that follows the note when it is sealed.
     pub stored_len: usize,
     /// The entry's generation.
     pub generation: Generation,
@@ -113,25 +145,56 @@ impl Header {
         if bytes[..2] != MAGIC {
             return Err(Damage::Magic);
         }
-        let flags = bytes[3];
-        if bytes[2] != VERSION || flags & !KNOWN_FLAGS != 0 || flags & COMPRESSION == COMPRESSION {
+        if bytes[2] != VERSION {
             return Err(Damage::Version);
         }
-        let key_len = usize::from(u16::from_le_bytes([bytes[5], bytes[6]]));
-        if key_len == 0 {
-            return Err(Damage::Length);
-        }
         let deadline = read_48(&bytes[23..]);
-        Ok(Self {
-            flags,
-            namespace_len: usize::from(bytes[4]),
-            key_len,
-            stored_len: u32::from_le_bytes([bytes[7], bytes[8], bytes[9], bytes[10]]) as usize,
+        let header = Self {
+            flags: 0,
+            namespace_len: 0,
+            key_len: 0,
+            stored_len: 0,
             generation: Generation::new(read_48(&bytes[11..])),
             created: Timestamp::from_millis(read_48(&bytes[17..])),
             deadline: if deadline == NEVER_48 { Timestamp::NEVER } else { Timestamp::from_millis(deadline) },
             checksum: u64::from_le_bytes(bytes[CHECKSUM_AT..].try_into().map_err(|_| Damage::Length)?),
-        })
+        };
+        header.with_form(&bytes[FORM])
+    }
+
+    /// The same entry with the flags and lengths that stand in `form`.
+    fn with_form(self, form: &[u8]) -> Result<Self, Damage> {
+        let form: &[u8; FORM_BYTES] = form.try_into().map_err(|_| Damage::Length)?;
+        let flags = form[0];
+        if flags & !KNOWN_FLAGS != 0 || flags & COMPRESSION == COMPRESSION {
+            return Err(Damage::Version);
+        }
+        let (namespace_len, key_len) = (usize::from(form[1]), u16::from_le_bytes([form[2], form[3]]));
+        let sealed = flags & SEALED != 0;
+        if sealed && (flags != SEALED || namespace_len != 0) {
+            return Err(Damage::Version);
+        }
+        if !sealed && key_len == 0 {
+            return Err(Damage::Length);
+        }
+        let stored_len = u32::from_le_bytes([form[4], form[5], form[6], form[7]]) as usize;
+        Ok(Self { flags, namespace_len, key_len: key_len.into(), stored_len, ..self })
+    }
+
+    /// Whether namespace, key, extras and value can be read with a key only.
+    pub const fn is_sealed(&self) -> bool {
+        self.flags & SEALED != 0
+    }
+
+    /// What two envelopes of the same entry have in common, and two of one generation that differ do not: the
+    /// checksum. No two sealed ones are alike, so there it is made of sizes and times.
+    pub fn identity(&self) -> u64 {
+        if !self.is_sealed() {
+            return self.checksum;
+        }
+        let seen = [self.stored_len as u64, self.created.as_millis(), self.deadline.as_millis()];
+        let bytes: Vec<u8> = seen.iter().flat_map(|number| number.to_le_bytes()).collect();
+        xxhash_rust::xxh3::xxh3_64_with_seed(&bytes, self.generation.get())
     }
 
     /// Bytes between the fixed part and the namespace.
@@ -141,7 +204,7 @@ impl Header {
             + 4 * (self.flags & COMPRESSION != 0) as usize
     }
 
-    /// Where namespace and key stand in the envelope.
+    /// Where namespace and key stand in the envelope; the note, when it is sealed.
     pub const fn key_range(&self) -> std::ops::Range<usize> {
         let start = HEADER_BYTES + self.optional_len();
         start..start + self.namespace_len + self.key_len
@@ -176,6 +239,32 @@ pub fn encode(
     compression: Compression,
     out: &mut Vec<u8>,
 ) -> Result<usize, Damage> {
+    write(key, entry, compression, None, out)
+}
+
+/// As [`encode`], sealed when there are keys: then with that note.
+pub(crate) fn write(
+    key: KeyRef<'_>,
+    entry: &Entry,
+    compression: Compression,
+    seal: Option<(&Keys, &[u8])>,
+    out: &mut Vec<u8>,
+) -> Result<usize, Damage> {
+    let start = out.len();
+    let written = append(key, entry, compression, seal, out);
+    if written.is_err() {
+        out.truncate(start);
+    }
+    written
+}
+
+fn append(
+    key: KeyRef<'_>,
+    entry: &Entry,
+    compression: Compression,
+    seal: Option<(&Keys, &[u8])>,
+    out: &mut Vec<u8>,
+) -> Result<usize, Damage> {
     let start = out.len();
     let plain_len = u32::try_from(entry.value.len()).map_err(|_| Damage::TooLarge)?;
     let key_len = u16::try_from(key.bytes().len()).map_err(|_| Damage::TooLarge)?;
@@ -191,19 +280,38 @@ pub fn encode(
         | if extras.is_some() { HAS_EXTRAS } else { 0 }
         | if all_levels { 0 } else { HAS_LEVELS }
         | if entry.explicit_ttl { EXPLICIT_TTL } else { 0 };
+    // Compressed values are kept only when they are shorter, so this fits where the plain length did.
+    let form = |out: &mut Vec<u8>| put_form(out, flags, namespace_len, key_len, value.len() as u32);
 
-    out.reserve(HEADER_BYTES + 9 + key.namespace().len() + key.bytes().len() + value.len());
+    let sealing = seal.map_or(0, |(_, note)| note.len() + SEAL_HEAD + FORM_BYTES + SEAL_TAG);
+    out.reserve(
+        HEADER_BYTES
+            + 9
+            + sealing
+            + key.namespace().len()
+            + key.bytes().len()
+            + extras.as_ref().map_or(0, Vec::len)
+            + value.len(),
+    );
     out.put_slice(&MAGIC);
     out.put_u8(VERSION);
-    out.put_u8(flags);
-    out.put_u8(namespace_len);
-    out.put_u16_le(key_len);
-    // Compressed values are kept only when they are shorter, so this fits where the plain length did.
-    out.put_u32_le(value.len() as u32);
+    match seal {
+        None => form(out),
+        Some((_, note)) => {
+            put_form(out, SEALED, 0, u16::try_from(note.len()).map_err(|_| Damage::TooLarge)?, 0);
+        }
+    }
     out.put_uint_le(entry.generation.get().min(NEVER_48), 6);
     out.put_uint_le(entry.created.as_millis().min(NEVER_48), 6);
     out.put_uint_le(entry.deadline.as_millis().min(NEVER_48), 6);
     out.put_u64_le(0);
+    let mut body = out.len();
+    if let Some((keys, note)) = seal {
+        out.put_slice(note);
+        out.put_slice(&keys.head()?);
+        body = out.len();
+        form(out);
+    }
     if !all_levels {
         out.put_u8(entry.levels.bits());
     }
@@ -218,21 +326,32 @@ pub fn encode(
     out.put_slice(extras.as_deref().unwrap_or_default());
     out.put_slice(value);
 
+    if let Some((keys, _)) = seal {
+        let stored = u32::try_from(SEAL_HEAD + out.len() - body + SEAL_TAG).map_err(|_| Damage::TooLarge)?;
+        out[start + FORM.end - 4..start + FORM.end].copy_from_slice(&stored.to_le_bytes());
+        let (known, body) = out[start..].split_at_mut(body - start);
+        let tag = keys.seal(known, body)?;
+        out.put_slice(&tag);
+    }
     let sum = checksum(&out[start..]);
     out[start + CHECKSUM_AT..start + HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
     Ok(out.len() - start)
 }
 
-/// Reads one whole envelope, which must fill `bytes`; the value is shared with it when it is not compressed.
-/// `max_value` bounds what a compressed value may become.
+fn put_form(out: &mut Vec<u8>, flags: u8, namespace_len: u8, key_len: u16, stored_len: u32) {
+    out.put_u8(flags);
+    out.put_u8(namespace_len);
+    out.put_u16_le(key_len);
+    out.put_u32_le(stored_len);
+}
+
+/// Reads one whole envelope, which must fill `bytes`; the value is shared with it when it is neither compressed nor
+/// sealed. `max_value` bounds what a compressed value may become.
 ///
 /// # Errors
 /// Says what is wrong with the bytes.
 pub fn decode(bytes: &Bytes, max_value: usize) -> Result<(Key, Entry), Damage> {
-    let parts = Parts::of(bytes)?;
-    let namespace = std::str::from_utf8(&bytes[parts.namespace.clone()]).map_err(|_| Damage::Content)?;
-    let key = Key::new(namespace, &bytes[parts.key.clone()]).map_err(|_| Damage::Content)?;
-    Ok((key, parts.entry(bytes, max_value)?))
+    read(bytes, max_value, None)
 }
 
 /// Reads one whole envelope that must be `key`'s.
@@ -240,19 +359,44 @@ pub fn decode(bytes: &Bytes, max_value: usize) -> Result<(Key, Entry), Damage> {
 /// # Errors
 /// [`Damage::OtherKey`] when it is whole but of another key, else what is wrong with the bytes.
 pub fn decode_for(key: KeyRef<'_>, bytes: &Bytes, max_value: usize) -> Result<Entry, Damage> {
-    let parts = Parts::of(bytes)?;
+    read_for(key, bytes, max_value, None)
+}
+
+/// As [`decode`], with keys for what is sealed.
+pub(crate) fn read(bytes: &Bytes, max_value: usize, keys: Option<&Keys>) -> Result<(Key, Entry), Damage> {
+    let (bytes, parts) = Parts::open(bytes, keys)?;
+    let namespace = std::str::from_utf8(&bytes[parts.namespace.clone()]).map_err(|_| Damage::Content)?;
+    let key = Key::new(namespace, &bytes[parts.key.clone()]).map_err(|_| Damage::Content)?;
+    Ok((key, parts.entry(&bytes, max_value)?))
+}
+
+/// As [`decode_for`], with keys for what is sealed.
+pub(crate) fn read_for(
+    key: KeyRef<'_>,
+    bytes: &Bytes,
+    max_value: usize,
+    keys: Option<&Keys>,
+) -> Result<Entry, Damage> {
+    let (bytes, parts) = Parts::open(bytes, keys)?;
     if &bytes[parts.namespace.clone()] != key.namespace() || &bytes[parts.key.clone()] != key.bytes() {
         return Err(Damage::OtherKey);
     }
-    parts.entry(bytes, max_value)
+    parts.entry(&bytes, max_value)
 }
 
-/// Checks form and checksum of one whole envelope without building the entry.
+/// Checks form and checksum of one whole envelope without building the entry, nor opening what is sealed.
 ///
 /// # Errors
 /// Says what is wrong with the bytes.
 pub fn verify(bytes: &[u8]) -> Result<Header, Damage> {
-    Parts::of(bytes).map(|parts| parts.header)
+    let header = Header::parse(bytes)?;
+    if declared_len(bytes)? != bytes.len() {
+        return Err(Damage::Length);
+    }
+    if checksum(bytes) != header.checksum {
+        return Err(Damage::Checksum);
+    }
+    Ok(header)
 }
 
 struct Parts {
@@ -266,9 +410,39 @@ struct Parts {
 }
 
 impl Parts {
-    fn of(bytes: &[u8]) -> Result<Self, Damage> {
-        let header = Header::parse(bytes)?;
-        let mut at = HEADER_BYTES;
+    /// The parts of one whole envelope, and the bytes they are in: decrypted ones, when it is sealed.
+    fn open(bytes: &Bytes, keys: Option<&Keys>) -> Result<(Bytes, Self), Damage> {
+        let header = verify(bytes)?;
+        if !header.is_sealed() {
+            let parts = Self::of(header, bytes, HEADER_BYTES, bytes.len())?;
+            return match keys {
+                Some(keys) if keys.require() => Err(Damage::Unsealed),
+                _ => Ok((bytes.clone(), parts)),
+            };
+        }
+        let keys = keys.ok_or(Damage::UnknownKey)?;
+        let body = header.key_range().end + SEAL_HEAD;
+        let end = bytes
+            .len()
+            .checked_sub(SEAL_TAG)
+            .filter(|end| body + FORM_BYTES <= *end)
+            .ok_or(Damage::Length)?;
+        let mut plain = bytes.to_vec();
+        let (known, sealed) = plain.split_at_mut(body);
+        // As it was when the seal was made.
+        known[CHECKSUM_AT..HEADER_BYTES].fill(0);
+        keys.open(known, sealed)?;
+        let inner = header.with_form(&plain[body..body + FORM_BYTES])?;
+        let parts = Self::of(inner, &plain, body + FORM_BYTES, end)?;
+        Ok((plain.into(), parts))
+    }
+
+    /// The parts from `at` to `end`, which they must fill.
+    fn of(header: Header, bytes: &[u8], mut at: usize, end: usize) -> Result<Self, Damage> {
+        if header.is_sealed() {
+            return Err(Damage::Content);
+        }
+        let bytes = &bytes[..end];
         let word = |at: &mut usize| -> Result<usize, Damage> {
             let field = bytes.get(*at..*at + 4).and_then(|field| field.try_into().ok());
             *at += 4;
@@ -286,11 +460,8 @@ impl Parts {
         let key = namespace.end..namespace.end + header.key_len;
         let extras = key.end..key.end + extras_len;
         let value = extras.end..extras.end + header.stored_len;
-        if value.end != bytes.len() {
+        if value.end != end {
             return Err(Damage::Length);
-        }
-        if checksum(bytes) != header.checksum {
-            return Err(Damage::Checksum);
         }
         Ok(Self { header, levels, plain_len, namespace, key, extras, value })
     }

@@ -8,6 +8,7 @@ mod bugs;
 #[cfg(tiercache_bugs)]
 pub mod bugs;
 mod codec;
+mod encryption;
 mod entry;
 pub mod envelope;
 mod error;
@@ -23,6 +24,7 @@ mod time;
 pub mod tracking;
 
 pub use codec::{Codec, Packing};
+pub use encryption::{EncryptionConfig, OldKey};
 pub use entry::{Decoded, Entry, Extras, Generation, Tags};
 pub use error::{BoxError, Error, Result};
 pub use key::{AsKey, ContentKey, Key, KeyRef, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES};

@@ -350,6 +350,20 @@ pub enum Scope {
     },
 }
 
+impl Scope {
+    /// Whether `entry`, of `key`, is in it.
+    pub fn covers(&self, key: KeyRef<'_>, entry: &Entry) -> bool {
+        match self {
+            Self::All => true,
+            Self::Namespace(namespace) => namespace.as_bytes() == key.namespace(),
+            Self::Tag { namespace, name, value } => {
+                namespace.as_bytes() == key.namespace()
+                    && entry.tags().and_then(|tags| tags.get(name)) == Some(value)
+            }
+        }
+    }
+}
+
 /// A tier that keeps invalidations of many across restarts.
 #[async_trait]
 pub trait FenceLog: Tier {

@@ -95,7 +95,7 @@ fn other_versions_and_unknown_flags_are_refused_as_such() {
             bytes[2] = version;
             assert_eq!(envelope::verify(&bytes), Err(Damage::Version), "{name} {version}");
         }
-        for flag in [1 << 5, 1 << 6, 1 << 7, 0b11] {
+        for flag in [1 << 6, 1 << 7, 0b11] {
             let mut bytes = whole.clone();
             bytes[3] |= flag;
             assert_eq!(envelope::verify(&bytes), Err(Damage::Version), "{name} {flag:b}");
@@ -128,6 +128,90 @@ fn write_what_is_missing() {
         envelope::encode(key.as_ref(), &entry, compression, &mut out).unwrap();
         if !file(name).exists() {
             std::fs::write(file(name), out).unwrap();
+        }
+    }
+}
+
+/// What differs with encryption: the key is needed, and no two envelopes are alike.
+#[cfg(feature = "encryption")]
+mod sealed {
+    use tiercache_core::{Codec, EncryptionConfig, Packing, Secret};
+
+    use super::*;
+
+    const NOTE: &[u8] = b"note";
+
+    fn codec(packing: Packing) -> Codec {
+        let key = Secret::from("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=".to_owned());
+        let config = EncryptionConfig { key: Some(key), ..EncryptionConfig::default() };
+        Codec::new(packing).unwrap().with_encryption(&config).unwrap()
+    }
+
+    fn cases() -> impl Iterator<Item = (String, Key, Entry, Codec)> {
+        version_1().into_iter().map(|(name, key, entry, compression)| {
+            let packing = match compression {
+                Compression::None => Packing::None,
+                Compression::Lz4 => Packing::Lz4,
+                Compression::Zstd(_) => Packing::Zstd,
+            };
+            (format!("sealed-{name}"), key, entry, codec(packing))
+        })
+    }
+
+    fn encode(codec: &Codec, key: &Key, entry: &Entry) -> Vec<u8> {
+        let mut out = Vec::new();
+        codec.encode_noted(key.as_ref(), entry, NOTE, &mut out).unwrap();
+        out
+    }
+
+    #[test]
+    fn what_version_1_sealed_is_opened() {
+        for (name, key, entry, codec) in cases() {
+            let bytes = golden(&name);
+            assert_eq!(codec.decode(&bytes).unwrap(), (key.clone(), entry.clone()), "{name}");
+            assert_eq!(codec.decode_for(key.as_ref(), &bytes).unwrap(), entry, "{name}");
+            assert_eq!(envelope::declared_len(&bytes).unwrap(), bytes.len(), "{name}");
+            let header = envelope::verify(&bytes).unwrap();
+            assert_eq!((header.generation, header.deadline), (entry.generation, entry.deadline), "{name}");
+            assert_eq!((header.is_sealed(), &bytes[header.key_range()]), (true, NOTE), "{name}");
+            assert_eq!(envelope::decode(&bytes, 1 << 20), Err(Damage::UnknownKey), "{name}");
+            assert!(!bytes.windows(6).any(|part| part == b"pinned" || part == b"tenant"), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_sealed_now_differs_from_version_1_in_nonce_and_ciphertext_only() {
+        for (name, key, entry, codec) in cases() {
+            let (now, then) = (encode(&codec, &key, &entry), golden(&name));
+            assert_eq!(now.len(), then.len(), "{name}");
+            assert_eq!((&now[..29], &now[37..49]), (&then[..29], &then[37..49]), "{name}");
+            let identity = |bytes| envelope::verify(bytes).unwrap().identity();
+            assert_eq!(identity(&now), identity(&then), "{name}");
+            assert_ne!(now[49..73], then[49..73], "{name}");
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_noticed() {
+        for (name, key, _, codec) in cases() {
+            let whole = golden(&name);
+            for at in 0..whole.len() {
+                for bit in 0..8 {
+                    let mut bytes = whole.to_vec();
+                    bytes[at] ^= 1 << bit;
+                    let bytes = Bytes::from(bytes);
+                    assert!(codec.decode_for(key.as_ref(), &bytes).is_err(), "{name} {at} {bit}");
+                }
+                assert!(codec.decode(&whole.slice(..at)).is_err(), "{name} cut at {at}");
+            }
+        }
+    }
+
+    #[test]
+    #[ignore = "writes the files of a version that was not released yet"]
+    fn write_what_is_missing() {
+        for (name, key, entry, codec) in cases().filter(|(name, ..)| !file(name).exists()) {
+            std::fs::write(file(&name), encode(&codec, &key, &entry)).unwrap();
         }
     }
 }

@@ -1,12 +1,14 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use tiercache_core::{Error, Packing, Result};
+use tiercache_core::{Codec, EncryptionConfig, Error, Packing, Result};
 
 /// The largest segment: offsets in it stay far below 32 bits.
 const MAX_SEGMENT: u64 = 1 << 30;
 const MIN_SEGMENT: u64 = 4 << 10;
 const DEFAULT_SEGMENT: u64 = 64 << 20;
+/// The largest value that is stored, and that a compressed one may become.
+pub(crate) const MAX_VALUE: usize = 1 << 30;
 
 /// How a [`DiskTier`](crate::DiskTier) is set up.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -45,6 +47,12 @@ pub struct DiskConfig {
     /// compression: zstd
     /// ```
     pub compression: Packing,
+    /// How entries are encrypted. Default: not at all. Needs the feature `encryption`.
+    ///
+    /// ```yaml
+    /// encryption: { key: "${CACHE_KEY}" }
+    /// ```
+    pub encryption: Option<EncryptionConfig>,
 }
 
 impl Default for DiskConfig {
@@ -55,6 +63,7 @@ impl Default for DiskConfig {
             segment_size: None,
             flush: Flush::default(),
             compression: Packing::default(),
+            encryption: None,
         }
     }
 }
@@ -94,14 +103,20 @@ impl DiskConfig {
             })
     }
 
-    /// Whether the level can be opened with these values; touches nothing.
+    /// Whether the level can be opened with these values; changes nothing.
     ///
     /// # Errors
     /// [`Error::Config`], whose message begins with the key that is wrong.
     pub fn check(&self) -> Result<()> {
         self.segment()?;
-        self.compression.compression()?;
+        self.codec()?;
         Ok(())
+    }
+
+    /// How entries are written.
+    pub(crate) fn codec(&self) -> Result<Codec> {
+        let codec = Codec::new(self.compression)?.with_max_value(MAX_VALUE);
+        self.encryption.as_ref().map_or(Ok(codec.clone()), |encryption| codec.with_encryption(encryption))
     }
 
     /// Bytes of a segment.

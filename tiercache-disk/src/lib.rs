@@ -17,5 +17,5 @@ mod tier;
 
 pub use check::Report;
 pub use config::{DiskConfig, Flush};
-pub use tiercache_core::Packing;
 pub use tier::DiskTier;
+pub use tiercache_core::Packing;

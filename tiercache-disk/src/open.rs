@@ -33,7 +33,7 @@ const WORTH: usize = 4 << 10;
 
 pub(crate) fn open(config: DiskConfig, clock: Arc<dyn Clock>, hasher: HashFn) -> Result<Store> {
     let segment_size = config.segment()?;
-    let compression = config.compression.compression()?;
+    let entries = config.codec()?;
     let dir = Dir::open(&config.directory()?, true)?;
     let lock = dir.lock()?;
     let failed = |error: io::Error| Error::unavailable(NAME, "open", error);
@@ -105,7 +105,7 @@ pub(crate) fn open(config: DiskConfig, clock: Arc<dyn Clock>, hasher: HashFn) ->
         coarse: clock.coarse(),
         clock,
         flush: config.flush,
-        compression,
+        entries,
         max_size: config.max_size,
         allotted: AtomicU64::new(allotted),
         spill: Default::default(),

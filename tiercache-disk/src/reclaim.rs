@@ -27,7 +27,7 @@ use crate::config::Flush;
 use crate::dir::{segment_name, spare_name};
 use crate::index::{Place, Slot, State, lock};
 use crate::log::{Appended, For, NoPlace, Segment, Spare};
-use crate::segment::{Item, Kind, Row, SAVED, SEGMENT_HEADER, decode_any, footer_sum};
+use crate::segment::{Item, Kind, Row, SAVED, SEGMENT_HEADER, footer_sum};
 use crate::store::Store;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -278,7 +278,7 @@ impl Store {
                 Moved::NoRoom => {}
             }
         }
-        let (key, entry) = decode_any(envelope)?;
+        let (key, entry) = self.entries.decode(&envelope.into())?;
         let entry = self.rewound(entry, segment, slot.place);
         if !entry.is_live(now) || self.read_fences().kill(key.namespace(), &entry) {
             self.index.shard(hash).give_up(hash, slot.place);
@@ -305,7 +305,10 @@ impl Store {
         };
         let fences = self.read_fences();
         if !fences.is_empty()
-            && decode_any(envelope.clone()).is_ok_and(|(key, entry)| fences.kill(key.namespace(), &entry))
+            && self
+                .entries
+                .decode(&envelope.clone().into())
+                .is_ok_and(|(key, entry)| fences.kill(key.namespace(), &entry))
         {
             shard.give_up(hash, slot.place);
             return Moved::Dead;

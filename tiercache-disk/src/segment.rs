@@ -9,7 +9,8 @@
 //!  40  8  XXH3-64 of the footer                             48  8  when the header was written
 //!  56  8  XXH3-64 of what stands before
 //! records, one after the other
-//!   entry    C7, the envelope without its first 3 bytes, its checksum XOR the salt
+//!   entry    C7, the envelope without its first 3 bytes, its checksum XOR the salt; in a sealed one the note is
+//!            hash 5, namespace
 //!   removal  D3, hash 5, generation 6, XXH3-64 of these seeded with the salt
 //!   fence    F5, length of the body 2, body, XXH3-64 likewise
 //! footer, when sealed: what the records are, so that opening need not read them
@@ -22,7 +23,7 @@ use std::sync::Arc;
 
 use tiercache_core::envelope::{self, HEADER_BYTES};
 use tiercache_core::tier::Scope;
-use tiercache_core::{Entry, Generation, Key, KeyRef, Timestamp};
+use tiercache_core::{Entry, Generation, KeyRef, Timestamp};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::index::Names;
@@ -33,8 +34,7 @@ pub(crate) const SAVED: usize = 2;
 pub(crate) const REMOVAL_BYTES: usize = 20;
 /// Hashes have 40 bits: 5 bytes in a footer and 4 in the index, where the shard says the rest.
 pub(crate) const HASH_BITS: u32 = 40;
-/// The largest value that is stored, and that a compressed one may become.
-pub(crate) const MAX_VALUE: usize = 1 << 30;
+const HASH_BYTES: usize = HASH_BITS as usize / 8;
 
 const MAGIC: &[u8; 7] = b"tcdisk1";
 const ENTRY: u8 = 0xC7;
@@ -130,11 +130,17 @@ impl Codec {
                 self.unseal(salt, scratch);
                 let header = envelope::verify(scratch).ok()?;
                 let keys = &scratch[header.key_range()];
-                let (namespace, key) = keys.split_at(header.namespace_len);
-                let namespace = std::str::from_utf8(namespace).ok()?;
+                let (hash, namespace) = if header.is_sealed() {
+                    let (hash, namespace) = keys.split_at_checked(HASH_BYTES)?;
+                    (read(hash), std::str::from_utf8(namespace).ok()?)
+                } else {
+                    let (namespace, key) = keys.split_at(header.namespace_len);
+                    let namespace = std::str::from_utf8(namespace).ok()?;
+                    (self.hash(KeyRef::new(namespace, key).ok()?), namespace)
+                };
                 let row = Row {
                     kind: Kind::Entry,
-                    hash: self.hash(KeyRef::new(namespace, key).ok()?),
+                    hash,
                     offset,
                     len: len as u32,
                     generation: header.generation,
@@ -409,7 +415,7 @@ pub(crate) fn read(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(word)
 }
 
-/// The entry of a record as an envelope.
-pub(crate) fn decode_any(envelope: Vec<u8>) -> Result<(Key, Entry), envelope::Damage> {
-    envelope::decode(&envelope.into(), MAX_VALUE)
+/// What opening must know of an entry whose key is sealed: a footer says no less.
+pub(crate) fn note(hash: u64, namespace: &[u8]) -> Vec<u8> {
+    [&hash.to_le_bytes()[..HASH_BYTES], namespace].concat()
 }

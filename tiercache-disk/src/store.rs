@@ -8,19 +8,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use rustix::io::{Errno, ReadWriteFlags};
-use tiercache_core::envelope::{self, Compression, Damage};
+use tiercache_core::envelope::Damage;
 use tiercache_core::tier::{Hold, Permit, Put, Scope, Spill};
-use tiercache_core::{Clock, Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
+use tiercache_core::{self as core, Clock, Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 
-use crate::config::Flush;
+use crate::config::{Flush, MAX_VALUE};
 use crate::dir::{Dir, Lock, segment_name};
 use crate::fences::Fences;
 use crate::index::{Index, OTHER, Place, SHARDS, Shard, Slot, State, Stays, lock};
 use crate::log::{Appended, For, Group, Log, NoPlace, Segment, Ticket};
-use crate::segment::{Codec, Header, Item, Kind, MAX_VALUE, Row, SAVED, footer_sum, scope_fits};
+use crate::segment::{Codec, Header, Item, Kind, Row, SAVED, footer_sum, note, scope_fits};
 use crate::tier::NAME;
 
-/// Values from here on are compressed on a thread for blocking work.
+/// Values from here on are compressed and encrypted on a thread for blocking work.
 const PACK_ELSEWHERE: usize = 64 << 10;
 /// How often a read that raced a move looks again before it waits.
 const LOOKS: usize = 4;
@@ -38,7 +38,7 @@ pub(crate) struct Store {
     pub(crate) coarse: Arc<AtomicU64>,
     pub(crate) opened: Timestamp,
     pub(crate) flush: Flush,
-    pub(crate) compression: Compression,
+    pub(crate) entries: core::Codec,
     pub(crate) max_size: u64,
     /// Bytes of all segments, spare ones too, at their full size.
     pub(crate) allotted: AtomicU64,
@@ -103,16 +103,17 @@ impl Store {
             return Ok(Put::Full);
         }
         let mut envelope = scratch::take();
-        if self.compression != Compression::None && entry.value.len() >= PACK_ELSEWHERE {
-            let (key, entry, compression) = (key.clone(), entry.clone(), self.compression);
+        let note = if self.entries.seals() { note(hash, key.namespace().as_bytes()) } else { Vec::new() };
+        if self.entries.is_costly() && entry.value.len() >= PACK_ELSEWHERE {
+            let (key, entry, codec) = (key.clone(), entry.clone(), self.entries.clone());
             let pack =
-                move || envelope::encode(key.as_ref(), &entry, compression, &mut envelope).map(|_| envelope);
+                move || codec.encode_noted(key.as_ref(), &entry, &note, &mut envelope).map(|_| envelope);
             let packed = tokio::task::spawn_blocking(pack).await;
             envelope = match packed.map_err(|_| Error::Panicked { what: "compression" })? {
                 Ok(envelope) => envelope,
                 Err(damage) => return refuse(damage),
             };
-        } else if let Err(damage) = envelope::encode(key.as_ref(), entry, self.compression, &mut envelope) {
+        } else if let Err(damage) = self.entries.encode_noted(key.as_ref(), entry, &note, &mut envelope) {
             return refuse(damage);
         }
         let len = envelope.len() - SAVED;
@@ -247,7 +248,7 @@ impl Store {
             let damage = match self.read(&segment, slot.place, blocking) {
                 Ok(mut bytes) => {
                     self.codec.unseal(segment.salt, &mut bytes);
-                    match envelope::decode_for(key, &bytes.into(), MAX_VALUE) {
+                    match self.entries.decode_for(key, &bytes.into()) {
                         Ok(entry) => return Look::Hit(self.rewound(entry, &segment, slot.place)),
                         // Another key with the same hash.
                         Err(Damage::OtherKey) => return Look::Miss,

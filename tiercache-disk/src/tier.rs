@@ -12,7 +12,7 @@ use tiercache_core::{Clock, Entry, Error, Generation, Key, KeyRef, Result, Tier,
 use crate::config::{DiskConfig, Flush};
 use crate::index::{SHARDS, Slot, State, lock};
 use crate::open::open;
-use crate::segment::{HashFn, decode_any, hash_key};
+use crate::segment::{HashFn, hash_key};
 use crate::store::{Look, Store, unwritten};
 
 /// The backend's name in YAML, logs and errors.
@@ -327,7 +327,7 @@ impl Store {
         let damage = match self.read(&segment, slot.place, true) {
             Ok(mut bytes) => {
                 self.codec.unseal(segment.salt, &mut bytes);
-                match decode_any(bytes) {
+                match self.entries.decode(&bytes.into()) {
                     Ok((key, entry)) => return Some((key, self.rewound(entry, &segment, slot.place))),
                     Err(damage) => damage.to_string(),
                 }

@@ -119,6 +119,26 @@ fn sections_of_services_may_stand_there_unused_and_show_no_secret() {
 }
 
 #[test]
+#[cfg(feature = "encryption")]
+fn a_level_can_be_encrypted_and_its_keys_are_not_shown() {
+    let key = "aHVudGVyMmh1bnRlcjJodW50ZXIyaHVudGVyMjMyMzI=";
+    let old = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    let text =
+        format!("dry_cache: {{ encryption: {{ key: '{key}', id: new, old_keys: [{{ key: '{old}' }}] }} }}");
+    let config = read(&text).unwrap_or_else(|error| panic!("{error}"));
+    for shown in [config.to_yaml(), config.to_json().to_string(), format!("{config:?}")] {
+        assert!(!shown.contains(key) && !shown.contains(old) && shown.contains("(hidden)"), "{shown}");
+    }
+    let secret = "dry_cache: { encryption: { key: '${SECRET}' } }";
+    let message = problems(secret);
+    assert!(message.contains("encryption.key: it is not 32 bytes in base64"), "{message}");
+    let message = problems("dry_cache: { encryption: { key: [hunter2] } }\n");
+    assert!(message.contains("dry_cache.encryption.key"), "{message}");
+    let message = problems("dry_cache: { encryption: { kee: x } }");
+    assert!(message.contains("kee"), "{message}");
+}
+
+#[test]
 fn a_level_can_be_left_out_by_one_word() {
     let shown = effective("cold_cache: { backend: none, ttl: 24h, max_size: 10GB }");
     assert_eq!(shown["cold_cache"], json!({ "backend": "none" }));

@@ -4,6 +4,7 @@ mod bench;
 mod bugs;
 mod ci;
 mod run;
+mod services;
 mod test;
 mod torture;
 
@@ -14,6 +15,7 @@ cargo xtask COMMAND
 
   test                                     install what is missing, run every test
   ci                                       format, lints, every feature alone, documentation, then test
+  services                                 install the servers that tests run against
   bugs [NAME]                              seeded bugs, each of which the simulator must catch
   torture [--histories N] [--seed S]       generated histories against the reference model, as many as you like
   bench hot|disk|memory|hits [--json] [FILE…]
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         "test" => test::run(),
         "ci" => ci::run(),
         "bugs" => bugs::run(rest),
+        "services" => services::run(),
         "torture" => torture::run(rest),
         "bench" => bench::run(rest),
         "help" | "--help" | "-h" => {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tiercache_core::testing::ManualClock;
 use tiercache_core::tier::Tier;
-use tiercache_core::{CacheManager, Clock, Level, Rules, Stay, Write};
+use tiercache_core::{CacheManager, Clock, Key, Level, Rules, Stay, Write};
 use tiercache_ram::{Policy, RamConfig, RamTier};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -109,6 +109,8 @@ struct Setup {
     hot_bytes: u64,
     cold: bool,
     store_is_local: bool,
+    /// Whether other processes use the store.
+    shared: bool,
     store_at: Level,
     write: Write,
     faults: bool,
@@ -151,11 +153,13 @@ enum Outcome {
 
 impl History {
     async fn begin(mut choices: Choices) -> Self {
+        let store_is_local = !choices.once_in(2);
         let setup = Setup {
             policy: [Policy::Adaptive, Policy::Lru, Policy::TinyLfu][choices.below(3) as usize],
             hot_bytes: [200, 400, 800, 100_000][choices.below(4) as usize],
             cold: choices.once_in(2),
-            store_is_local: !choices.once_in(2),
+            store_is_local,
+            shared: !store_is_local && choices.once_in(2),
             store_at: [Level::Dry, Level::Dry, Level::Cold][choices.below(3) as usize],
             write: [Write::Back, Write::Back, Write::Behind, Write::Through][choices.below(4) as usize],
             faults: choices.once_in(2),
@@ -204,6 +208,7 @@ impl History {
                     self.gates.answer_at_once(at_once);
                 }
                 17 if self.choices.once_in(4) => self.drop_one(),
+                17 | 18 if self.setup.shared => self.elsewhere(),
                 18 if self.choices.once_in(6) => self.crash().await?,
                 19 => {
                     let operation =
@@ -252,6 +257,37 @@ impl History {
             levels.push(Level::Dry);
         }
         levels
+    }
+
+    /// Another process sets or removes a key, whole and at once. This process may go on with what it has in RAM, but
+    /// whatever it does to the key afterwards comes after.
+    fn elsewhere(&mut self) {
+        let key = self.choices.below(KEYS) as u8;
+        let ahead = [0, 50, 1_000][self.choices.below(3) as usize];
+        let name = Key::new("", format!("key-{key}").as_bytes()).expect("a key");
+        self.moment += 1;
+        if self.choices.once_in(4) {
+            self.note(format!("{}: another process removes {key}", self.moment));
+            self.store.remove_elsewhere(&name, ahead);
+            self.lossy_at = self.lossy_at.max(self.moment);
+        } else {
+            self.values += 1;
+            self.note(format!("{}: another process sets {key} to {}", self.moment, self.values));
+            self.store.set_elsewhere(&name, &self.values.to_string(), self.clock.now(), ahead);
+            self.judge.begin(Mutation {
+                key,
+                kind: Kind::Write(self.values),
+                tag: None,
+                deadline: u64::MAX,
+                begun: self.moment,
+                ended: Some(self.moment),
+                certain: false,
+                failed: false,
+                degraded: false,
+                life: u32::MAX,
+            });
+        }
+        self.moment += 1;
     }
 
     /// Begins an operation as a task of its own.
@@ -444,7 +480,8 @@ impl History {
                 while self.gates.waiting() > 0 {
                     self.gates.release(0, Fate::Go);
                 }
-                tokio::time::sleep(Duration::from_secs(5)).await;
+                // Two steps must fit in the deadline of an operation.
+                tokio::time::sleep(Duration::from_secs(3)).await;
                 self.quiesce().await?;
                 if self.gates.waiting() == 0 && self.running.is_empty() {
                     break;
@@ -516,6 +553,7 @@ async fn open(
         gates: gates.clone(),
         dead: false.into(),
         local: setup.store_is_local,
+        shared: setup.shared,
     });
     let ram =
         |max_size| Arc::new(RamTier::new(RamConfig { max_size, policy: setup.policy })) as Arc<dyn Tier>;

@@ -78,6 +78,8 @@ pub(super) struct Life {
     /// Knows what it holds, asks permits where it commits, remembers removals: like a local log. Otherwise like
     /// a remote store that knows only what is put and compares generations with what is there.
     pub local: bool,
+    /// Other processes use it too: it remembers removals, and tells who is behind.
+    pub shared: bool,
 }
 
 impl Life {
@@ -103,6 +105,20 @@ impl Life {
 }
 
 impl Contents {
+    /// What another process has done, as one step: it took a generation above what it met at the key.
+    fn overtake(&mut self, key: &Key, ahead: u64) -> Generation {
+        let met = self.newest(key).map_or(0, Generation::get);
+        let generation = Generation::new(met.max(ahead) + 1);
+        self.remove(key, generation, true);
+        generation
+    }
+
+    /// The generation of the entry or the removal of a key.
+    fn newest(&self, key: &Key) -> Option<Generation> {
+        let kept = self.entries.get(key).map(|entry| entry.generation);
+        kept.max(self.removed.get(key).copied())
+    }
+
     fn remove(&mut self, key: &Key, below: Generation, remember: bool) {
         self.last = self.last.max(below);
         if self.entries.get(key).is_some_and(|entry| entry.generation < below) {
@@ -120,12 +136,26 @@ impl Contents {
             return Put::Unchanged;
         }
         // A removal below a generation spares that generation itself: a set fences, and then puts.
-        if kept.max(self.removed.get(key).copied()).is_some_and(|newest| newest > entry.generation) {
+        if self.newest(key).is_some_and(|newest| newest > entry.generation) {
             return Put::Superseded;
         }
         self.last = self.last.max(entry.generation);
         self.entries.insert(key.clone(), entry.clone());
         Put::Stored
+    }
+}
+
+impl Store {
+    /// Another process sets `key`; its generations are at least `ahead`.
+    pub(super) fn set_elsewhere(&self, key: &Key, value: &str, now: Timestamp, ahead: u64) {
+        let mut contents = lock(&self.0);
+        let generation = contents.overtake(key, ahead);
+        contents.put(key, &Entry::new(value.to_owned(), generation, now));
+    }
+
+    /// Another process removes `key`.
+    pub(super) fn remove_elsewhere(&self, key: &Key, ahead: u64) {
+        lock(&self.0).overtake(key, ahead);
     }
 }
 
@@ -138,7 +168,7 @@ impl Tier for Life {
     fn profile(&self) -> Profile {
         Profile {
             persistent: true,
-            shared: false,
+            shared: self.shared,
             max_entry_bytes: None,
             last_generation: lock(&self.store.0).last,
         }
@@ -163,8 +193,14 @@ impl Tier for Life {
 
     async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
         let what = format!("remove {key:?} below {}", below.get());
-        self.step(what, |contents| contents.remove(key, below, self.local)).await?;
-        Ok(Removal::Done)
+        self.step(what, |contents| match contents.newest(key).filter(|&newest| newest >= below) {
+            Some(newest) if self.shared => Removal::Behind(newest),
+            _ => {
+                contents.remove(key, below, self.local || self.shared);
+                Removal::Done
+            }
+        })
+        .await
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
@@ -230,12 +266,14 @@ impl Index for Life {
 impl FenceLog for Life {
     async fn fence(&self, scope: &Scope, generation: Generation) -> Result<Generation> {
         self.step(format!("fence {scope:?}"), |contents| {
+            let ahead = Generation::new(contents.last.get() + 1);
+            let generation = if self.shared { generation.max(ahead) } else { generation };
             contents.last = contents.last.max(generation);
             let fence = contents.fences.entry(scope.clone()).or_default();
             *fence = (*fence).max(generation);
+            generation
         })
-        .await?;
-        Ok(generation)
+        .await
     }
 
     fn remembered(&self) -> Vec<(Scope, Generation)> {

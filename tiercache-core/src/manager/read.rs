@@ -25,9 +25,10 @@ use tokio::sync::watch;
 
 use super::counters::Count;
 use super::slot::Slot;
+use super::stripes::Stripe;
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
-use crate::tier::{Cause, Left, Look, Put, Spill, TryGet};
+use crate::tier::{Cause, Left, Look, Put, Scope, Spill, TryGet};
 use crate::{AsKey, Entry, Generation, Key, KeyRef, Level, Result, Tags, Timestamp};
 
 /// What a read found, and where.
@@ -342,6 +343,7 @@ impl Shared {
         let mut owned: Option<Key> = None;
         for slot in self.lower_slots() {
             let flushed = slot.flushed.load(Ordering::Acquire);
+            let doubt = Doubt::of(self, slot, key);
             let entry = match slot.index().map(|index| index.try_get(key)) {
                 Some(TryGet::Done(entry)) => entry,
                 Some(TryGet::WouldBlock) | None => {
@@ -352,7 +354,11 @@ impl Shared {
             if let Some(entry) = entry
                 && (entry.generation >= floor || seeded("read-below-floor"))
                 && self.flow.is_alive(key, &entry, self.flow.now())
+                && !doubt.touches(key, &entry)
             {
+                if slot.profile.shared {
+                    self.stripes.lock(key.hash64()).meet(key.hash64(), entry.generation);
+                }
                 return Some((Found { entry, level: slot.level }, flushed));
             }
             // What this level gave up meanwhile is on its way past us.
@@ -393,9 +399,15 @@ impl Shared {
         flow.recorder.used(now, || key.to_key(), 1);
         let stripe = self.stripes.lock(key.hash64());
         let entry = &found.entry;
+        let doubt = Doubt::under(&stripe, self.slot(found.level), key);
         let current = (entry.generation >= stripe.floor(key.hash64()) || seeded("publish-unchecked"))
             && flow.is_alive(key, entry, now)
+            && !doubt.touches(key, entry)
             && self.slot(found.level).is_some_and(|slot| slot.flushed.load(Ordering::Acquire) == flushed);
+        if self.slot(found.level).is_some_and(|slot| slot.profile.shared) {
+            // Another process may have written it after what this one still has.
+            self.forget_in_ram(&key.to_key(), entry.generation);
+        }
         if current {
             self.promote(key.to_key(), entry, now);
         } else {
@@ -449,6 +461,34 @@ impl Shared {
         };
         let _flight = InFlight { shared: self, hash: key.hash64() };
         Some(self.read_below(key, floor).await?.0)
+    }
+}
+
+/// Removals that have not reached a level that other processes write to: what is found there may be from before them,
+/// since nobody can tell when another process wrote it.
+#[derive(Default)]
+struct Doubt {
+    /// Whether a removal of the key lags. Not even the newest generation is above doubt then: another process may
+    /// have counted to the same number.
+    key: bool,
+    scopes: Vec<Scope>,
+}
+
+impl Doubt {
+    fn of(shared: &Shared, slot: &Slot, key: KeyRef<'_>) -> Self {
+        if !slot.profile.shared {
+            return Self::default();
+        }
+        Self::under(&shared.stripes.lock(key.hash64()), Some(slot), key)
+    }
+
+    fn under(stripe: &Stripe, slot: Option<&Slot>, key: KeyRef<'_>) -> Self {
+        let Some(slot) = slot.filter(|slot| slot.profile.shared) else { return Self::default() };
+        Self { key: stripe.lags(key.hash64(), slot.level), scopes: slot.lagging() }
+    }
+
+    fn touches(&self, key: KeyRef<'_>, entry: &Entry) -> bool {
+        self.key || self.scopes.iter().any(|scope| scope.covers(key, entry))
     }
 }
 

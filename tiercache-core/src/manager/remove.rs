@@ -18,6 +18,7 @@ use std::time::Duration;
 use super::counters::Count;
 use super::pending::Ticket;
 use super::slot::Slot;
+use super::stripes::{RemovalOutcome, Stripe};
 use super::write::Lower;
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
@@ -28,6 +29,8 @@ use crate::{AsKey, Error, Generation, Key, Level, Result};
 /// The pause after the first retry of a removal; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+/// How often a mutation is made anew because other processes keep writing its key.
+const MOST_OVERTAKEN: u32 = 100;
 
 /// What a removal did.
 #[derive(Clone, Debug, Default)]
@@ -203,8 +206,8 @@ impl Shared {
             let before = self.stripes.lock(hash).enter(hash, self.flow.generation());
             let flight = InFlight { shared: &**self, hash };
             let Some(found) = self.look(key.as_ref()).await else { return Ok(Popped::default()) };
-            if found.entry.generation < before {
-                // Being replaced or removed by a mutation that comes first in order.
+            if found.entry.generation != before && before != Generation::ZERO {
+                // Being replaced or removed by a mutation that comes first in order, as in `replace`.
                 return Ok(Popped::default());
             }
             let removal = {
@@ -233,63 +236,84 @@ impl Shared {
     /// Removes copies below the mutation from every level that must be waited for, coldest first. The caller
     /// holds a flight. Returns the mutation's generation, which is a higher one when another process was ahead, and
     /// the levels that failed, which are cleaned in the background.
+    ///
+    /// Of one key one removal runs at a time; mutations that begin meanwhile share the next. So whatever a level
+    /// has at or above the generation asked for is another process's.
     pub(super) async fn remove_lower(
         self: &Arc<Self>,
         key: &Key,
-        below: Generation,
+        generation: Generation,
     ) -> (Generation, Vec<(Level, Error)>) {
-        let mut generation = below;
-        let mut degraded = Vec::new();
-        let mut again = true;
-        while std::mem::take(&mut again) {
-            degraded.clear();
-            for slot in self.lower_slots().rev() {
-                if slot.index().is_some_and(|index| index.holds(key.as_ref()).is_none()) {
-                    continue;
-                }
-                let limit =
-                    slot.limits.write_timeout.min(slot.limits.read_timeout.max(Duration::from_secs(1)));
-                match self.remove_at(slot, key, generation, limit).await {
-                    Ok(Removal::Done) => {}
-                    Ok(Removal::Behind(found)) => match self.overtake(slot, key, generation, found) {
-                        Ok(Some(raised)) => {
-                            (generation, again) = (raised, true);
-                            break;
-                        }
-                        Ok(None) => {}
-                        Err(error) => degraded.push((slot.level, error)),
-                    },
-                    Err(error) => degraded.push((slot.level, error)),
-                }
+        let hash = key.hash64();
+        let (turn, batch) = self.stripes.lock(hash).join_removal(hash, generation);
+        let _turn = turn.lock().await;
+        let outcome = match batch.outcome.get() {
+            Some(outcome) => outcome,
+            None => {
+                let outcome = self.remove_batch(key).await;
+                batch.outcome.get_or_init(|| outcome)
             }
-        }
-        for (level, error) in &degraded {
-            self.flow.counters.count(Count::Degraded);
-            tracing::warn!(%level, ?key, %error, "could not remove, fenced until it can");
-            self.clean_later(*level, key.clone(), generation);
-        }
-        (generation, degraded)
+        };
+        // The newest of those that shared it comes last, and the others are as if they had come just before.
+        let generation = if outcome.newest == generation { outcome.generation } else { generation };
+        (generation, outcome.degraded.clone())
     }
 
-    /// A higher generation for a mutation, in whose flight the caller is, when a shared tier has one at or above it.
-    /// `None` when a later mutation of this process has begun: that one sees to what is there.
-    fn overtake(
+    /// The removal for all that wait for one.
+    async fn remove_batch(self: &Arc<Self>, key: &Key) -> RemovalOutcome {
+        let hash = key.hash64();
+        let (newest, mut generation) = {
+            let mut stripe = self.stripes.lock(hash);
+            let newest = stripe.begin_removal(hash);
+            let passed = stripe.floor(hash) > newest && !seeded("no-floor");
+            (newest, if passed { self.raise(&mut stripe, key) } else { newest })
+        };
+        let mut degraded = Vec::new();
+        for slot in self.lower_slots().rev() {
+            if slot.index().is_some_and(|index| index.holds(key.as_ref()).is_none()) {
+                continue;
+            }
+            let limit = slot.limits.write_timeout.min(slot.limits.read_timeout.max(Duration::from_secs(1)));
+            if let Err(error) = self.remove_above(slot, key, &mut generation, limit).await {
+                self.flow.counters.count(Count::Degraded);
+                tracing::warn!(level = %slot.level, ?key, %error, "could not remove, fenced until it can");
+                self.clean_later(slot, key.clone(), generation);
+                degraded.push((slot.level, error));
+            }
+        }
+        RemovalOutcome { newest, generation, degraded }
+    }
+
+    /// Removes from one level, and takes a higher generation as often as another process is ahead.
+    async fn remove_above(
         &self,
         slot: &Slot,
         key: &Key,
-        generation: Generation,
-        found: Generation,
-    ) -> Result<Option<Generation>> {
-        let mut stripe = self.stripes.lock(key.hash64());
-        if stripe.floor(key.hash64()) > generation || seeded("behind-is-done") {
-            return Ok(None);
+        generation: &mut Generation,
+        limit: Duration,
+    ) -> Result<()> {
+        for _ in 0..MOST_OVERTAKEN {
+            match self.remove_at(slot, key, *generation, limit).await? {
+                Removal::Behind(found) if !seeded("behind-is-done") => {
+                    self.flow.join(slot.tier.name(), found)?;
+                    *generation = self.raise(&mut self.stripes.lock(key.hash64()), key);
+                }
+                Removal::Done | Removal::Behind(_) => {
+                    self.stripes.lock(key.hash64()).end_lag(key.hash64(), slot.level);
+                    return Ok(());
+                }
+            }
         }
-        self.flow.join(slot.tier.name(), found)?;
+        Err(Error::unavailable(slot.tier.name(), "remove", "other processes write the key all the time"))
+    }
+
+    /// A mutation under way gets a new generation.
+    fn raise(&self, stripe: &mut Stripe, key: &Key) -> Generation {
         let raised = self.flow.next_generation();
         stripe.mutate(key.hash64(), raised);
-        // A read that began before may have brought up what the other process put there.
+        // A read that began before may have brought up what another process put there.
         self.forget_in_ram(key, raised);
-        Ok(Some(raised))
+        raised
     }
 
     /// Removes from one level, after the writes that were sent to it before.
@@ -302,27 +326,33 @@ impl Shared {
         slot.call("remove", limit, removal).await
     }
 
-    /// Tries a removal again until it works; the flight it holds keeps the older copy fenced for as long.
-    fn clean_later(self: &Arc<Self>, level: Level, key: Key, below: Generation) {
-        let hash = key.hash64();
+    /// Tries a removal again until it works, or a later mutation of the key has reached the level; the flight it
+    /// holds keeps the older copy fenced for as long.
+    fn clean_later(self: &Arc<Self>, slot: &Slot, key: Key, below: Generation) {
+        let (hash, level) = (key.hash64(), slot.level);
         let mut stripe = self.stripes.lock(hash);
         stripe.enter(hash, below);
         stripe.mutate(hash, below);
+        stripe.begin_lag(hash, level);
+        if slot.profile.shared {
+            // Nothing of this process is newer than the mutation, but a read may have brought up another's.
+            self.forget_in_ram(&key, Generation::MAX);
+        }
         let flight = InFlight { shared: self.clone(), hash };
         self.runtime.spawn(async move {
             let shared = flight.shared.clone();
-            let generation = std::sync::atomic::AtomicU64::new(below.get());
             let again = || async {
+                let turn = shared.stripes.lock(hash).turn(hash);
+                let _turn = turn.lock().await;
                 let Some(slot) = shared.slot(level) else { return Ok(()) };
-                let below = Generation::new(generation.load(Ordering::Relaxed));
-                let removal = shared.remove_at(slot, &key, below, slot.limits.write_timeout).await?;
-                if let Removal::Behind(found) = removal
-                    && let Some(raised) = shared.overtake(slot, &key, below, found)?
-                {
-                    generation.store(raised.get(), Ordering::Relaxed);
-                    return Err(Error::unavailable(slot.tier.name(), "remove", "another process was ahead"));
-                }
-                Ok(())
+                let mut generation = {
+                    let stripe = shared.stripes.lock(hash);
+                    if !stripe.lags(hash, level) {
+                        return Ok(());
+                    }
+                    stripe.floor(hash).max(below)
+                };
+                shared.remove_above(slot, &key, &mut generation, slot.limits.write_timeout).await
             };
             shared.until_it_works(again).await;
             drop(flight);
@@ -364,6 +394,12 @@ impl Shared {
                     degraded.push((slot.level, error));
                     let (shared, scope, level) = (self.clone(), scope.clone(), slot.level);
                     let unsettled = Invalidating::begin(&self);
+                    slot.begin_lag(&scope);
+                    if slot.profile.shared {
+                        // Above what reads have brought up since this began; from here on they doubt it.
+                        generation = flow.next_generation();
+                        flow.fences.remove(&scope, generation);
+                    }
                     self.runtime.spawn(async move {
                         let _unsettled = unsettled;
                         let again = || async {
@@ -375,6 +411,9 @@ impl Shared {
                             }
                         };
                         shared.until_it_works(again).await;
+                        if let Some(slot) = shared.slot(level) {
+                            slot.end_lag(&scope);
+                        }
                     });
                 }
             }
@@ -420,9 +459,13 @@ impl Shared {
             (_, Some(fences)) => {
                 let raised = slot.call("fence", limit, fences.fence(scope, generation)).await?;
                 if raised > generation {
+                    // Above what this process has made meanwhile, too: it may have been made of what dies here.
                     self.flow.join(slot.tier.name(), raised)?;
-                    self.flow.fences.remove(scope, raised);
-                    generation = raised;
+                    let above = self.flow.next_generation();
+                    self.flow.fences.remove(scope, above);
+                    generation = slot.call("fence", limit, fences.fence(scope, above)).await?;
+                    self.flow.join(slot.tier.name(), generation)?;
+                    self.flow.fences.remove(scope, generation);
                 }
                 match scope {
                     Scope::All => slot.call("clear", limit, slot.tier.clear(None, generation)).await?,

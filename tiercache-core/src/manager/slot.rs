@@ -1,12 +1,12 @@
 //! A tier at its level, behind a deadline per operation and a breaker.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use super::guard::caught;
-use crate::tier::{Index, Profile, Resident};
+use crate::tier::{Index, Profile, Resident, Scope};
 use crate::{Clock, Error, Level, Result, Tier, Timestamp};
 
 /// How a level answers to trouble.
@@ -36,6 +36,8 @@ pub(super) struct Slot {
     pub(super) limits: Limits,
     /// Raised by a flush: what was read from the level before is not published after.
     pub(super) flushed: AtomicU64,
+    /// Invalidations of many that have not reached it, once for each.
+    lagging: RwLock<Vec<Scope>>,
     breaker: Breaker,
     clock: Arc<dyn Clock>,
 }
@@ -49,7 +51,16 @@ impl Slot {
     ) -> Self {
         let profile = tier.profile();
         let limits = limits.unwrap_or_else(|| Limits::of(&profile));
-        Self { level, profile, limits, flushed: AtomicU64::new(0), breaker: Breaker::default(), clock, tier }
+        Self {
+            level,
+            profile,
+            limits,
+            flushed: AtomicU64::new(0),
+            lagging: RwLock::default(),
+            breaker: Breaker::default(),
+            clock,
+            tier,
+        }
     }
 
     pub(super) fn resident(&self) -> Option<&dyn Resident> {
@@ -58,6 +69,24 @@ impl Slot {
 
     pub(super) fn index(&self) -> Option<&dyn Index> {
         self.tier.index()
+    }
+
+    /// Notes that an invalidation has not reached the tier.
+    pub(super) fn begin_lag(&self, scope: &Scope) {
+        self.lagging.write().unwrap_or_else(PoisonError::into_inner).push(scope.clone());
+    }
+
+    /// Notes that it has.
+    pub(super) fn end_lag(&self, scope: &Scope) {
+        let mut lagging = self.lagging.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = lagging.iter().position(|lagging| lagging == scope) {
+            lagging.swap_remove(at);
+        }
+    }
+
+    /// The invalidations that have not reached it.
+    pub(super) fn lagging(&self) -> Vec<Scope> {
+        self.lagging.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether the breaker keeps calls away now.

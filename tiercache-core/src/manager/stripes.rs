@@ -5,14 +5,14 @@
 //! operation then holds from below the floor it may neither answer to callers that came later nor publish.
 //! A flight is counted by the operations in it and lives exactly as long as they do.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use tokio::sync::watch;
 
 use super::pending::Ticket;
 use super::read::Found;
-use crate::Generation;
 use crate::bugs::seeded;
+use crate::{Error, Generation, Level};
 
 const STRIPES: usize = 1024;
 
@@ -43,6 +43,30 @@ struct Flight {
     reading: Option<Reading>,
     /// Writes to the lower levels under way.
     writing: Vec<Arc<Ticket>>,
+    /// The newest generation of another process that a read came upon.
+    met: Generation,
+    /// Levels that a removal has not reached yet.
+    lagging: Vec<Level>,
+    /// Held while copies below are removed.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// The removal that mutations which begin now will share, and the newest of them.
+    removal: Option<(Arc<RemovalBatch>, Generation)>,
+}
+
+/// Mutations of a key that share one removal of what is below.
+#[derive(Debug, Default)]
+pub(super) struct RemovalBatch {
+    pub(super) outcome: OnceLock<RemovalOutcome>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) struct RemovalOutcome {
+    /// The newest mutation's generation as it was, and as it is now.
+    pub(super) newest: Generation,
+    pub(super) generation: Generation,
+    /// Levels that failed.
+    pub(super) degraded: Vec<(Level, Error)>,
 }
 
 /// The outcome of a read that others wait for; `None` while it runs.
@@ -107,6 +131,10 @@ impl Stripe {
             floor: Generation::ZERO,
             reading: None,
             writing: Vec::new(),
+            met: Generation::ZERO,
+            lagging: Vec::new(),
+            turn: Arc::default(),
+            removal: None,
         });
         Generation::ZERO
     }
@@ -157,6 +185,63 @@ impl Stripe {
         if let Some(flight) = self.flight(hash) {
             flight.reading = Some(reading);
         }
+    }
+
+    /// Notes a generation that was found at a level that other processes write to. Above the floor it is not this
+    /// process's.
+    pub(super) fn meet(&mut self, hash: u64, generation: Generation) {
+        if let Some(flight) = self.flight(hash).filter(|flight| generation > flight.floor) {
+            flight.met = generation.max(flight.met);
+        }
+    }
+
+    /// Whether a mutation is not the newest any more: one of this process has begun since, or one of another was
+    /// read, which must have come after this fenced what there was.
+    pub(super) fn is_overtaken(&self, hash: u64, generation: Generation) -> bool {
+        self.flights.iter().any(|flight| flight.hash == hash && flight.floor.max(flight.met) > generation)
+    }
+
+    /// Notes that a removal has not reached a level; the flight must have been entered.
+    pub(super) fn begin_lag(&mut self, hash: u64, level: Level) {
+        if let Some(flight) = self.flight(hash).filter(|flight| !flight.lagging.contains(&level)) {
+            flight.lagging.push(level);
+        }
+    }
+
+    /// Notes that it, or a later mutation of the key, has.
+    pub(super) fn end_lag(&mut self, hash: u64, level: Level) {
+        if let Some(flight) = self.flight(hash) {
+            flight.lagging.retain(|&lagging| lagging != level);
+        }
+    }
+
+    /// Whether a removal has not reached the level.
+    pub(super) fn lags(&self, hash: u64, level: Level) -> bool {
+        self.flights.iter().any(|flight| flight.hash == hash && flight.lagging.contains(&level))
+    }
+
+    /// What is to be locked while copies below are removed; the flight must have been entered.
+    pub(super) fn turn(&mut self, hash: u64) -> Arc<tokio::sync::Mutex<()>> {
+        self.flight(hash).map(|flight| flight.turn.clone()).unwrap_or_default()
+    }
+
+    /// Adds a mutation to those that share the next removal, which one of them makes once it has the turn; the
+    /// flight must have been entered.
+    pub(super) fn join_removal(
+        &mut self,
+        hash: u64,
+        generation: Generation,
+    ) -> (Arc<tokio::sync::Mutex<()>>, Arc<RemovalBatch>) {
+        let Some(flight) = self.flight(hash) else { return Default::default() };
+        let (batch, newest) = flight.removal.get_or_insert_with(Default::default);
+        *newest = generation.max(*newest);
+        (flight.turn.clone(), batch.clone())
+    }
+
+    /// Begins the removal: mutations from here on share another. Returns the newest that shares this.
+    pub(super) fn begin_removal(&mut self, hash: u64) -> Generation {
+        let removal = self.flight(hash).and_then(|flight| flight.removal.take());
+        removal.map_or(Generation::ZERO, |(_, newest)| newest)
     }
 
     /// Registers a write to a lower level; the flight must have been entered.

@@ -137,11 +137,19 @@ impl Shared {
         let hash = key.hash64();
         let mut stripe = self.stripes.lock(hash);
         entry.generation = self.flow.next_generation();
-        self.write_locked(&mut stripe, key, entry, now)
+        self.write_locked(&mut stripe, key, entry, now, false)
     }
 
-    /// Steps 1 to 5 for an entry that has its generation.
-    fn write_locked(self: &Arc<Self>, stripe: &mut Stripe, key: Key, entry: Entry, now: Timestamp) -> Begun {
+    /// Steps 1 to 5 for an entry that has its generation. One that was `derived` from what was read is not made
+    /// anew when another process is ahead: nothing is stored then.
+    fn write_locked(
+        self: &Arc<Self>,
+        stripe: &mut Stripe,
+        key: Key,
+        entry: Entry,
+        now: Timestamp,
+        derived: bool,
+    ) -> Begun {
         let (hash, generation) = (key.hash64(), entry.generation);
         stripe.mutate(hash, generation);
         let fenced = matches!(self.fence_lower(&key, generation), Lower::Fenced { .. });
@@ -159,7 +167,7 @@ impl Shared {
         let flight = InFlight { shared: self.clone(), hash };
         Begun::Slow(Box::pin(async move {
             let shared = flight.shared.clone();
-            let result = shared.finish_write(key, entry, fenced).await;
+            let result = shared.finish_write(key, entry, fenced, derived).await;
             drop(flight);
             result
         }))
@@ -223,18 +231,27 @@ impl Shared {
     }
 
     /// What is left of a write that has to wait for a level. The caller holds the flight.
-    async fn finish_write(self: Arc<Self>, key: Key, mut entry: Entry, fenced: bool) -> Result<Written> {
+    async fn finish_write(
+        self: Arc<Self>,
+        key: Key,
+        mut entry: Entry,
+        fenced: bool,
+        derived: bool,
+    ) -> Result<Written> {
         let (hash, mut generation) = (key.hash64(), entry.generation);
         let mut degraded = Vec::new();
         if !fenced {
             (generation, degraded) = self.remove_lower(&key, generation).await;
+            if derived && generation != entry.generation && !seeded("derived-overtakes") {
+                return Ok(Written { stored: false, generation, degraded });
+            }
             entry.generation = generation;
         }
         let now = self.flow.now();
         if self.write != Write::Through {
             let mut stripe = self.stripes.lock(hash);
             stripe.detach(hash);
-            if stripe.floor(hash) > generation {
+            if stripe.is_overtaken(hash, generation) {
                 // A later mutation has begun: it is as if this had come just before it. What this one
                 // replaces must not be there any more when it returns.
                 self.forget_in_ram(&key, generation);
@@ -313,7 +330,7 @@ impl Shared {
             // From here on reads may find it, so nothing older may be found before it; and if a later mutation
             // has begun, what this one replaces must be gone all the same when it returns.
             self.forget_in_ram(key, entry.generation);
-            if stripe.floor(key.hash64()) > entry.generation {
+            if stripe.is_overtaken(key.hash64(), entry.generation) {
                 return Ok(Put::Superseded);
             }
             let item = Item { writing: true, ..Item::new(entry.clone(), slot.level, slot.level) };
@@ -335,6 +352,10 @@ impl Shared {
         let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
         let result =
             slot.call("put", slot.limits.write_timeout, slot.tier.put(key, entry, hold, ticket)).await;
+        if matches!(result, Ok(Put::Stored)) {
+            // Whatever a removal was to reach there, this replaced it.
+            self.stripes.lock(key.hash64()).end_lag(key.hash64(), slot.level);
+        }
         if ticket.holds() {
             return result;
         }
@@ -397,16 +418,22 @@ impl Shared {
                 let found = found.filter(|entry| self.flow.is_alive(key.as_ref(), entry, now));
                 // Below the floor it is being replaced by a mutation that has not published yet. That one
                 // comes first in order, so what it replaces must not be carried past it.
-                let found = found.filter(|entry| entry.generation >= before || seeded("touch-below-floor"));
+                // Above it another process wrote it, before or after that mutation: nobody knows, so before.
+                let settled = |entry: &Entry| entry.generation == before || before == Generation::ZERO;
+                let found = found.filter(|entry| settled(entry) || seeded("touch-below-floor"));
+                let derived = found.is_some();
                 let Some(mut entry) = change(found, now) else { return Ok(None) };
                 entry.generation = self.flow.next_generation();
-                self.write_locked(&mut stripe, key.clone(), entry, now)
+                self.write_locked(&mut stripe, key.clone(), entry, now, derived)
             };
             drop(flight);
-            return match begun {
-                Begun::Done(result) => result.map(Some),
-                Begun::Slow(work) => work.await.map(Some),
+            let written = match begun {
+                Begun::Done(result) => result?,
+                Begun::Slow(work) => work.await?,
             };
+            if written.stored {
+                return Ok(Some(written));
+            }
         }
     }
 
