@@ -85,6 +85,8 @@ def coded(handle):
         if failed.error is not None and reply.get("ok") == 1 and reply.get("value", 0) is None:
             text = str(failed.error)
             reply = {"ok": 0, "errmsg": text, "code": 11000 if "UNIQUE" in text else 1}
+        if reply.get("ok") == 0 and any("collStats" in body for _, body in message.get("sections", ())):
+            reply = {"ok": 1, "count": 0, "size": 0}  # of a collection that is not there
         if reply.get("ok") == 0:
             reply.setdefault("code", 1)
         return request, shown(reply)

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tiercache_core::{Address, Error, Packing, Result, Secret};
+use tiercache_core::{Address, Codec, EncryptionConfig, Error, Packing, Result, Secret};
 
 /// A document has at most 16 MiB, and there is more in it than the value.
 pub(crate) const MAX_INLINE: u64 = 15 << 20;
@@ -169,6 +169,20 @@ config! {
         /// compression: zstd
         /// ```
         compression: Packing = Packing::None,
+        /// How entries are encrypted. Default: not at all. Needs the feature `encryption`. Namespaces and keys stand
+        /// in the names of documents and stay readable.
+        ///
+        /// ```yaml
+        /// encryption: { key: "${CACHE_KEY}" }
+        /// ```
+        encryption: Option<EncryptionConfig> = None,
+        /// The most bytes documents and files should take; a sweep removes the oldest entries beyond. Default: no
+        /// bound.
+        ///
+        /// ```yaml
+        /// max_size: 53687091200
+        /// ```
+        max_size: Option<u64> = None,
         /// The age from which a GridFS file that no entry points to is removed. An upload gives up after half of
         /// it; clocks of processes that share the store may differ by a quarter. Default: 1 h; at least 10 min.
         ///
@@ -223,7 +237,7 @@ impl MongoConfig {
     /// [`Error::Config`], whose message begins with the key that is wrong.
     pub fn check(&self) -> Result<()> {
         self.server().check()?;
-        self.compression.compression()?;
+        self.codec()?;
         if self.inline_limit > MAX_INLINE {
             return Err(wrong(
                 "inline_limit",
@@ -237,6 +251,14 @@ impl MongoConfig {
             return Err(wrong("orphans_after", format!("give at least {MIN_ORPHAN_AGE:?}")));
         }
         Ok(())
+    }
+}
+
+impl MongoConfig {
+    /// How entries are written.
+    pub(crate) fn codec(&self) -> Result<Codec> {
+        let codec = Codec::new(self.compression)?;
+        self.encryption.as_ref().map_or(Ok(codec.clone()), |encryption| codec.with_encryption(encryption))
     }
 }
 

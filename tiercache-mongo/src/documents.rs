@@ -5,6 +5,7 @@
 //!   rank:    2 × generation of an entry, 2 × generation − 1 of the mark of a removal,
 //!   sum:     the envelope's checksum,  size: bytes of the value,  head: the envelope without its value,
 //!   body:    the envelope, if it is small,  file: else the GridFS file that has it,
+//!   written: when, by the writer's clock: the oldest leave first where there is a bound,
 //!   until:   when the server may remove the entry (TTL index),
 //!   removed: when the mark was made, by the server's clock (TTL index) }
 //! ```
@@ -17,6 +18,7 @@
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use futures_util::TryStreamExt;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::spec::BinarySubtype;
 use mongodb::bson::{Binary, Bson, DateTime, Document, doc};
@@ -43,6 +45,7 @@ pub(crate) struct Documents {
     entries: Collection<Document>,
     files: Files,
     pub(crate) damaged: AtomicU64,
+    pub(crate) evicted: AtomicU64,
 }
 
 /// An entry as it stands in the store.
@@ -79,7 +82,7 @@ pub(crate) enum Body {
 
 impl Documents {
     pub(crate) fn new(entries: Collection<Document>, files: Files) -> Self {
-        Self { entries, files, damaged: AtomicU64::new(0) }
+        Self { entries, files, damaged: AtomicU64::new(0), evicted: AtomicU64::new(0) }
     }
 
     pub(crate) fn entries(&self) -> &Collection<Document> {
@@ -95,6 +98,19 @@ impl Documents {
         self.entries.create_index(expiring("until", Duration::ZERO)).await?;
         self.entries.create_index(expiring("removed", REMOVAL_MARK)).await?;
         Ok(())
+    }
+
+    /// Makes the index by which the oldest are found.
+    pub(crate) async fn prepare_eviction(&self) -> Result<()> {
+        self.entries.create_index(IndexModel::builder().keys(doc! { "written": 1 }).build()).await.map(drop)
+    }
+
+    /// The names of the entries that were written first.
+    pub(crate) async fn oldest(&self, limit: i64) -> Result<Vec<String>> {
+        let entries = doc! { "written": { "$exists": true } };
+        let found = self.entries.find(entries).projection(doc! { "_id": 1 }).sort(doc! { "written": 1 });
+        let found: Vec<Document> = found.limit(limit).await?.try_collect().await?;
+        Ok(found.iter().filter_map(|found| found.get_str("_id").ok()).map(str::to_owned).collect())
     }
 
     /// The entry of that name; its bytes are empty when its file is gone.
@@ -154,6 +170,7 @@ impl Documents {
             "sum": entry.sum,
             "size": i64::try_from(entry.size).unwrap_or(i64::MAX),
             "head": binary(entry.head.clone()),
+            "written": DateTime::now(),
         };
         let mut unset = doc! { "removed": "" };
         match &entry.body {
@@ -185,7 +202,7 @@ impl Documents {
         let rank = rank(below) - 1;
         let update = doc! {
             "$set": { "rank": rank },
-            "$unset": { "sum": "", "size": "", "head": "", "body": "", "file": "", "until": "" },
+            "$unset": { "sum": "", "size": "", "head": "", "body": "", "file": "", "written": "", "until": "" },
             "$currentDate": { "removed": true },
         };
         match self.replace(name, rank, update).await? {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,8 +14,8 @@ use mongodb::error::{ErrorKind, Result as DriverResult};
 use mongodb::{Collection, Database};
 use tiercache_core::envelope::{Damage, HEADER_BYTES};
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, HighWater, Hold, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal,
-    Scope, Spill, Swept, Usage,
+    Cause, Counting, Dead, FenceLog, HighWater, Hold, Left, Listed, ListedEntry, Listing, Permit, Profile,
+    Put, Removal, Scope, Spill, Swept, Usage,
 };
 use tiercache_core::{Codec, Entry, Error, Generation, Key, Result, Tier, Timestamp};
 
@@ -30,6 +30,12 @@ use crate::state::{Floor, State};
 
 /// Where the checksum stands in an envelope.
 const CHECKSUM_AT: usize = 29;
+/// Envelopes of so many bytes are not made or taken apart on the runtime's threads.
+const LONG: usize = 128 << 10;
+/// How often it is asked whether there are more bytes than there should be.
+const ROOM_EVERY: Duration = Duration::from_secs(10);
+/// Entries removed for room in a sweep.
+const EVICTED: i64 = 100;
 /// No upload goes on for longer.
 const LONGEST_UPLOAD: Duration = Duration::from_secs(300);
 
@@ -41,15 +47,20 @@ pub struct MongoTier {
     inline_limit: usize,
     max_entry: u64,
     orphans_after: Duration,
-    collecting: Mutex<Collecting>,
+    max_size: Option<u64>,
+    sweeping: Mutex<Sweeping>,
+    spill: OnceLock<Arc<dyn Spill>>,
 }
 
-/// How far the search for orphans has come.
+/// How far sweeps have come.
 #[derive(Clone, Copy, Debug)]
-struct Collecting {
+struct Sweeping {
+    /// Where the search for orphans goes on.
     after: Option<ObjectId>,
-    /// When the next round may begin.
+    /// When the next round of it may begin.
     next: Timestamp,
+    /// When to ask for room again.
+    room: Timestamp,
 }
 
 struct Store {
@@ -69,7 +80,7 @@ impl MongoTier {
     /// or lack rights, [`Error::Unavailable`] when the server does not answer within twice `connect_timeout`.
     pub async fn open(config: MongoConfig, level: &str) -> Result<Self> {
         config.check()?;
-        let codec = Codec::new(config.compression)?;
+        let codec = config.codec()?;
         let link = Link::open(&config.server()).await?;
         let database = link.database();
         let base = format!("{}.{level}", config.prefix);
@@ -81,9 +92,12 @@ impl MongoTier {
             link,
             base,
         });
-        let opening = store.clone();
+        let (opening, bounded) = (store.clone(), config.max_size.is_some());
         let opened = store.link.run("open", async move {
             opening.prepare().await?;
+            if bounded {
+                opening.documents.prepare_eviction().await?;
+            }
             opening.state.open().await
         });
         if let Err(error) = opened.await {
@@ -98,7 +112,9 @@ impl MongoTier {
             inline_limit: config.inline_limit as usize,
             max_entry: config.max_entry_size,
             orphans_after: config.orphans_after,
-            collecting: Mutex::new(Collecting { after: None, next: Timestamp::EPOCH }),
+            max_size: config.max_size,
+            sweeping: Mutex::new(Sweeping { after: None, next: Timestamp::EPOCH, room: Timestamp::EPOCH }),
+            spill: OnceLock::new(),
         })
     }
 
@@ -116,10 +132,12 @@ impl MongoTier {
     }
 
     /// The entry that was found, if it is one; else it is removed.
-    fn checked(&self, key: &Key, mut found: Found) -> Option<Entry> {
+    async fn checked(&self, key: &Key, mut found: Found) -> Result<Option<Entry>> {
         let bytes = Bytes::from(std::mem::take(&mut found.bytes));
-        let damage = match self.codec.decode_for(key.as_ref(), &bytes) {
-            Ok(entry) if entry.generation == found.generation() => return Some(entry),
+        let (codec, of) = (self.codec.clone(), key.clone());
+        let long = bytes.len() >= LONG;
+        let damage = match aside(long, move || codec.decode_for(of.as_ref(), &bytes)).await? {
+            Ok(entry) if entry.generation == found.generation() => return Ok(Some(entry)),
             Ok(_) => Damage::Content,
             Err(damage) => damage,
         };
@@ -128,7 +146,58 @@ impl MongoTier {
         let (store, name) = (self.store.clone(), ids::entry(key.as_ref()));
         self.store
             .detach("remove a damaged entry", async move { store.documents.discard(&name, &found).await });
-        None
+        Ok(None)
+    }
+
+    /// The envelope of an entry, and that of it without its value; `None` when it is more than the tier takes.
+    async fn encoded(&self, key: &Key, entry: &Entry) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+        let (codec, of, whole, max) = (self.codec.clone(), key.clone(), entry.clone(), self.max_entry);
+        let encode = move || {
+            let (mut bytes, mut head) = (Vec::new(), Vec::new());
+            codec.encode(of.as_ref(), &whole, &mut bytes)?;
+            codec.encode(of.as_ref(), &Entry { value: Bytes::new(), ..whole }, &mut head)?;
+            Ok((bytes, head))
+        };
+        match aside(entry.value.len() >= LONG, encode).await? {
+            Ok((bytes, head)) if bytes.len() as u64 <= max && head.len() as u64 <= MAX_INLINE / 2 => {
+                Ok(Some((bytes, head)))
+            }
+            Ok(_) | Err(Damage::TooLarge) => Ok(None),
+            Err(damage) => Err(Error::Codec { what: "storable", reason: damage.to_string() }),
+        }
+    }
+
+    /// Hands on and removes the oldest entries while there are more bytes than there should be. Returns whether
+    /// there are still.
+    async fn make_room(&self, max: u64) -> Result<bool> {
+        let store = self.store.clone();
+        let looking = async move {
+            let used = store.bytes().await?.unwrap_or(0);
+            Ok((used, if used > max { store.documents.oldest(EVICTED).await? } else { Vec::new() }))
+        };
+        let (mut used, oldest) = self.store.link.run("make room", looking).await?;
+        for name in oldest {
+            if used <= max {
+                break;
+            }
+            let (store, read) = (self.store.clone(), name.clone());
+            let reading = async move { store.documents.read(&read).await };
+            let Some(mut found) = self.store.link.run("make room", reading).await? else { continue };
+            let bytes = Bytes::from(std::mem::take(&mut found.bytes));
+            used = used.saturating_sub(bytes.len() as u64);
+            let codec = self.codec.clone();
+            if let Ok((key, entry)) = aside(bytes.len() >= LONG, move || codec.decode(&bytes)).await?
+                && let Some(spill) = self.spill.get()
+                && !self.store.state.is_dead(key.namespace(), entry.generation)
+            {
+                spill.spill(key, entry, Left { cause: Cause::Evicted, uses: 0 });
+            }
+            let store = self.store.clone();
+            let removing = async move { store.documents.discard(&name, &found).await };
+            self.store.link.run("make room", removing).await?;
+            self.store.documents.evicted.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(used > max)
     }
 
     /// Uploads an envelope; what is returned removes the file again unless it is kept.
@@ -173,14 +242,19 @@ impl Tier for MongoTier {
         }
     }
 
-    fn attach(&self, _: Arc<dyn Spill>) {}
+    fn attach(&self, spill: Arc<dyn Spill>) {
+        let _ = self.spill.set(spill);
+    }
 
     async fn get(&self, key: &Key) -> Result<Option<Entry>> {
         self.store.look();
         let (store, name) = (self.store.clone(), ids::entry(key.as_ref()));
         let found = self.store.link.run("get", async move { store.documents.read(&name).await }).await?;
         let found = found.filter(|found| !self.store.state.is_dead(key.namespace(), found.generation()));
-        Ok(found.and_then(|found| self.checked(key, found)))
+        match found {
+            Some(found) => self.checked(key, found).await,
+            None => Ok(None),
+        }
     }
 
     async fn put(&self, key: &Key, entry: &Entry, hold: Hold, permit: &dyn Permit) -> Result<Put> {
@@ -189,18 +263,7 @@ impl Tier for MongoTier {
         if entry.value.len() as u64 > self.max_entry {
             return Ok(Put::TooLarge);
         }
-        let mut bytes = Vec::new();
-        let mut head = Vec::new();
-        let bare = Entry { value: Bytes::new(), ..entry.clone() };
-        let encoded = self.codec.encode(key.as_ref(), entry, &mut bytes);
-        match encoded.and_then(|_| self.codec.encode(key.as_ref(), &bare, &mut head)) {
-            Err(Damage::TooLarge) => return Ok(Put::TooLarge),
-            Err(damage) => return Err(Error::Codec { what: "storable", reason: damage.to_string() }),
-            Ok(_) if bytes.len() as u64 > self.max_entry || head.len() as u64 > MAX_INLINE / 2 => {
-                return Ok(Put::TooLarge);
-            }
-            Ok(_) => {}
-        }
+        let Some((bytes, head)) = self.encoded(key, entry).await? else { return Ok(Put::TooLarge) };
         if self.store.state.is_dead(key.namespace(), entry.generation) {
             return Ok(Put::Superseded);
         }
@@ -275,49 +338,42 @@ impl Tier for MongoTier {
 
     async fn usage(&self) -> Result<Usage> {
         let store = self.store.clone();
-        let (entries, bytes) = self
-            .store
-            .link
-            .run("usage", async move {
-                let (documents, chunks) = (store.documents.entries(), store.documents.files().chunks());
-                let (entries, small, large) = try_join!(
-                    store.documents.count(),
-                    size(store.link.database(), documents.name()),
-                    size(store.link.database(), chunks.name()),
-                )?;
-                Ok((entries, small.zip(large).map(|(small, large)| small.saturating_add(large))))
-            })
-            .await?;
-        let damaged = self.store.documents.damaged.load(Ordering::Relaxed);
-        Ok(Usage { entries: Some(entries), bytes, capacity: None, damaged, evicted: 0 })
+        let counting = async move { try_join!(store.documents.count(), store.bytes()) };
+        let (entries, bytes) = self.store.link.run("usage", counting).await?;
+        let [damaged, evicted] = [&self.store.documents.damaged, &self.store.documents.evicted]
+            .map(|count| count.load(Ordering::Relaxed));
+        Ok(Usage { entries: Some(entries), bytes, capacity: self.max_size, damaged, evicted })
     }
 
-    /// The server removes what has expired. What is left to do is to finish clearings that were cut, and to remove
-    /// files that nothing points to, which are what is counted as dropped.
+    /// The server removes what has expired. What is left to do is to finish clearings that were cut, to remove files
+    /// that nothing points to, which are what is counted as dropped, and to make room where there is a bound.
     async fn sweep(&self, now: Timestamp, _: &dyn Dead) -> Result<Swept> {
         self.store.link.check_open()?;
-        let before = *self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
-        if now < before.next {
-            return Ok(Swept { dropped: 0, spilled: 0, complete: true });
-        }
-        let until = now.as_millis().saturating_sub(self.orphans_after.as_millis() as u64) / 1_000;
-        let until = ObjectId::from_parts(u32::try_from(until).unwrap_or(u32::MAX), [0; 5], [0; 3]);
-        let store = self.store.clone();
-        let (dropped, after) = self
-            .store
-            .link
-            .run("sweep", async move {
-                if before.after.is_none()
+        let mut sweeping = *self.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut swept = Swept { dropped: 0, spilled: 0, complete: true };
+        if now >= sweeping.next {
+            let until = now.as_millis().saturating_sub(self.orphans_after.as_millis() as u64) / 1_000;
+            let until = ObjectId::from_parts(u32::try_from(until).unwrap_or(u32::MAX), [0; 5], [0; 3]);
+            let (store, after) = (self.store.clone(), sweeping.after);
+            let collecting = async move {
+                if after.is_none()
                     && let Some(floor) = store.state.unfinished().await?
                 {
                     store.finish(&floor).await?;
                 }
-                store.documents.files().collect(store.documents.entries(), before.after, until).await
-            })
-            .await?;
-        let next = if after.is_none() { now.after(self.orphans_after / 4) } else { Timestamp::EPOCH };
-        *self.collecting.lock().unwrap_or_else(PoisonError::into_inner) = Collecting { after, next };
-        Ok(Swept { dropped, spilled: 0, complete: after.is_none() })
+                store.documents.files().collect(store.documents.entries(), after, until).await
+            };
+            (swept.dropped, sweeping.after) = self.store.link.run("sweep", collecting).await?;
+            swept.complete = sweeping.after.is_none();
+            sweeping.next = if swept.complete { now.after(self.orphans_after / 4) } else { Timestamp::EPOCH };
+        }
+        if let Some(max) = self.max_size.filter(|_| now >= sweeping.room) {
+            let more = self.make_room(max).await?;
+            swept.complete &= !more;
+            sweeping.room = if more { Timestamp::EPOCH } else { now.after(ROOM_EVERY) };
+        }
+        *self.sweeping.lock().unwrap_or_else(PoisonError::into_inner) = sweeping;
+        Ok(swept)
     }
 
     async fn sync(&self) -> Result<()> {
@@ -454,6 +510,14 @@ impl Store {
         try_join!(self.documents.prepare(), self.state.prepare(), self.counters.prepare()).map(drop)
     }
 
+    /// Bytes of documents and files; `None` when the server does not tell.
+    async fn bytes(&self) -> DriverResult<Option<u64>> {
+        let [documents, chunks] = [self.documents.entries(), self.documents.files().chunks()];
+        let size = |collection: &str| size(self.link.database(), collection.to_owned());
+        let (small, large) = try_join!(size(documents.name()), size(chunks.name()))?;
+        Ok(small.zip(large).map(|(small, large)| small.saturating_add(large)))
+    }
+
     /// Looks at what all processes must agree on, if it is time to; nobody waits for it.
     fn look(self: &Arc<Self>) {
         if self.link.check_open().is_ok() && self.state.is_due() {
@@ -537,13 +601,21 @@ fn names(floor: &Floor) -> Document {
     floor.names().map(|names| doc! { "_id": names }).unwrap_or_default()
 }
 
+/// Does `work` where it stops nobody if it takes long.
+async fn aside<T: Send + 'static>(long: bool, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    if !long {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Panicked { what: "an envelope's codec" })
+}
+
 fn checksum(envelope: &[u8]) -> i64 {
     let field = envelope.get(CHECKSUM_AT..HEADER_BYTES).and_then(|field| field.try_into().ok());
     i64::from_le_bytes(field.unwrap_or_default())
 }
 
 /// Bytes of a collection's documents; `None` when the server does not tell.
-async fn size(database: &Database, collection: &str) -> DriverResult<Option<u64>> {
+async fn size(database: &Database, collection: String) -> DriverResult<Option<u64>> {
     match database.run_command(doc! { "collStats": collection }).await {
         Ok(stats) => Ok(number(&stats, "size").and_then(|size| u64::try_from(size).ok())),
         Err(error) if matches!(*error.kind, ErrorKind::Command(_)) => Ok(None),

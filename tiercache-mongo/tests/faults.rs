@@ -2,15 +2,15 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{Times, config, entry, get, hold, key, now, of, put, tier, tracking, tracking_config, until};
 use futures_util::TryStreamExt;
 use mongodb::bson::{DateTime, Document, doc};
 use mongodb::{Client, Collection, Database};
-use tiercache_core::tier::{Always, Dead, Put, Removal, Scope, Swept};
+use tiercache_core::tier::{Always, Dead, Left, Put, Removal, Scope, Spill, Swept};
 use tiercache_core::tracking::{Event, Query, Record, Totals, What};
 use tiercache_core::{Entry, Error, Key, KeyRef, Level, Tags, Tier, Timestamp, Tracking};
 use tiercache_mongo::{MongoConfig, MongoTier};
@@ -335,6 +335,48 @@ async fn the_server_forgets_by_itself_but_never_files() {
     let until = until.timestamp_millis() as u64;
     assert!(until >= dying.deadline.as_millis(), "never earlier than its deadline");
     assert!(until < dying.deadline.as_millis() + 120_000);
+}
+
+/// Keeps the names of what it is handed.
+#[derive(Debug, Default)]
+struct Handed(Mutex<Vec<String>>);
+
+impl Spill for Handed {
+    fn spill(&self, key: Key, entry: Entry, _: Left) {
+        assert_eq!(entry.value.len(), 4 << 10, "whole");
+        self.0.lock().expect("no panic").push(key.display().into_owned());
+    }
+
+    fn used(&self, _: KeyRef<'_>, _: u32) {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beyond_its_bound_the_oldest_are_handed_on_and_removed() {
+    let Some(server) = MongoSim::start() else { return };
+    for inline_limit in [1 << 20, 0] {
+        let config = MongoConfig { max_size: Some(60 << 10), inline_limit, ..config(&server.url()) };
+        let (tier, handed) = (tier(&config).await, Arc::new(Handed::default()));
+        tier.attach(handed.clone());
+        for number in 0..20 {
+            put(&*tier, &format!("{number:02}"), &entry(1 + number, vec![7; 4 << 10])).await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        sweep(&tier, Duration::ZERO).await;
+        let usage = tier.usage().await.expect("usage");
+        assert!(usage.bytes.is_some_and(|bytes| bytes <= 60 << 10), "{usage:?}");
+        let gone = handed.0.lock().expect("no panic").clone();
+        assert_eq!(usage.evicted, gone.len() as u64);
+        assert!((5..15).contains(&gone.len()), "{gone:?}");
+        assert_eq!(
+            gone,
+            (0..gone.len()).map(|number| format!("{number:02}")).collect::<Vec<_>>(),
+            "the oldest"
+        );
+        for number in 0..20 {
+            let there = get(&*tier, &format!("{number:02}")).await.is_some();
+            assert_eq!(there, number >= gone.len(), "{number}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
