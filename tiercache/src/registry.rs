@@ -20,7 +20,9 @@ use tiercache_tracking::{MemoryConfig, MemoryTracking};
 use tiercache_tracking::{SqliteConfig, SqliteTracking};
 
 #[cfg(any(feature = "ram", feature = "disk"))]
-use crate::config::node::{Key, Kind};
+use crate::config::node::Key;
+#[cfg(any(feature = "ram", feature = "disk", feature = "mongodb"))]
+use crate::config::node::Kind;
 use crate::config::{Node, Problem, read_node, show_hidden};
 
 /// What a `tier.yaml` can name: for each backend, its configuration type and how it is opened.
