@@ -255,7 +255,8 @@ async fn deliver(
         (Fault::CutAfter(limit), Way::Answer) | (Fault::CutRequestAfter(limit), Way::Request)
             if *passed >= limit =>
         {
-            to.write_all(&piece[..limit - from]).await.map_err(failed)?;
+            // The limit may have come after more had passed than it allows.
+            to.write_all(&piece[..limit.saturating_sub(from)]).await.map_err(failed)?;
             return Err(End::Cut);
         }
         (Fault::Corrupt(nth), Way::Answer) if (from..*passed).contains(&nth) => piece[nth - from] ^= 1,

@@ -1,1 +1,15 @@
-//! The MongoDB level and tracking of tiercache.
+#![doc = include_str!("../README.md")]
+
+mod config;
+mod counters;
+mod documents;
+mod ids;
+mod large;
+mod link;
+mod state;
+mod tier;
+mod tracking;
+
+pub use config::{MongoConfig, MongoTrackingConfig, WriteConcern};
+pub use tier::MongoTier;
+pub use tracking::MongoTracking;

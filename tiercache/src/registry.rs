@@ -13,6 +13,8 @@ use tiercache_core::{Clock, Level, Result, Tier, Tracking};
 use tiercache_disk::{DiskConfig, DiskTier};
 #[cfg(feature = "memcached")]
 use tiercache_memcached::MemcachedTier;
+#[cfg(feature = "mongodb")]
+use tiercache_mongo::{MongoConfig, MongoTier, MongoTracking, MongoTrackingConfig};
 #[cfg(feature = "ram")]
 use tiercache_ram::{RamConfig, RamTier};
 #[cfg(feature = "sqlite")]
@@ -32,6 +34,7 @@ use crate::config::node::{Key, Kind};
 #[cfg(any(feature = "ram", feature = "disk"))]
 use crate::config::node::Key;
 #[cfg(any(feature = "ram", feature = "disk", feature = "s3"))]
+#[cfg(any(feature = "ram", feature = "disk", feature = "mongodb"))]
 use crate::config::node::Kind;
 use crate::config::{Node, Problem, read_node, show_hidden};
 
@@ -88,6 +91,7 @@ const DEFAULT_SIZES: [u64; 3] = [2 << 30, 10 << 30, 100 << 30];
 impl Registry {
     /// The backends that are compiled in: `ram`, `local`, `sqlite`; `memory`, `sqlite`.
     /// The backends that are compiled in: `ram`, `local`, `redis`; `memory`, `sqlite`, `redis`.
+    /// The backends that are compiled in: `ram`, `local`, `mongodb`; `memory`, `mongodb`, `sqlite`.
     pub fn builtin() -> Self {
         let registry = Self::empty().with_tracking("memory", |config: MemoryConfig, _| async move {
             Ok(Arc::new(MemoryTracking::new(&config)))
@@ -123,6 +127,8 @@ impl Registry {
         });
         #[cfg(feature = "s3")]
         let registry = registry.with_s3();
+        #[cfg(feature = "mongodb")]
+        let registry = registry.with_mongodb();
         registry
     }
 
@@ -221,6 +227,23 @@ impl Registry {
             S3Tier::open(config, &level, place.clock).await.map(Arc::new)
             section.read::<S3Config>()?.check().map_err(|error| section.blame(&error.to_string()))?;
         self.tiers.insert("s3".to_owned(), Box::new(prepare));
+    /// MongoDB for levels and tracking. Each level has collections of its own, by its name.
+    #[cfg(feature = "mongodb")]
+    fn with_mongodb(mut self) -> Self {
+        let open = Arc::new(|config: MongoConfig, place: Place| async move {
+            MongoTier::open(config, place.level.map_or("level", Level::name)).await.map(Arc::new)
+        });
+            section.read::<MongoConfig>()?.check().map_err(|error| section.blame(&error.to_string()))?;
+        self.tiers.insert("mongodb".to_owned(), Box::new(prepare));
+        let open = Arc::new(|config: MongoTrackingConfig, _: Place| async move {
+            MongoTracking::open(config).await.map(Arc::new)
+        });
+            section
+                .read::<MongoTrackingConfig>()?
+                .check()
+                .map_err(|error| section.blame(&error.to_string()))?;
+            section.prepare(&open, |tracking| tracking as Arc<dyn Tracking>)
+        self.trackings.insert("mongodb".to_owned(), Box::new(prepare));
         self
     }
 
@@ -381,6 +404,7 @@ impl Section {
     /// The problem a backend found with its values, at the key with which its message begins.
     #[cfg(any(feature = "disk", feature = "sqlite"))]
     #[cfg(any(feature = "disk", feature = "s3"))]
+    #[cfg(any(feature = "disk", feature = "mongodb"))]
     fn blame(&self, message: &str) -> Problem {
         let (name, found) = message.split_once(": ").unwrap_or(("", message));
         match &self.node.kind {

@@ -83,6 +83,7 @@ const TABLE: &[(&str, &[Expected])] = &[
         "hot_cache: { backend: memcached }",
         &[("1:23", &["`memcached` is known but not compiled in: enable the feature `memcached`"])],
     ),
+    #[cfg(not(feature = "mongodb"))]
     (
         "dry_cache: { backend: mongodb }",
         &[("1:23", &["`mongodb` is known but not compiled in", "feature `mongodb`"])],

@@ -44,6 +44,7 @@ fn the_first_systems_files_for_services_lack_nothing_but_the_feature() {
     for (text, features) in [
         (include_str!("files/first-memcached.yaml"), &["memcached", "memcached"][..]),
         (include_str!("files/first-s3.yaml"), &["memcached", "memcached", "s3", "redis"]),
+        #[cfg(not(feature = "mongodb"))]
         (include_str!("files/first-mongodb.yaml"), &["memcached", "memcached", "mongodb", "mongodb"]),
         (include_str!("files/first-postgres.yaml"), &["postgres"]),
     ] {

@@ -37,7 +37,7 @@ const SHARED_SECTIONS: [(&str, &[&str]); 5] = [
     ("redis", &["url", "host", "port", "db", "username", "password"]),
     ("memcached", &["servers", "host", "port"]),
     ("s3", &["endpoint_url", "bucket", "region", "access_key", "secret_key", "prefix"]),
-    ("mongodb", &["uri", "database"]),
+    ("mongodb", &["uri", "host", "port", "username", "password", "database"]),
     ("postgres", &["url", "dsn"]),
 ];
 
