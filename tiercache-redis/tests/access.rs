@@ -169,7 +169,8 @@ async fn with_tls_the_server_is_verified() {
 
 /// An authority, a server's certificate for 127.0.0.1 by it, and another authority.
 fn certificates(dir: &Path) -> bool {
-    std::fs::write(dir.join("san"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").unwrap();
+    std::fs::write(dir.join("san"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+        .expect("a file");
     let run = |line: &str| {
         let done = Command::new("openssl").args(line.split(' ')).current_dir(dir).output();
         done.is_ok_and(|done| done.status.success())
