@@ -257,8 +257,15 @@ impl S3 for Gated {
 
     async fn put_object(&self, mut req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
         self.count("put");
-        self.condition(&mut req.input.if_match)?;
-        self.condition(&mut req.input.if_none_match)?;
+        let refused =
+            self.condition(&mut req.input.if_match).and(self.condition(&mut req.input.if_none_match));
+        if let Err(error) = refused {
+            // Read to its end first: a client whose connection closes while it writes may never see the answer.
+            if let Some(mut body) = req.input.body.take() {
+                while body.next().await.is_some() {}
+            }
+            return Err(error);
+        }
         let mut gate = self.hooks.gate.subscribe();
         if *gate.borrow() || !req.input.key.contains("/o/") {
             return self.inner.put_object(req).await;
