@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod builtin;
 pub mod config;
 mod from_config;
 mod registry;
@@ -18,10 +19,10 @@ pub use tiercache_disk as disk;
 pub use tiercache_memcached as memcached;
 #[cfg(feature = "ram")]
 pub use tiercache_ram as ram;
-#[cfg(feature = "sqlite")]
-pub use tiercache_sqlite as sqlite;
 #[cfg(feature = "s3")]
 pub use tiercache_s3 as s3;
+#[cfg(feature = "sqlite")]
+pub use tiercache_sqlite as sqlite;
 pub use tiercache_tracking as tracking_stores;
 
 /// What most programs use.

@@ -9,33 +9,8 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tiercache_core::{Clock, Level, Result, Tier, Tracking};
-#[cfg(feature = "disk")]
-use tiercache_disk::{DiskConfig, DiskTier};
-#[cfg(feature = "memcached")]
-use tiercache_memcached::MemcachedTier;
-#[cfg(feature = "mongodb")]
-use tiercache_mongo::{MongoConfig, MongoTier, MongoTracking, MongoTrackingConfig};
-#[cfg(feature = "ram")]
-use tiercache_ram::{RamConfig, RamTier};
-#[cfg(feature = "sqlite")]
-use tiercache_sqlite::SqliteTier;
-#[cfg(feature = "redis")]
-use tiercache_redis::{RedisTier, RedisTracking};
-#[cfg(feature = "s3")]
-use tiercache_s3::{S3Config, S3Tier};
-use tiercache_tracking::{MemoryConfig, MemoryTracking};
-#[cfg(feature = "postgres")]
-use tiercache_tracking::{PostgresConfig, PostgresTracking};
-#[cfg(feature = "sqlite")]
-use tiercache_tracking::{SqliteConfig, SqliteTracking};
 
-#[cfg(any(feature = "ram", feature = "disk", feature = "sqlite"))]
 use crate::config::node::{Key, Kind};
-#[cfg(any(feature = "ram", feature = "disk"))]
-use crate::config::node::Key;
-#[cfg(any(feature = "ram", feature = "disk", feature = "s3"))]
-#[cfg(any(feature = "ram", feature = "disk", feature = "mongodb"))]
-use crate::config::node::Kind;
 use crate::config::{Node, Problem, read_node, show_hidden};
 
 /// What a `tier.yaml` can name: for each backend, its configuration type and how it is opened.
@@ -85,53 +60,9 @@ const KNOWN_TRACKINGS: [(&str, &str); 5] = [
 ];
 
 /// The most bytes of a level that gives no `max_size`: 2, 10 and 100 GiB.
-#[cfg(any(feature = "ram", feature = "disk", feature = "sqlite"))]
 const DEFAULT_SIZES: [u64; 3] = [2 << 30, 10 << 30, 100 << 30];
 
 impl Registry {
-    /// The backends that are compiled in: `ram`, `local`, `sqlite`; `memory`, `sqlite`.
-    /// The backends that are compiled in: `ram`, `local`, `redis`; `memory`, `sqlite`, `redis`.
-    /// The backends that are compiled in: `ram`, `local`, `mongodb`; `memory`, `mongodb`, `sqlite`.
-    pub fn builtin() -> Self {
-        let registry = Self::empty().with_tracking("memory", |config: MemoryConfig, _| async move {
-            Ok(Arc::new(MemoryTracking::new(&config)))
-        });
-        #[cfg(feature = "sqlite")]
-        let registry = registry.with_tracking("sqlite", |config: SqliteConfig, _| async move {
-            SqliteTracking::open(config).await.map(Arc::new)
-        });
-        #[cfg(feature = "postgres")]
-        let registry = registry.with_tracking("postgres", |config: PostgresConfig, _| async move {
-            PostgresTracking::open(config).await.map(Arc::new)
-        });
-        #[cfg(feature = "redis")]
-        let registry = registry
-            .with_tier("redis", |config, place: Place| async move {
-                let level = place.level.unwrap_or(Level::Dry);
-                RedisTier::open(config, level).await.map(Arc::new)
-            })
-            .with_tracking(
-                "redis",
-                |config, _| async move { RedisTracking::open(config).await.map(Arc::new) },
-            );
-        #[cfg(feature = "ram")]
-        let registry = registry
-            .with_sized_tier("ram", |config: RamConfig, _| async move { Ok(Arc::new(RamTier::new(config))) });
-        #[cfg(feature = "disk")]
-        let registry = registry.with_local();
-        #[cfg(feature = "sqlite")]
-        let registry = registry.with_sqlite();
-        #[cfg(feature = "memcached")]
-        let registry = registry.with_tier("memcached", |config, place| async move {
-            MemcachedTier::open(config, place.level.map_or("", Level::name)).await.map(Arc::new)
-        });
-        #[cfg(feature = "s3")]
-        let registry = registry.with_s3();
-        #[cfg(feature = "mongodb")]
-        let registry = registry.with_mongodb();
-        registry
-    }
-
     /// One that knows no backend but `none`.
     pub fn empty() -> Self {
         Self { tiers: BTreeMap::new(), trackings: BTreeMap::new() }
@@ -143,7 +74,36 @@ impl Registry {
     /// keys (`#[serde(deny_unknown_fields)]`) and may use plain numbers for sizes and
     /// [`Duration`](std::time::Duration) for times, which the file gives in units. Nothing may be opened before
     /// the future is polled, since a configuration may only be checked.
-    pub fn with_tier<C, T, F, O>(mut self, name: impl Into<String>, open: F) -> Self
+    pub fn with_tier<C, T, F, O>(self, name: impl Into<String>, open: F) -> Self
+    where
+        C: DeserializeOwned + Serialize + Send + 'static,
+        T: Tier,
+        F: Fn(C, Place) -> O + Send + Sync + 'static,
+        O: Future<Output = Result<Arc<T>>> + Send + 'static,
+    {
+        self.checked_tier(name, Section::as_it_is, |_| Ok(()), open)
+    }
+
+    /// Adds a backend for tracking, or replaces the one of that name; `open` as for [`Registry::with_tier`].
+    pub fn with_tracking<C, T, F, O>(self, name: impl Into<String>, open: F) -> Self
+    where
+        C: DeserializeOwned + Serialize + Send + 'static,
+        T: Tracking,
+        F: Fn(C, Place) -> O + Send + Sync + 'static,
+        O: Future<Output = Result<Arc<T>>> + Send + 'static,
+    {
+        self.checked_tracking(name, |_| Ok(()), open)
+    }
+
+    /// As [`Registry::with_tier`], for a backend whose section is completed, and whose values are checked, before
+    /// anything is opened. What `check` says begins with the key it is about.
+    pub(crate) fn checked_tier<C, T, F, O>(
+        mut self,
+        name: impl Into<String>,
+        complete: fn(&Section) -> Result<Section, Problem>,
+        check: fn(&C) -> Result<()>,
+        open: F,
+    ) -> Self
     where
         C: DeserializeOwned + Serialize + Send + 'static,
         T: Tier,
@@ -151,13 +111,19 @@ impl Registry {
         O: Future<Output = Result<Arc<T>>> + Send + 'static,
     {
         let open = Arc::new(open);
-        let prepare = move |section: &Section| section.prepare(&open, |tier| tier as Arc<dyn Tier>);
+        let prepare =
+            move |section: &Section| complete(section)?.prepare(check, &open, |tier| tier as Arc<dyn Tier>);
         self.tiers.insert(name.into(), Box::new(prepare));
         self
     }
 
-    /// Adds a backend for tracking, or replaces the one of that name; `open` as for [`Registry::with_tier`].
-    pub fn with_tracking<C, T, F, O>(mut self, name: impl Into<String>, open: F) -> Self
+    /// As [`Registry::with_tracking`], likewise.
+    pub(crate) fn checked_tracking<C, T, F, O>(
+        mut self,
+        name: impl Into<String>,
+        check: fn(&C) -> Result<()>,
+        open: F,
+    ) -> Self
     where
         C: DeserializeOwned + Serialize + Send + 'static,
         T: Tracking,
@@ -166,84 +132,8 @@ impl Registry {
     {
         let open = Arc::new(open);
         let prepare =
-            move |section: &Section| section.prepare(&open, |tracking| tracking as Arc<dyn Tracking>);
+            move |section: &Section| section.prepare(check, &open, |tracking| tracking as Arc<dyn Tracking>);
         self.trackings.insert(name.into(), Box::new(prepare));
-        self
-    }
-
-    /// As [`Registry::with_tier`], where a section without `max_size` gets that of its level.
-    #[cfg(feature = "ram")]
-    fn with_sized_tier<C, T, F, O>(mut self, name: &str, open: F) -> Self
-    where
-        C: DeserializeOwned + Serialize + Send + 'static,
-        T: Tier,
-        F: Fn(C, Place) -> O + Send + Sync + 'static,
-        O: Future<Output = Result<Arc<T>>> + Send + 'static,
-    {
-        let open = Arc::new(open);
-        let prepare =
-            move |section: &Section| section.with_size().prepare(&open, |tier| tier as Arc<dyn Tier>);
-        self.tiers.insert(name.to_owned(), Box::new(prepare));
-        self
-    }
-
-    /// The disk level, with its folder made known: what is shown, and where the index stands, depend on it.
-    #[cfg(feature = "disk")]
-    fn with_local(mut self) -> Self {
-        let open = |config: DiskConfig, place: Place| async move {
-            DiskTier::open(config, place.clock).await.map(Arc::new)
-        };
-        let open = Arc::new(open);
-        let prepare = move |section: &Section| {
-            let folder = || DiskConfig::default().directory().map(|path| path.display().to_string());
-            let section = section.with_size().with_text("path", folder)?;
-            section.read::<DiskConfig>()?.check().map_err(|error| section.blame(&error.to_string()))?;
-            section.prepare(&open, |tier| tier as Arc<dyn Tier>)
-        };
-        self.tiers.insert("local".to_owned(), Box::new(prepare));
-        self
-    }
-
-    /// The SQLite level, likewise.
-    #[cfg(feature = "sqlite")]
-    fn with_sqlite(mut self) -> Self {
-        use tiercache_sqlite::SqliteConfig;
-        let open = |config: SqliteConfig, place: Place| async move {
-            SqliteTier::open(config, place.clock).await.map(Arc::new)
-        };
-        let open = Arc::new(open);
-        let prepare = move |section: &Section| {
-            let folder = || SqliteConfig::default().directory().map(|path| path.display().to_string());
-            let section = section.with_size().with_text("path", folder)?;
-            section.read::<SqliteConfig>()?.check().map_err(|error| section.blame(&error.to_string()))?;
-            section.prepare(&open, |tier| tier as Arc<dyn Tier>)
-        };
-        self.tiers.insert("sqlite".to_owned(), Box::new(prepare));
-    /// The S3 level, whose values are checked before anything is opened. The level's name is a part of its objects'.
-    #[cfg(feature = "s3")]
-    fn with_s3(mut self) -> Self {
-        let open = |config: S3Config, place: Place| async move {
-            let level = place.level.map_or(place.section, |level| level.to_string());
-            S3Tier::open(config, &level, place.clock).await.map(Arc::new)
-            section.read::<S3Config>()?.check().map_err(|error| section.blame(&error.to_string()))?;
-        self.tiers.insert("s3".to_owned(), Box::new(prepare));
-    /// MongoDB for levels and tracking. Each level has collections of its own, by its name.
-    #[cfg(feature = "mongodb")]
-    fn with_mongodb(mut self) -> Self {
-        let open = Arc::new(|config: MongoConfig, place: Place| async move {
-            MongoTier::open(config, place.level.map_or("level", Level::name)).await.map(Arc::new)
-        });
-            section.read::<MongoConfig>()?.check().map_err(|error| section.blame(&error.to_string()))?;
-        self.tiers.insert("mongodb".to_owned(), Box::new(prepare));
-        let open = Arc::new(|config: MongoTrackingConfig, _: Place| async move {
-            MongoTracking::open(config).await.map(Arc::new)
-        });
-            section
-                .read::<MongoTrackingConfig>()?
-                .check()
-                .map_err(|error| section.blame(&error.to_string()))?;
-            section.prepare(&open, |tracking| tracking as Arc<dyn Tracking>)
-        self.trackings.insert("mongodb".to_owned(), Box::new(prepare));
         self
     }
 
@@ -360,6 +250,7 @@ impl Section {
     /// Reads the configuration; what opens the backend waits in the result.
     fn prepare<C, T, F, O, D>(
         &self,
+        check: fn(&C) -> Result<()>,
         open: &Arc<F>,
         erase: fn(Arc<T>) -> Arc<D>,
     ) -> Result<Prepared<D>, Problem>
@@ -371,6 +262,7 @@ impl Section {
         O: Future<Output = Result<Arc<T>>> + Send + 'static,
     {
         let config: C = self.read()?;
+        check(&config).map_err(|error| self.blame(&error.to_string()))?;
         let effective = self.effective(&config);
         let (open, section, level) = (open.clone(), self.node.path.clone(), self.level);
         let open = Box::new(move |clock| -> Opening<D> {
@@ -380,9 +272,13 @@ impl Section {
         Ok(Prepared { effective, open })
     }
 
+    /// The section, as [`Registry::checked_tier`] wants it.
+    pub(crate) fn as_it_is(&self) -> Result<Self, Problem> {
+        Ok(Self { node: self.node.clone(), level: self.level })
+    }
+
     /// The section with a `max_size`: as documented for its level, if it gives none.
-    #[cfg(any(feature = "ram", feature = "disk", feature = "sqlite"))]
-    fn with_size(&self) -> Self {
+    pub(crate) fn with_size(&self) -> Self {
         match self.level {
             Some(level) if !self.gives("max_size") => {
                 self.with("max_size", Kind::Number(DEFAULT_SIZES[level.index()].to_string()))
@@ -392,8 +288,7 @@ impl Section {
     }
 
     /// The section with a text for `key`, if it gives none.
-    #[cfg(any(feature = "disk", feature = "sqlite"))]
-    fn with_text(self, key: &str, text: impl FnOnce() -> Result<String>) -> Result<Self, Problem> {
+    pub(crate) fn with_text(self, key: &str, text: impl FnOnce() -> Result<String>) -> Result<Self, Problem> {
         if self.gives(key) {
             return Ok(self);
         }
@@ -402,9 +297,6 @@ impl Section {
     }
 
     /// The problem a backend found with its values, at the key with which its message begins.
-    #[cfg(any(feature = "disk", feature = "sqlite"))]
-    #[cfg(any(feature = "disk", feature = "s3"))]
-    #[cfg(any(feature = "disk", feature = "mongodb"))]
     fn blame(&self, message: &str) -> Problem {
         let (name, found) = message.split_once(": ").unwrap_or(("", message));
         match &self.node.kind {
@@ -414,13 +306,11 @@ impl Section {
         .map_or_else(|| self.node.problem(message), |(_, value)| value.problem(found))
     }
 
-    #[cfg(any(feature = "ram", feature = "disk", feature = "sqlite"))]
     fn gives(&self, key: &str) -> bool {
         matches!(&self.node.kind, Kind::Map(entries)
             if entries.iter().any(|(given, value)| given.name == key && !value.is_null()))
     }
 
-    #[cfg(any(feature = "ram", feature = "disk", feature = "sqlite"))]
     fn with(&self, key: &str, kind: Kind) -> Self {
         let mut node = self.node.clone();
         let value = Node { at: node.at, path: format!("{}.{key}", node.path), kind };

@@ -1,0 +1,118 @@
+//! The backends that are compiled in.
+
+use std::sync::Arc;
+
+use tiercache_core::{Level, Result};
+use tiercache_tracking::{MemoryConfig, MemoryTracking};
+
+use crate::Registry;
+use crate::registry::Place;
+#[cfg(any(feature = "disk", feature = "sqlite"))]
+use crate::{config::Problem, registry::Section};
+
+impl Registry {
+    /// The backends that are compiled in, by the features of the same names: `ram`, `local` (feature `disk`), `sqlite`,
+    /// `memcached`, `redis`, `s3` and `mongodb` for levels; `memory`, `sqlite`, `postgres`, `redis` and `mongodb` for
+    /// tracking.
+    pub fn builtin() -> Self {
+        let registry = Self::empty().with_tracking("memory", |config: MemoryConfig, _| async move {
+            Ok(Arc::new(MemoryTracking::new(&config)))
+        });
+        #[cfg(feature = "ram")]
+        let registry = registry.checked_tier(
+            "ram",
+            |section| Ok(section.with_size()),
+            |_| Ok(()),
+            |config, _| async move { Ok(Arc::new(tiercache_ram::RamTier::new(config))) },
+        );
+        #[cfg(feature = "disk")]
+        let registry = {
+            use tiercache_disk::{DiskConfig, DiskTier};
+            registry.checked_tier(
+                "local",
+                |section| in_folder(section, || DiskConfig::default().directory()),
+                DiskConfig::check,
+                |config, place| async move { DiskTier::open(config, place.clock).await.map(Arc::new) },
+            )
+        };
+        #[cfg(feature = "sqlite")]
+        let registry = {
+            use tiercache_sqlite::{SqliteConfig, SqliteTier};
+            use tiercache_tracking::SqliteTracking;
+            registry
+                .checked_tier(
+                    "sqlite",
+                    |section| in_folder(section, || SqliteConfig::default().directory()),
+                    SqliteConfig::check,
+                    |config, place| async move { SqliteTier::open(config, place.clock).await.map(Arc::new) },
+                )
+                .with_tracking("sqlite", |config, _| async move {
+                    SqliteTracking::open(config).await.map(Arc::new)
+                })
+        };
+        #[cfg(feature = "memcached")]
+        let registry = {
+            use tiercache_memcached::{MemcachedConfig, MemcachedTier};
+            registry.checked_tier(
+                "memcached",
+                Section::as_it_is,
+                MemcachedConfig::check,
+                |config, place| async move {
+                    MemcachedTier::open(config, level(&place).name()).await.map(Arc::new)
+                },
+            )
+        };
+        #[cfg(feature = "redis")]
+        let registry = {
+            use tiercache_redis::{RedisTier, RedisTracking};
+            registry
+                .with_tier("redis", |config, place| async move {
+                    RedisTier::open(config, level(&place)).await.map(Arc::new)
+                })
+                .with_tracking(
+                    "redis",
+                    |config, _| async move { RedisTracking::open(config).await.map(Arc::new) },
+                )
+        };
+        #[cfg(feature = "s3")]
+        let registry = {
+            use tiercache_s3::{S3Config, S3Tier};
+            registry.checked_tier("s3", Section::as_it_is, S3Config::check, |config, place| async move {
+                S3Tier::open(config, level(&place).name(), place.clock).await.map(Arc::new)
+            })
+        };
+        #[cfg(feature = "mongodb")]
+        let registry = {
+            use tiercache_mongo::{MongoConfig, MongoTier, MongoTracking, MongoTrackingConfig};
+            registry
+                .checked_tier("mongodb", Section::as_it_is, MongoConfig::check, |config, place| async move {
+                    MongoTier::open(config, level(&place).name()).await.map(Arc::new)
+                })
+                .checked_tracking("mongodb", MongoTrackingConfig::check, |config, _| async move {
+                    MongoTracking::open(config).await.map(Arc::new)
+                })
+        };
+        #[cfg(feature = "postgres")]
+        let registry = {
+            use tiercache_tracking::{PostgresConfig, PostgresTracking};
+            registry.checked_tracking("postgres", PostgresConfig::check, |config, _| async move {
+                PostgresTracking::open(config).await.map(Arc::new)
+            })
+        };
+        registry
+    }
+}
+
+/// The level a tier will stand at; its store keeps the levels of one cache apart by it.
+fn level(place: &Place) -> Level {
+    place.level.unwrap_or(Level::Dry)
+}
+
+/// A section with its folder and size made known: what is shown, and where the index stands, depend on them.
+#[cfg(any(feature = "disk", feature = "sqlite"))]
+fn in_folder(
+    section: &Section,
+    default: impl FnOnce() -> Result<std::path::PathBuf>,
+) -> Result<Section, Problem> {
+    section.with_size().with_text("path", || default().map(|path| path.display().to_string()))
+}
