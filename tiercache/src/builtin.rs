@@ -55,7 +55,8 @@ impl Registry {
             use tiercache_memcached::{MemcachedConfig, MemcachedTier};
             registry.checked_tier(
                 "memcached",
-                Section::as_it_is,
+                // The first system's files give a size, which only the server decides.
+                |section| Ok(section.without("max_size")),
                 MemcachedConfig::check,
                 |config, place| async move {
                     MemcachedTier::open(config, level(&place).name()).await.map(Arc::new)

@@ -272,6 +272,16 @@ impl Section {
         Ok(Prepared { effective, open })
     }
 
+    /// The section without a key.
+    #[cfg_attr(not(feature = "memcached"), expect(dead_code, reason = "one backend's need"))]
+    pub(crate) fn without(&self, key: &str) -> Self {
+        let mut node = self.node.clone();
+        if let Kind::Map(entries) = &mut node.kind {
+            entries.retain(|(given, _)| given.name != key);
+        }
+        Self { node, level: self.level }
+    }
+
     /// The section, as [`Registry::checked_tier`] wants it.
     pub(crate) fn as_it_is(&self) -> Result<Self, Problem> {
         Ok(Self { node: self.node.clone(), level: self.level })

@@ -79,6 +79,7 @@ const TABLE: &[(&str, &[Expected])] = &[
             ],
         )],
     ),
+    #[cfg(not(feature = "memcached"))]
     (
         "hot_cache: { backend: memcached }",
         &[("1:23", &["`memcached` is known but not compiled in: enable the feature `memcached`"])],
@@ -88,6 +89,7 @@ const TABLE: &[(&str, &[Expected])] = &[
         "dry_cache: { backend: mongodb }",
         &[("1:23", &["`mongodb` is known but not compiled in", "feature `mongodb`"])],
     ),
+    #[cfg(not(feature = "redis"))]
     (
         "tracking: { backend: redis }",
         &[("1:22", &["`redis` is known but not compiled in", "feature `redis`"])],
@@ -112,6 +114,7 @@ const TABLE: &[(&str, &[Expected])] = &[
         "dry_cache: { backend: s3 }\ns3: { bucket: b, part_size: 1MiB }",
         &[("2:29", &["part_size", "below the least"])],
     ),
+    #[cfg(not(feature = "postgres"))]
     (
         "tracking: { backend: postgres }",
         &[("1:11", &["tracking.dsn: the key `dsn` is missing"]), ("1:22", &["feature `postgres`"])],

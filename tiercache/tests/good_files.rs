@@ -7,6 +7,7 @@ use std::time::Duration;
 use common::{problems, read};
 use serde_json::{Value, json};
 use tiercache::core::{Level, Rule, Stay};
+use tiercache::{Config, Registry};
 
 const HOUR: u64 = 3600;
 
@@ -40,18 +41,29 @@ fn the_first_systems_files_load_unchanged() {
 }
 
 #[test]
-fn the_first_systems_files_for_services_lack_nothing_but_the_feature() {
+fn the_first_systems_files_for_services_lack_nothing_but_the_features_that_are_off() {
+    let on = |feature: &str| match feature {
+        "memcached" => cfg!(feature = "memcached"),
+        "s3" => cfg!(feature = "s3"),
+        "redis" => cfg!(feature = "redis"),
+        "mongodb" => cfg!(feature = "mongodb"),
+        other => other == "postgres" && cfg!(feature = "postgres"),
+    };
     for (text, features) in [
         (include_str!("files/first-memcached.yaml"), &["memcached", "memcached"][..]),
         (include_str!("files/first-s3.yaml"), &["memcached", "memcached", "s3", "redis"]),
-        #[cfg(not(feature = "mongodb"))]
         (include_str!("files/first-mongodb.yaml"), &["memcached", "memcached", "mongodb", "mongodb"]),
         (include_str!("files/first-postgres.yaml"), &["postgres"]),
     ] {
+        let missing: Vec<&&str> = features.iter().filter(|feature| !on(feature)).collect();
+        if missing.is_empty() {
+            Config::parse(text, &Registry::builtin()).unwrap_or_else(|error| panic!("{error}\n{text}"));
+            continue;
+        }
         let message = problems(text);
         let lines: Vec<&str> = message.lines().collect();
-        assert_eq!(lines.len(), features.len(), "{message}");
-        for (line, feature) in lines.iter().zip(features) {
+        assert_eq!(lines.len(), missing.len(), "{message}");
+        for (line, feature) in lines.iter().zip(missing) {
             assert!(
                 line.ends_with(&format!("known but not compiled in: enable the feature `{feature}`")),
                 "{line}"

@@ -3,6 +3,7 @@
 mod bench;
 mod bugs;
 mod ci;
+mod matrix;
 mod run;
 mod services;
 mod test;
@@ -15,6 +16,7 @@ cargo xtask COMMAND
 
   test                                     install what is missing, run every test
   ci                                       format, lints, every feature alone, documentation, then test
+  matrix [--rounds N]                      every backend under every fault, so many times
   services                                 install the servers that tests run against
   bugs [NAME]                              seeded bugs, each of which the simulator must catch
   torture [--histories N] [--seed S]       generated histories against the reference model, as many as you like
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         "ci" => ci::run(),
         "bugs" => bugs::run(rest),
         "services" => services::run(),
+        "matrix" => matrix::run(rest),
         "torture" => torture::run(rest),
         "bench" => bench::run(rest),
         "help" | "--help" | "-h" => {

@@ -353,11 +353,12 @@ impl Shared {
         let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
         let result =
             slot.call("put", slot.limits.write_timeout, slot.tier.put(key, entry, hold, ticket)).await;
-        if matches!(result, Ok(Put::Stored)) {
-            // Whatever a removal was to reach there, this replaced it.
-            self.stripes.lock(key.hash64()).end_lag(key.hash64(), slot.level);
-        }
+        let mut stripe = self.stripes.lock(key.hash64());
         if ticket.holds() {
+            if matches!(result, Ok(Put::Stored)) {
+                // Whatever an earlier removal was to reach there, this replaced it.
+                stripe.end_lag(key.hash64(), slot.level);
+            }
             return result;
         }
         self.flow.counters.count(Count::Refused);

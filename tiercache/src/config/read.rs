@@ -32,13 +32,93 @@ const WRITES: [(&str, Write); 3] =
 
 pub(crate) const LEVEL_SECTIONS: [&str; 3] = ["hot_cache", "cold_cache", "dry_cache"];
 
-/// The keys of sections that several uses of one service share, whether or not its backend is compiled in.
+/// The keys of sections that several uses of one service share, whether or not its backend is compiled in: how it is
+/// reached. What else a level or tracking may say stands with them.
 const SHARED_SECTIONS: [(&str, &[&str]); 5] = [
-    ("redis", &["url", "host", "port", "db", "username", "password"]),
-    ("memcached", &["servers", "host", "port"]),
-    ("s3", &["endpoint_url", "bucket", "region", "access_key", "secret_key", "prefix"]),
-    ("mongodb", &["uri", "host", "port", "username", "password", "database"]),
-    ("postgres", &["url", "dsn"]),
+    (
+        "redis",
+        &[
+            "url",
+            "host",
+            "port",
+            "db",
+            "username",
+            "password",
+            "nodes",
+            "sentinels",
+            "master",
+            "sentinel_username",
+            "sentinel_password",
+            "tls",
+            "ca_file",
+            "prefix",
+            "connect_timeout",
+            "response_timeout",
+        ],
+    ),
+    ("memcached", &["servers", "host", "port", "prefix", "connections", "connect_timeout", "timeout"]),
+    (
+        "s3",
+        &[
+            "endpoint_url",
+            "bucket",
+            "region",
+            "access_key",
+            "secret_key",
+            "session_token",
+            "force_path_style",
+            "prefix",
+            "connect_timeout",
+            "timeout",
+            "max_entry_size",
+            "multipart_threshold",
+            "part_size",
+            "walk_every",
+            "list_every",
+            "unfinished_after",
+            "storage_class",
+            "server_side_encryption",
+            "kms_key_id",
+        ],
+    ),
+    (
+        "mongodb",
+        &[
+            "uri",
+            "host",
+            "port",
+            "username",
+            "password",
+            "database",
+            "tls",
+            "tls_ca_file",
+            "prefix",
+            "write_concern",
+            "connect_timeout",
+            "timeout",
+            "connections",
+        ],
+    ),
+    (
+        "postgres",
+        &[
+            "url",
+            "dsn",
+            "host",
+            "port",
+            "user",
+            "username",
+            "password",
+            "database",
+            "tls",
+            "ca",
+            "schema",
+            "table_prefix",
+            "max_connections",
+            "connect_timeout",
+            "timeout",
+        ],
+    ),
 ];
 
 /// Reads everything; what is wrong goes into `problems`.
@@ -129,7 +209,7 @@ impl File<'_> {
             let checked = match key.name.as_str() {
                 "port" => whole(value, 1, 65_535),
                 "db" => whole(value, 0, 65_535),
-                "servers" => {
+                "servers" | "nodes" | "sentinels" => {
                     value.items().and_then(|items| items.iter().try_for_each(|item| item.text().map(drop)))
                 }
                 _ if value.is_null() => Ok(()),
