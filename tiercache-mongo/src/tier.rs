@@ -12,7 +12,7 @@ use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::error::{ErrorKind, Result as DriverResult};
 use mongodb::{Collection, Database};
-use tiercache_core::envelope::{Damage, HEADER_BYTES};
+use tiercache_core::envelope::{Damage, Header};
 use tiercache_core::tier::{
     Cause, Counting, Dead, FenceLog, HighWater, Hold, Left, Listed, ListedEntry, Listing, Permit, Profile,
     Put, Removal, Scope, Spill, Swept, Usage,
@@ -28,8 +28,6 @@ use crate::large::Files;
 use crate::link::{Link, NAME};
 use crate::state::{Floor, State};
 
-/// Where the checksum stands in an envelope.
-const CHECKSUM_AT: usize = 29;
 /// Envelopes of so many bytes are not made or taken apart on the runtime's threads.
 const LONG: usize = 128 << 10;
 /// How often it is asked whether there are more bytes than there should be.
@@ -269,7 +267,7 @@ impl Tier for MongoTier {
         }
         self.cover(entry.generation).await?;
         let name = ids::entry(key.as_ref());
-        let sum = checksum(&bytes);
+        let sum = identity(&bytes);
         let inline = bytes.len() < self.inline_limit && bytes.len() + head.len() < MAX_INLINE as usize;
         let (body, upload) = if inline {
             (Body::Inline(bytes), None)
@@ -609,9 +607,9 @@ async fn aside<T: Send + 'static>(long: bool, work: impl FnOnce() -> T + Send + 
     tokio::task::spawn_blocking(work).await.map_err(|_| Error::Panicked { what: "an envelope's codec" })
 }
 
-fn checksum(envelope: &[u8]) -> i64 {
-    let field = envelope.get(CHECKSUM_AT..HEADER_BYTES).and_then(|field| field.try_into().ok());
-    i64::from_le_bytes(field.unwrap_or_default())
+/// What two envelopes of one entry have in common, sealed or not.
+fn identity(envelope: &[u8]) -> i64 {
+    Header::parse(envelope).map_or(0, |header| header.identity().cast_signed())
 }
 
 /// Bytes of a collection's documents; `None` when the server does not tell.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::{config, prefix, tier, tracking, tracking_config};
 use tiercache_core::testing::{tier as tiers, tracking as trackings};
-use tiercache_core::{Tier, Tracking};
+use tiercache_core::{EncryptionConfig, Secret, Tier, Tracking};
 use tiercache_mongo::MongoConfig;
 use tiercache_services::{MongoSim, Mongod};
 
@@ -22,6 +22,19 @@ async fn the_simulator_passes_the_suite_of_tiers_with_everything_in_gridfs() {
     let url = server.url();
     tiers::suite(async || tier(&MongoConfig { inline_limit: 0, ..config(&url) }).await as Arc<dyn Tier>)
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_simulator_passes_the_suite_of_tiers_with_sealed_entries() {
+    let Some(server) = MongoSim::start() else { return };
+    let url = server.url();
+    let key = Some(Secret::from("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=".to_owned()));
+    let encryption = Some(EncryptionConfig { key, ..EncryptionConfig::default() });
+    tiers::suite(async || {
+        let config = MongoConfig { encryption: encryption.clone(), ..config(&url) };
+        tier(&config).await as Arc<dyn Tier>
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tiercache_core::testing::{tier, tracking};
-use tiercache_core::{Address, Level, Tier, Tracking};
+use tiercache_core::{Address, EncryptionConfig, Level, Secret, Tier, Tracking};
 use tiercache_redis::{RedisConfig, RedisTier, RedisTracking, RedisTrackingConfig};
 use tiercache_services::Redis;
 
@@ -37,6 +37,25 @@ async fn the_tier_keeps_the_contract() {
 async fn the_tier_keeps_it_on_one_thread() {
     let Some(server) = Redis::start() else { return };
     tier::suite(async || open(&server, prefix()).await).await;
+}
+
+#[tokio::test]
+async fn the_tier_keeps_it_with_sealed_entries() {
+    let Some(server) = Redis::start() else { return };
+    let key = Some(Secret::from("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=".to_owned()));
+    let encryption = Some(EncryptionConfig { key, ..EncryptionConfig::default() });
+    tier::suite(async || {
+        let (url, encryption) = (Some(Address::from(server.url().as_str())), encryption.clone());
+        let config = RedisConfig {
+            url,
+            prefix: prefix(),
+            max_entry_bytes: 4 << 20,
+            encryption,
+            ..RedisConfig::default()
+        };
+        Arc::new(RedisTier::open(config, Level::Cold).await.expect("opens")) as Arc<dyn Tier>
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use tiercache_core::{Level, Result};
 use tiercache_tracking::{MemoryConfig, MemoryTracking};
 
 use crate::Registry;
-use crate::registry::Place;
 #[cfg(any(feature = "disk", feature = "sqlite"))]
 use crate::{config::Problem, registry::Section};
 
@@ -78,17 +76,27 @@ impl Registry {
         #[cfg(feature = "s3")]
         let registry = {
             use tiercache_s3::{S3Config, S3Tier};
-            registry.checked_tier("s3", Section::as_it_is, S3Config::check, |config, place| async move {
-                S3Tier::open(config, level(&place).name(), place.clock).await.map(Arc::new)
-            })
+            registry.checked_tier(
+                "s3",
+                |section| section.as_it_is(),
+                S3Config::check,
+                |config, place| async move {
+                    S3Tier::open(config, level(&place).name(), place.clock).await.map(Arc::new)
+                },
+            )
         };
         #[cfg(feature = "mongodb")]
         let registry = {
             use tiercache_mongo::{MongoConfig, MongoTier, MongoTracking, MongoTrackingConfig};
             registry
-                .checked_tier("mongodb", Section::as_it_is, MongoConfig::check, |config, place| async move {
-                    MongoTier::open(config, level(&place).name()).await.map(Arc::new)
-                })
+                .checked_tier(
+                    "mongodb",
+                    |section| section.as_it_is(),
+                    MongoConfig::check,
+                    |config, place| async move {
+                        MongoTier::open(config, level(&place).name()).await.map(Arc::new)
+                    },
+                )
                 .checked_tracking("mongodb", MongoTrackingConfig::check, |config, _| async move {
                     MongoTracking::open(config).await.map(Arc::new)
                 })
@@ -105,15 +113,16 @@ impl Registry {
 }
 
 /// The level a tier will stand at; its store keeps the levels of one cache apart by it.
-fn level(place: &Place) -> Level {
-    place.level.unwrap_or(Level::Dry)
+#[cfg(any(feature = "memcached", feature = "redis", feature = "s3", feature = "mongodb"))]
+fn level(place: &crate::Place) -> tiercache_core::Level {
+    place.level.unwrap_or(tiercache_core::Level::Dry)
 }
 
 /// A section with its folder and size made known: what is shown, and where the index stands, depend on them.
 #[cfg(any(feature = "disk", feature = "sqlite"))]
 fn in_folder(
     section: &Section,
-    default: impl FnOnce() -> Result<std::path::PathBuf>,
+    default: impl FnOnce() -> tiercache_core::Result<std::path::PathBuf>,
 ) -> Result<Section, Problem> {
     section.with_size().with_text("path", || default().map(|path| path.display().to_string()))
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tiercache_core::{Clock, Level, Result, Tier, Tracking};
 
-use crate::config::node::{Key, Kind};
+use crate::config::node::Kind;
 use crate::config::{Node, Problem, read_node, show_hidden};
 
 /// What a `tier.yaml` can name: for each backend, its configuration type and how it is opened.
@@ -60,6 +60,7 @@ const KNOWN_TRACKINGS: [(&str, &str); 5] = [
 ];
 
 /// The most bytes of a level that gives no `max_size`: 2, 10 and 100 GiB.
+#[cfg(any(feature = "ram", feature = "disk", feature = "sqlite"))]
 const DEFAULT_SIZES: [u64; 3] = [2 << 30, 10 << 30, 100 << 30];
 
 impl Registry {
@@ -273,7 +274,7 @@ impl Section {
     }
 
     /// The section without a key.
-    #[cfg_attr(not(feature = "memcached"), expect(dead_code, reason = "one backend's need"))]
+    #[cfg(feature = "memcached")]
     pub(crate) fn without(&self, key: &str) -> Self {
         let mut node = self.node.clone();
         if let Kind::Map(entries) = &mut node.kind {
@@ -288,6 +289,7 @@ impl Section {
     }
 
     /// The section with a `max_size`: as documented for its level, if it gives none.
+    #[cfg(any(feature = "ram", feature = "disk", feature = "sqlite"))]
     pub(crate) fn with_size(&self) -> Self {
         match self.level {
             Some(level) if !self.gives("max_size") => {
@@ -298,6 +300,7 @@ impl Section {
     }
 
     /// The section with a text for `key`, if it gives none.
+    #[cfg(any(feature = "disk", feature = "sqlite"))]
     pub(crate) fn with_text(self, key: &str, text: impl FnOnce() -> Result<String>) -> Result<Self, Problem> {
         if self.gives(key) {
             return Ok(self);
@@ -316,17 +319,19 @@ impl Section {
         .map_or_else(|| self.node.problem(message), |(_, value)| value.problem(found))
     }
 
+    #[cfg(any(feature = "ram", feature = "disk", feature = "sqlite"))]
     fn gives(&self, key: &str) -> bool {
         matches!(&self.node.kind, Kind::Map(entries)
             if entries.iter().any(|(given, value)| given.name == key && !value.is_null()))
     }
 
+    #[cfg(any(feature = "ram", feature = "disk", feature = "sqlite"))]
     fn with(&self, key: &str, kind: Kind) -> Self {
         let mut node = self.node.clone();
         let value = Node { at: node.at, path: format!("{}.{key}", node.path), kind };
         if let Kind::Map(entries) = &mut node.kind {
             entries.retain(|(given, _)| given.name != key);
-            entries.push((Key { at: value.at, name: key.to_owned() }, value));
+            entries.push((crate::config::node::Key { at: value.at, name: key.to_owned() }, value));
         }
         Self { node, level: self.level }
     }

@@ -10,6 +10,7 @@
 //! 4. Under the stripe: it leaves the way down. A level that refuses it is passed over; one that fails is tried
 //!    again while the entry waits where every read finds it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -247,7 +248,7 @@ impl Shared {
         if self.invalidating.load(std::sync::atomic::Ordering::Acquire) > 0 {
             return;
         }
-        let mut remembered = Vec::new();
+        let mut remembered = HashSet::new();
         for slot in self.lower_slots() {
             match slot.tier.fences() {
                 Some(fences) => remembered.extend(fences.remembered().into_iter().map(|(scope, _)| scope)),
