@@ -424,7 +424,7 @@ impl Shared {
                 let found = found.filter(|entry| self.flow.is_alive(key.as_ref(), entry, now));
                 // Below the floor it is being replaced by a mutation that has not published yet. That one
                 // comes first in order, so what it replaces must not be carried past it.
-                let found = found.filter(|entry| entry.generation >= before || seeded("touch-below-floor"));
+                let found = found.filter(|entry| entry.generation >= before);
                 let derived = found.is_some();
                 let Some(mut entry) = change(found, now) else { return Ok(None) };
                 entry.generation = self.flow.next_generation();
