@@ -109,7 +109,7 @@ impl Backend {
             Service::Memcached(server) => server.wipe(),
             Service::Redis(server) => server.wipe(),
             Service::S3(server) => server.wipe(),
-            // The simulator keeps nothing over a restart of this kind.
+            // The simulator cannot be told to: this trouble it does not have.
             Service::Mongo(_) => {}
         }
         self.make_bucket();

@@ -50,19 +50,10 @@ fn installed(program: &str) -> bool {
 
 fn install(packages: &[&str]) -> Outcome {
     let apt = |arguments: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command
-            .args(arguments)
-            .args(packages_of(arguments, packages))
-            .env("DEBIAN_FRONTEND", "noninteractive");
-        run::run(&mut command)
+        run::run(Command::new("apt-get").args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
     };
     apt(&["update"])?;
-    apt(&["install", "-y", "--no-install-recommends"])
-}
-
-fn packages_of<'a>(arguments: &[&str], packages: &'a [&'a str]) -> &'a [&'a str] {
-    if arguments.contains(&"install") { packages } else { &[] }
+    apt(&[&["install", "-y", "--no-install-recommends"], packages].concat())
 }
 
 fn python() -> Outcome {
