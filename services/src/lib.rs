@@ -13,7 +13,7 @@ mod redis;
 mod server;
 
 pub use memcached::Memcached;
-pub use mongo::{MongoSim, Mongod};
+pub use mongo::{MongoSim, Mongod, Refusal};
 pub use moto::Moto;
 pub use postgres::Postgres;
 pub use proxy::{Fault, Proxy};

@@ -35,6 +35,8 @@ pub enum Fault {
     Reset,
     /// On each connection one bit of that one of the further bytes of answers, counted from 0, is turned.
     Corrupt(usize),
+    /// A request that begins with the first is answered with the second and not passed on, and its connection ends.
+    Answer(&'static str, &'static str),
 }
 
 /// A TCP proxy on a loopback port that ends with this value. It runs on a thread of its own, so that it goes on
@@ -157,7 +159,11 @@ async fn accept(listener: Option<&TcpListener>) -> TcpStream {
 enum End {
     Cut,
     Reset,
+    Answered(&'static str),
 }
+
+/// How long a client may go on sending what is not listened to.
+const DRAIN: Duration = Duration::from_secs(1);
 
 async fn relay(mut client: TcpStream, target: &str, mut fault: watch::Receiver<Fault>) {
     let Ok(mut server) = TcpStream::connect(target).await else {
@@ -176,8 +182,18 @@ async fn relay(mut client: TcpStream, target: &str, mut fault: watch::Receiver<F
             () = torn(fault) => Some(End::Reset),
         }
     };
-    if let Some(End::Reset) = outcome {
-        let _ = (client.set_zero_linger(), server.set_zero_linger());
+    match outcome {
+        Some(End::Reset) => {
+            let _ = (client.set_zero_linger(), server.set_zero_linger());
+        }
+        Some(End::Answered(answer)) => {
+            let _ = client.write_all(answer.as_bytes()).await;
+            let _ = client.shutdown().await;
+            // Read to its end: a client whose connection closes while it writes may never see the answer.
+            let mut rest = [0; 4096];
+            let _ = tokio::time::timeout(DRAIN, async { while matches!(client.read(&mut rest).await, Ok(1..)) {} }).await;
+        }
+        Some(End::Cut) | None => {}
     }
 }
 
@@ -244,6 +260,9 @@ async fn deliver(
     let failed = |_: io::Error| End::Reset;
     match (fault, way) {
         (Fault::Reset, Way::Answer) => return Err(End::Reset),
+        (Fault::Answer(begins, answer), Way::Request) if piece.starts_with(begins.as_bytes()) => {
+            return Err(End::Answered(answer));
+        }
         (Fault::Delay(late), Way::Answer) => tokio::time::sleep(late).await,
         (Fault::OneByte, _) => {
             for byte in piece {
