@@ -267,23 +267,24 @@ fn sizes() -> impl Iterator<Item = usize> {
     std::iter::successors(Some(40_usize), |size| Some(size * 6 / 5)).take_while(|size| *size < 3_000)
 }
 
-/// As many as fit into a megabyte, which each class is given at first.
-fn fillers(size: usize) -> impl Iterator<Item = String> {
-    (0..(1 << 20) / (size + 48)).map(move |number| format!("filler-{size}-{number}"))
+/// As many as fit into a megabyte, which each class is given at first; and once more, for the rest of what it got while
+/// there was room.
+fn fillers(time: u8, size: usize) -> impl Iterator<Item = String> {
+    (0..(1 << 20) / (size + 48)).map(move |number| format!("filler-{time}-{size}-{number}"))
 }
 
 fn fill(server: &Memcached) {
-    for size in sizes() {
+    for (time, size) in sizes().map(|size| (1, size)).chain(sizes().map(|size| (2, size))) {
         let value = "x".repeat(size);
-        tell(server, fillers(size).map(|key| format!("set {key} 0 0 {size} noreply\r\n{value}\r\n")));
+        tell(server, fillers(time, size).map(|key| format!("set {key} 0 0 {size} noreply\r\n{value}\r\n")));
     }
     let answer = server.command(&format!("set filler 0 0 100\r\n{}", "x".repeat(100)));
     assert!(answer.contains("out of memory"), "{answer}");
 }
 
 fn empty(server: &Memcached) {
-    for size in sizes() {
-        tell(server, fillers(size).map(|key| format!("delete {key} noreply\r\n")));
+    for (time, size) in sizes().flat_map(|size| [(1, size), (2, size)]) {
+        tell(server, fillers(time, size).map(|key| format!("delete {key} noreply\r\n")));
     }
 }
 

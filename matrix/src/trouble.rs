@@ -52,6 +52,14 @@ impl Trouble {
         Self::Wiped,
     ];
 
+    /// Whether no write can get through.
+    pub const fn is_felt(self) -> bool {
+        match self {
+            Self::Killed | Self::Stopped | Self::Refused | Self::Reset | Self::Hung | Self::Full | Self::WrongPassword => true,
+            Self::Restarted | Self::Cut | Self::Late | Self::OneByte | Self::Wiped | Self::Corrupt => false,
+        }
+    }
+
     /// What a proxy does to make it.
     pub const fn fault(self) -> Option<Fault> {
         Some(match self {

@@ -61,8 +61,8 @@ impl Watch {
     }
 
     /// The trouble is there: hits above do not wait, misses wait for a deadline and not for long, writes and removals
-    /// say what came of them, and nothing older is answered.
-    pub async fn during(&mut self, cache: &CacheManager) {
+    /// say what came of them, and nothing older is answered. Returns whether a write or a removal did not get through.
+    pub async fn during(&mut self, cache: &CacheManager) -> bool {
         let what = &self.what;
         self.hit(cache).await;
         let began = Instant::now();
@@ -76,12 +76,15 @@ impl Watch {
         let replaced: Result<Written> = self.done(cache.set(&self.below, "new"), WRITE_TIMEOUT).await;
         let found = text(cache, &self.below).await;
         assert_ne!(found.as_deref(), Some("old"), "{what}: after a set that ended with {replaced:?}");
+        let mut felt = replaced.as_ref().map_or(true, |written| !written.degraded.is_empty());
         for key in [&self.above, &self.removed] {
             let removed: Result<Removed> = self.done(cache.delete(key), WRITE_TIMEOUT).await;
             let removed = removed.expect(what);
+            felt |= !removed.degraded.is_empty();
             assert_eq!(text(cache, key).await, None, "{what}: degraded {:?}", removed.degraded);
         }
         self.replaced = Some(format!("{replaced:?}"));
+        felt
     }
 
     /// The trouble is over: the level is used again, and what was replaced or removed stays so.

@@ -12,6 +12,7 @@ mod proxy;
 mod redis;
 mod server;
 
+pub use find::note;
 pub use memcached::Memcached;
 pub use mongo::{MongoSim, Mongod, Refusal};
 pub use moto::Moto;

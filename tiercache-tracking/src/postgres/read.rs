@@ -150,7 +150,8 @@ impl Reader {
     }
 
     pub(super) async fn totals(&self, connection: &mut PgConnection) -> Result<Totals, sqlx::Error> {
-        let row = sqlx::query(AssertSqlSafe(self.totals.clone())).fetch_one(connection).await?;
+        let row = sqlx::query(AssertSqlSafe(self.totals.clone())).fetch_optional(connection).await?;
+        let Some(row) = row else { return Ok(Totals::default()) };
         let count =
             |column: usize| row.try_get::<i64, _>(column).map(|count| u64::try_from(count).unwrap_or(0));
         Ok(Totals {
