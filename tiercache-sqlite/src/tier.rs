@@ -383,11 +383,13 @@ impl Tier for SqliteTier {
             shard.stop();
             readers.extend(shard.close_readers(self.readers).await);
         }
-        let threads = std::mem::take(&mut *lock(&self.threads));
+        let (threads, common) = (std::mem::take(&mut *lock(&self.threads)), self.common.clone());
         let work = move || {
             // The connection that closes last brings the log home.
             drop(readers);
-            threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count()
+            let panicked = threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
+            common.members.leave();
+            panicked
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(0) => Ok(()),
