@@ -186,7 +186,9 @@ impl Backend {
                 Service::Redis(server) => redis(server, &format!("ACL SETUSER {USER} resetpass >{PASSWORD}")),
                 Service::S3(server) => server.admit_everyone(),
                 Service::Mongo(server) => server.admit(),
-                Service::Postgres(server) => sql(server, &format!("ALTER ROLE {USER} PASSWORD '{PASSWORD}'")).await,
+                Service::Postgres(server) => {
+                    sql(server, &format!("ALTER ROLE {USER} PASSWORD '{PASSWORD}'")).await
+                }
                 Service::Memcached(_) => panic!("memcached asks nobody for a password"),
             },
             _ => self.proxy().set(Fault::Pass),

@@ -1,5 +1,7 @@
 use crate::Trouble;
-use Trouble::{Corrupt, Cut, Full, Hung, Killed, Late, OneByte, Refused, Reset, Restarted, Stopped, Wiped, WrongPassword};
+use Trouble::{
+    Corrupt, Cut, Full, Hung, Killed, Late, OneByte, Refused, Reset, Restarted, Stopped, Wiped, WrongPassword,
+};
 
 /// What a store under a trouble is tested by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +28,9 @@ impl Cell {
         match (store, trouble) {
             ("memcached", WrongPassword) => Self::Nothing("the protocol as we speak it has none"),
             ("memcached" | "redis" | "postgres" | "s3" | "mongodb", _) => Self::Itself,
-            ("sqlite" | "local", Killed) => Self::Like("the process that has it open is killed while it writes"),
+            ("sqlite" | "local", Killed) => {
+                Self::Like("the process that has it open is killed while it writes")
+            }
             ("sqlite", Stopped) => Self::Like("a process that holds its write locks is stopped"),
             ("local", Stopped) => Self::Like("the process that has it open is stopped"),
             ("sqlite" | "local", Refused) => Self::Like("its path becomes a link: it is not opened"),

@@ -55,7 +55,13 @@ impl Trouble {
     /// Whether no write can get through.
     pub const fn is_felt(self) -> bool {
         match self {
-            Self::Killed | Self::Stopped | Self::Refused | Self::Reset | Self::Hung | Self::Full | Self::WrongPassword => true,
+            Self::Killed
+            | Self::Stopped
+            | Self::Refused
+            | Self::Reset
+            | Self::Hung
+            | Self::Full
+            | Self::WrongPassword => true,
             Self::Restarted | Self::Cut | Self::Late | Self::OneByte | Self::Wiped | Self::Corrupt => false,
         }
     }

@@ -82,7 +82,8 @@ fn end(mut child: Child) {
 async fn writes_until_it_is_killed() {
     let Ok(config) = std::env::var(CONFIG) else { return };
     let cache = open(&config).await.expect("it opens");
-    let first = text(&cache, "count").await.map_or(0, |count| count.parse::<u64>().expect("a number") + 1_000);
+    let first =
+        text(&cache, "count").await.map_or(0, |count| count.parse::<u64>().expect("a number") + 1_000);
     for number in first.. {
         let key = format!("key {}", number % 20);
         println!("\nbegin {number}");
@@ -132,7 +133,8 @@ async fn killed(store: &'static str) {
         let cache = opened(store, folder.path()).await;
         for (key, acknowledged) in done {
             let found = text(&cache, &format!("key {key}")).await;
-            let found = found.map(|text| text.split(' ').next().unwrap_or_default().parse::<u64>().expect("whole"));
+            let found =
+                found.map(|text| text.split(' ').next().unwrap_or_default().parse::<u64>().expect("whole"));
             let what = format!("{store}, round {round}: {found:?} where {acknowledged} was acknowledged");
             let last = begun[&key];
             match found {

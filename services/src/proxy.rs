@@ -191,7 +191,10 @@ async fn relay(mut client: TcpStream, target: &str, mut fault: watch::Receiver<F
             let _ = client.shutdown().await;
             // Read to its end: a client whose connection closes while it writes may never see the answer.
             let mut rest = [0; 4096];
-            let _ = tokio::time::timeout(DRAIN, async { while matches!(client.read(&mut rest).await, Ok(1..)) {} }).await;
+            let _ = tokio::time::timeout(DRAIN, async {
+                while matches!(client.read(&mut rest).await, Ok(1..)) {}
+            })
+            .await;
         }
         Some(End::Cut) | None => {}
     }
