@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod certificates;
 mod container;
 mod find;
 mod launch;
@@ -12,6 +13,7 @@ mod proxy;
 mod redis;
 mod server;
 
+pub use certificates::Certificates;
 pub use find::note;
 pub use memcached::Memcached;
 pub use mongo::{MongoSim, Mongod, Refusal};
