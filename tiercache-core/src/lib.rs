@@ -30,8 +30,9 @@ pub use error::{BoxError, Error, Result};
 pub use key::{AsKey, ContentKey, Key, KeyRef, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES};
 pub use level::{Level, Levels, Stay};
 pub use manager::{
-    BlockingCache, Builder, CacheManager, CloseReport, EntryInfo, Keys, LevelReport, LevelStats, Limits,
-    Popped, Removed, Set, Stats, TypedCache, Write, Written,
+    BlockingCache, Builder, CacheManager, CloseReport, Eager, EntryInfo, Keys, LevelReport, LevelStats,
+    Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Of, Popped, Raw, Reason,
+    Removed, Served, Set, Stats, TypedCache, View, Write, Written,
 };
 pub use rules::{Rule, Rules};
 pub use secret::{Address, Secret};

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::flow::Flow;
+use super::load::Loads;
 use super::slot::{Limits, Slot};
 use super::stripes::Stripes;
 use super::{CacheManager, Running, Shared};
@@ -37,6 +38,8 @@ pub struct Builder {
     write: Write,
     pending_bytes: Option<u64>,
     sweep_every: Option<Duration>,
+    max_loads: Option<usize>,
+    max_refreshes: Option<usize>,
     manual: bool,
 }
 
@@ -99,6 +102,19 @@ impl Builder {
         self
     }
 
+    /// The most loads that run at once; further ones wait their turn. Default: 1000.
+    pub fn max_loads(mut self, loads: usize) -> Self {
+        self.max_loads = Some(loads);
+        self
+    }
+
+    /// The most values refreshed in the background at once; beyond it they are left as they are, and counted.
+    /// Default: 64.
+    pub fn max_refreshes(mut self, refreshes: usize) -> Self {
+        self.max_refreshes = Some(refreshes);
+        self
+    }
+
     /// Where the time comes from. Default: the machine's clock.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = Some(clock);
@@ -151,10 +167,16 @@ impl Builder {
         for (scope, generation) in fences.into_iter().filter(|_| !seeded("fences-not-remembered")) {
             flow.fences.remove(&scope, generation);
         }
+        let (stop, stopped) = watch::channel(false);
         let shared = Arc::new(Shared {
             flow,
             slots,
             stripes: Stripes::new(),
+            loads: Loads::new(
+                self.max_loads.unwrap_or(1_000),
+                self.max_refreshes.unwrap_or(64),
+                stopped.clone(),
+            ),
             write: self.write,
             closed: AtomicBool::new(false),
             invalidating: AtomicUsize::new(0),
@@ -164,7 +186,6 @@ impl Builder {
         for slot in shared.slots() {
             slot.tier.attach(Arc::new(shared.chute(slot.level)));
         }
-        let (stop, stopped) = watch::channel(false);
         if !self.manual {
             shared.start(&stopped, self.sweep_every.unwrap_or(Duration::from_secs(1)));
         }

@@ -11,6 +11,7 @@ mod fences;
 mod flow;
 mod guard;
 mod keys;
+mod load;
 mod pending;
 mod read;
 mod recorder;
@@ -32,6 +33,10 @@ pub use blocking::BlockingCache;
 pub use builder::{Builder, Write};
 pub use close::{CloseReport, LevelReport};
 pub use keys::Keys;
+pub use load::{
+    Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Of, Raw, Reason, Served,
+    View,
+};
 pub use read::EntryInfo;
 pub use remove::{Popped, Removed};
 pub use set::Set;
@@ -63,6 +68,7 @@ pub(crate) struct Shared {
     /// By [`Level::index`].
     slots: [Option<Slot>; 3],
     stripes: Stripes,
+    loads: load::Loads,
     write: Write,
     closed: AtomicBool,
     /// Invalidations of many that some level has not made durable yet. Their fences are not forgotten.

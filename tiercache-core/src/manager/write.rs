@@ -115,6 +115,19 @@ pub(super) enum Begun {
     Slow(Work),
 }
 
+/// What an entry that is written was made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Made {
+    /// Of nothing that was read.
+    Anew,
+    /// Of what was read at that generation, or was not there at zero. It is not made anew when another process came
+    /// between: nothing is stored then.
+    Of(Generation),
+    /// By a load, before which the levels that others write to were asked to remove what is older: whatever others did
+    /// since has a higher generation.
+    AfterAsking,
+}
+
 /// What step 3 came to.
 pub(super) enum Lower {
     /// Neither the way down nor a level below has an older copy any more; whether one had.
@@ -137,22 +150,22 @@ impl Shared {
         let hash = key.hash64();
         let mut stripe = self.stripes.lock(hash);
         entry.generation = self.flow.next_generation();
-        self.write_locked(&mut stripe, key, entry, now, None)
+        self.write_locked(&mut stripe, key, entry, now, Made::Anew)
     }
 
-    /// Steps 1 to 5 for an entry that has its generation. One that was derived, from what was read at that
-    /// generation, is not made anew when another process came between: nothing is stored then.
-    fn write_locked(
+    /// Steps 1 to 5 for an entry that has its generation.
+    pub(super) fn write_locked(
         self: &Arc<Self>,
         stripe: &mut Stripe,
         key: Key,
         entry: Entry,
         now: Timestamp,
-        derived: Option<Generation>,
+        made: Made,
     ) -> Begun {
         let (hash, generation) = (key.hash64(), entry.generation);
         stripe.mutate(hash, generation);
-        let fenced = matches!(self.fence_lower(&key, generation), Lower::Fenced { .. });
+        let fenced =
+            matches!(self.fence_lower_but(&key, generation, made == Made::AfterAsking), Lower::Fenced { .. });
         if fenced
             && self.write == Write::Back
             && let Some(level) = self.publish_in_ram(&key, &entry, now)
@@ -168,7 +181,7 @@ impl Shared {
         let flight = InFlight { shared: self.clone(), hash };
         Begun::Slow(Box::pin(async move {
             let shared = flight.shared.clone();
-            let result = shared.finish_write(key, entry, removal, derived).await;
+            let result = shared.finish_write(key, entry, removal, made).await;
             drop(flight);
             result
         }))
@@ -176,6 +189,11 @@ impl Shared {
 
     /// Step 3, as far as it goes without waiting.
     pub(super) fn fence_lower(&self, key: &Key, below: Generation) -> Lower {
+        self.fence_lower_but(key, below, false)
+    }
+
+    /// Likewise, where levels that cannot tell what they hold have been asked to remove what is older already.
+    fn fence_lower_but(&self, key: &Key, below: Generation, asked: bool) -> Lower {
         // Withdrawn first: a write below that has not committed by now will not, so what the index does not
         // hold after this it will not come to hold.
         let mut held = self.flow.pending.discard(key.as_ref(), below).is_some();
@@ -183,7 +201,12 @@ impl Shared {
             return Lower::Fenced { held };
         }
         for slot in self.lower_slots().rev() {
-            let Some(index) = slot.index() else { return Lower::Wait };
+            let Some(index) = slot.index() else {
+                if asked {
+                    continue;
+                }
+                return Lower::Wait;
+            };
             if index.holds(key.as_ref()).is_none() {
                 continue;
             }
@@ -237,15 +260,17 @@ impl Shared {
         key: Key,
         mut entry: Entry,
         removal: Option<Joined>,
-        derived: Option<Generation>,
+        made: Made,
     ) -> Result<Written> {
         let (hash, mut generation) = (key.hash64(), entry.generation);
         let mut degraded = Vec::new();
         if let Some(joined) = removal {
             let outcome = self.remove_lower(&key, &joined).await;
             (generation, degraded) = (outcome.generation, outcome.degraded);
-            let changed = |read| generation != entry.generation || outcome.over > read;
-            if derived.is_some_and(changed) && !seeded("derived-overtakes") {
+            if let Made::Of(read) = made
+                && (generation != entry.generation || outcome.over > read)
+                && !seeded("derived-overtakes")
+            {
                 return Ok(Written { stored: false, generation, degraded });
             }
             entry.generation = generation;
@@ -427,10 +452,10 @@ impl Shared {
                 // Below the floor it is being replaced by a mutation that has not published yet. That one
                 // comes first in order, so what it replaces must not be carried past it.
                 let found = found.filter(|entry| entry.generation >= before);
-                let derived = found.as_ref().map(|entry| entry.generation);
+                let made = found.as_ref().map_or(Made::Anew, |entry| Made::Of(entry.generation));
                 let Some(mut entry) = change(found, now) else { return Ok(None) };
                 entry.generation = self.flow.next_generation();
-                self.write_locked(&mut stripe, key.clone(), entry, now, derived)
+                self.write_locked(&mut stripe, key.clone(), entry, now, made)
             };
             drop(flight);
             let written = match begun {
