@@ -34,8 +34,8 @@ pub use builder::{Builder, Write};
 pub use close::{CloseReport, LevelReport};
 pub use keys::Keys;
 pub use load::{
-    Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Of, Raw, Reason, Served,
-    View,
+    Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of, Plain, Raw,
+    Reason, Served, View,
 };
 pub use read::EntryInfo;
 pub use remove::{Popped, Removed};

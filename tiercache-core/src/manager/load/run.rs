@@ -1,6 +1,5 @@
 //! How a load runs, and how callers wait for it.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,10 +14,10 @@ use super::super::set::Ttl;
 use super::super::stripes::Stripe;
 use super::super::write::{Begun, Made};
 use super::super::{CacheManager, InFlight, Shared};
-use super::{Eager, LoadContext, LoadOptions, Loadable, Loaded, Reason, Served, View};
+use super::{Answer, Eager, LoadContext, LoadOptions, Loadable, Loaded, Loader, Reason, Served, View};
 use crate::bugs::seeded;
 use crate::tier::{Dead, Look, Removal};
-use crate::{BoxError, COARSE_SLACK_MILLIS, Entry, Error, Generation, Key, Result, Timestamp};
+use crate::{COARSE_SLACK_MILLIS, Entry, Error, Generation, Key, Result, Timestamp};
 
 /// Failures in a row that lengthen the pause.
 const MOST_DOUBLED: u32 = 5;
@@ -230,18 +229,15 @@ impl Drop for Leading {
 }
 
 /// Steps 2 to 6, for one caller.
-pub(super) async fn obtain<V, R, L, F, E>(
+pub(super) async fn obtain<V, L>(
     cache: &CacheManager,
     key: Key,
     loader: L,
     options: LoadOptions,
-) -> Result<Served<R::Answer<V::Shared>>>
+) -> Result<Served<Answer<V, L>>>
 where
     V: View,
-    L: FnOnce(LoadContext<V::Shared>) -> F + Send + 'static,
-    F: Future<Output = Result<R, E>> + Send + 'static,
-    R: Loadable<V::Value>,
-    E: Into<BoxError> + 'static,
+    L: Loader<V::Shared, Value: Loadable<V::Value>>,
 {
     options.check()?;
     let shared = &cache.shared;
@@ -251,7 +247,7 @@ where
         let ended = shared.stripes.lock(key.hash64()).loads_ended();
         let present = shared.search(key.as_ref()).await?;
         let present = match present {
-            Some(found) => Present::<V, R>::of(cache, &key, found)?,
+            Some(found) => Present::<V, L::Value>::of(cache, &key, found)?,
             None => None,
         };
         let now = shared.flow.now();
@@ -260,7 +256,7 @@ where
                 if options.is_due(&shared.loads, &present.found.entry, now)
                     && let Some(loader) = loader.take()
                 {
-                    refresh::<V, R, L, F, E>(shared, &key, loader, options, &present);
+                    refresh::<V, L>(shared, &key, loader, options, &present);
                 }
                 return Ok(present.served(now));
             }
@@ -295,7 +291,7 @@ where
                     present: stale.and_then(|stale| stale.context(now)),
                 };
                 let seen = stale.map(|stale| stale.found.entry.generation);
-                let work = lead::<V, R, L, F, E>(leading, loader, context, options.clone(), seen, permit);
+                let work = lead::<V, L>(leading, loader, context, options.clone(), seen, permit);
                 shared.runtime.spawn(work);
                 (outcome, true)
             }
@@ -319,7 +315,7 @@ where
             true => None,
             false => V::unpack(cache, key.as_ref(), &entry)?,
         };
-        match R::answer(value) {
+        match L::Value::answer(value) {
             Some(value) => {
                 let age = shared.flow.now().since(entry.created);
                 return Ok(Served { value, level: None, age, stale: false });
@@ -399,18 +395,15 @@ async fn wait(
 }
 
 /// Begins a refresh ahead of time, unless one is under way, failed of late, or there are too many.
-fn refresh<V, R, L, F, E>(
+fn refresh<V, L>(
     shared: &Arc<Shared>,
     key: &Key,
     loader: L,
     options: LoadOptions,
-    present: &Present<V, R>,
+    present: &Present<V, L::Value>,
 ) where
     V: View,
-    L: FnOnce(LoadContext<V::Shared>) -> F + Send + 'static,
-    F: Future<Output = Result<R, E>> + Send + 'static,
-    R: Loadable<V::Value>,
-    E: Into<BoxError> + 'static,
+    L: Loader<V::Shared, Value: Loadable<V::Value>>,
 {
     let ended = shared.stripes.lock(key.hash64()).loads_ended();
     let Turn::Lead(leading) = shared.take_turn(key, ended, true, false) else { return };
@@ -424,11 +417,11 @@ fn refresh<V, R, L, F, E>(
         present: present.context(shared.flow.now()),
     };
     let seen = Some(present.found.entry.generation);
-    shared.runtime.spawn(lead::<V, R, L, F, E>(leading, loader, context, options, seen, Some(permit)));
+    shared.runtime.spawn(lead::<V, L>(leading, loader, context, options, seen, Some(permit)));
 }
 
 /// A load, from step 4 on.
-async fn lead<V, R, L, F, E>(
+async fn lead<V, L>(
     mut leading: Leading,
     loader: L,
     context: LoadContext<V::Shared>,
@@ -437,10 +430,7 @@ async fn lead<V, R, L, F, E>(
     refreshing: Option<OwnedSemaphorePermit>,
 ) where
     V: View,
-    L: FnOnce(LoadContext<V::Shared>) -> F + Send + 'static,
-    F: Future<Output = Result<R, E>> + Send + 'static,
-    R: Loadable<V::Value>,
-    E: Into<BoxError> + 'static,
+    L: Loader<V::Shared, Value: Loadable<V::Value>>,
 {
     let shared = leading.flight.shared.clone();
     let counters = &shared.flow.counters;
@@ -455,7 +445,7 @@ async fn lead<V, R, L, F, E>(
         let started = Instant::now();
         let loading = async {
             let loaded = caught("a loader", async {
-                loader(context).await.map_err(|error| Error::Load { source: Arc::from(error.into()) })
+                loader.load(context).await.map_err(|error| Error::Load { source: Arc::from(error.into()) })
             });
             match tokio::time::timeout(options.limit, loaded).await {
                 Ok(loaded) => loaded,
