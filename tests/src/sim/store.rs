@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use tiercache_core::tier::{
     Dead, FenceLog, Hold, Index, Permit, Profile, Put, Removal, Scope, Spill, Swept, Tier, TryGet, Usage,
 };
@@ -61,7 +62,7 @@ impl Gates {
         self.at_once.store(at_once, Ordering::Relaxed);
     }
 
-    async fn pass(&self, step: String) -> Fate {
+    pub(super) async fn pass(&self, step: String) -> Fate {
         let (open, gate) = oneshot::channel();
         lock(&self.waiting).push((step, open));
         gate.await.unwrap_or(Fate::Fail)
@@ -151,6 +152,11 @@ impl Store {
         let mut contents = lock(&self.0);
         let generation = contents.overtake(key, ahead);
         contents.put(key, &Entry::new(value.to_owned(), generation, now));
+    }
+
+    /// What stands under `key`.
+    pub(super) fn value(&self, key: &Key) -> Option<Bytes> {
+        lock(&self.0).entries.get(key).map(|entry| entry.value.clone())
     }
 
     /// Another process removes `key`.

@@ -318,6 +318,9 @@ impl Shared {
                 put = synced.and(put);
             }
             match put {
+                Ok(Put::Superseded) if made != Made::Anew => {
+                    return Ok(Written { stored: false, generation, degraded });
+                }
                 Ok(Put::Stored | Put::Unchanged | Put::Superseded) => {
                     self.flow.counters.count(Count::Set);
                     let stripe = self.stripes.lock(hash);
