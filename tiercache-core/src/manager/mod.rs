@@ -11,6 +11,7 @@ mod fences;
 mod flow;
 mod guard;
 mod keys;
+mod many;
 mod pending;
 mod read;
 mod recorder;

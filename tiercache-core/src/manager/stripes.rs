@@ -69,6 +69,20 @@ pub(super) struct Joined {
     pub(super) batch: Arc<RemovalBatch>,
 }
 
+impl Joined {
+    /// What the shared removal came to for this mutation, once it has: its generation, and the levels that failed. The
+    /// newest of those that shared it comes last, and the others are as if they had come just before.
+    pub(super) fn outcome(&self) -> (Generation, Vec<(Level, Error)>) {
+        match self.batch.outcome.get() {
+            Some(outcome) if outcome.newest == self.generation => {
+                (outcome.generation, outcome.degraded.clone())
+            }
+            Some(outcome) => (self.generation, outcome.degraded.clone()),
+            None => (self.generation, Vec::new()),
+        }
+    }
+}
+
 /// What came of it.
 #[derive(Debug, Default)]
 pub(super) struct RemovalOutcome {
@@ -294,6 +308,13 @@ impl Stripe {
         let flight = self.flights.iter().find(|flight| flight.hash == hash);
         let writing = flight.map(|flight| flight.writing.as_slice()).unwrap_or_default();
         writing.iter().filter(|ticket| ticket.generation() < generation).cloned().collect()
+    }
+
+    /// Whether a write to `level` is under way that a mutation of that generation comes after.
+    pub(super) fn is_written_before(&self, hash: u64, level: Level, generation: Generation) -> bool {
+        let flight = self.flights.iter().find(|flight| flight.hash == hash);
+        let mut writing = flight.map(|flight| flight.writing.as_slice()).unwrap_or_default().iter();
+        writing.any(|ticket| ticket.to() == level && ticket.generation() < generation)
     }
 
     /// Takes the announcement back.
