@@ -22,6 +22,10 @@ mod chosen {
     /// Every bug, and the rule it breaks.
     pub const ALL: [(&str, &str); 28] = [
         ("add-extends-life", "only set and touch change a deadline"),
+        ("batch-answers-shift", "of a batch each answer is that of its own key"),
+        ("batch-behind-is-done", "of a batch each removal overtakes what is ahead of it"),
+        ("batch-partly-is-whole", "of a batch what failed has not reached the level"),
+        ("batch-without-floors", "of a batch each read is judged by its own floor"),
         ("behind-is-done", "another process that is ahead is overtaken"),
         ("deadline-unchecked", "the deadline is checked on every answer"),
         ("delete-skips-lower", "a removal reaches every level"),

@@ -17,6 +17,7 @@ mod level;
 mod manager;
 pub mod rules;
 pub mod secret;
+mod side_by_side;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod tier;

@@ -20,7 +20,9 @@ use std::time::Duration;
 
 use tiercache_core::testing::ManualClock;
 use tiercache_core::tier::Tier;
-use tiercache_core::{CacheManager, Clock, Eager, Key, Level, LoadOptions, Rules, Stay, Write};
+use tiercache_core::{
+    CacheManager, Clock, Eager, Error, Key, Level, LoadOptions, Rules, Stay, Write, Written,
+};
 use tiercache_ram::{Policy, RamConfig, RamTier};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -31,6 +33,8 @@ use self::origin::{Origin, WINDOW};
 use self::store::{Fate, Gates, Life, Store};
 
 const KEYS: u32 = 3;
+/// Keys of a batch, any of which may be named twice.
+const BATCH: usize = 3;
 const MOST_IN_FLIGHT: usize = 6;
 /// Decisions of a history: some 50 to 80 operations with what happens between their steps.
 pub const DECISIONS: usize = 700;
@@ -121,6 +125,8 @@ struct Setup {
     store_at: Level,
     write: Write,
     faults: bool,
+    /// Whether the store takes a batch in one step.
+    batches: bool,
 }
 
 struct Running {
@@ -139,6 +145,9 @@ enum Operation {
     Set { key: u8, value: u64, ttl: Option<u64>, tag: Option<u8>, add: bool },
     Load { key: u8, value: u64, ttl: Option<u64>, tag: Option<u8>, stale: bool, refresh: bool },
     Touch { key: u8, ttl: Option<u64> },
+    GetMany([u8; BATCH]),
+    SetMany([(u8, u64); BATCH]),
+    DeleteMany([u8; BATCH]),
     Delete(u8),
     Pop(u8),
     InvalidateTag(u8),
@@ -151,10 +160,26 @@ enum Operation {
 #[derive(Debug)]
 enum Outcome {
     Value(Option<u64>, Option<u64>),
-    Served { value: u64, stale: bool },
-    Wrote { stored: bool, degraded: bool },
-    Removed { degraded: bool },
-    Popped { value: Option<u64>, degraded: bool },
+    Served {
+        value: u64,
+        stale: bool,
+    },
+    Values(Vec<Option<u64>>),
+    /// Of each whether it was stored and whether a level lagged, unless it failed.
+    WroteEach(Vec<Option<(bool, bool)>>),
+    /// Of each whether a level lagged.
+    RemovedEach(Vec<bool>),
+    Wrote {
+        stored: bool,
+        degraded: bool,
+    },
+    Removed {
+        degraded: bool,
+    },
+    Popped {
+        value: Option<u64>,
+        degraded: bool,
+    },
     Touched(#[expect(dead_code, reason = "printed in the log")] bool),
     Nothing,
     Failed(#[expect(dead_code, reason = "printed in the log")] String),
@@ -172,6 +197,7 @@ impl History {
             store_at: [Level::Dry, Level::Dry, Level::Cold][choices.below(3) as usize],
             write: [Write::Back, Write::Back, Write::Behind, Write::Through][choices.below(4) as usize],
             faults: choices.once_in(2),
+            batches: !choices.once_in(4),
         };
         let (clock, store, gates) = (ManualClock::new(), Arc::<Store>::default(), Arc::<Gates>::default());
         let (life, manager) = open(setup, &clock, &store, &gates).await;
@@ -237,7 +263,16 @@ impl History {
 
     fn operation(&mut self) -> Operation {
         let key = self.choices.below(KEYS) as u8;
-        match self.choices.below(29) {
+        match self.choices.below(33) {
+            24 => Operation::GetMany(self.batch()),
+            25 | 26 => {
+                let keys = self.batch();
+                Operation::SetMany(keys.map(|key| {
+                    self.values += 1;
+                    (key, self.values)
+                }))
+            }
+            27 => Operation::DeleteMany(self.batch()),
             0..=5 => Operation::Get(key),
             6..=7 => Operation::Entry(key),
             8 => Operation::Contains(key),
@@ -265,6 +300,10 @@ impl History {
             }
             _ => Operation::Clear,
         }
+    }
+
+    fn batch(&mut self) -> [u8; BATCH] {
+        std::array::from_fn(|_| self.choices.below(KEYS) as u8)
     }
 
     fn levels(&self) -> Vec<Level> {
@@ -341,6 +380,20 @@ impl History {
             Operation::Delete(key) | Operation::Pop(key) => {
                 vec![mutate(key, Kind::Remove(None), None, u64::MAX)]
             }
+            Operation::DeleteMany(keys) => {
+                keys.map(|key| mutate(key, Kind::Remove(None), None, u64::MAX)).into()
+            }
+            Operation::SetMany(pairs) => {
+                let begin = |(at, &(key, value)): (usize, &(u8, u64))| {
+                    let begun = number + at as u64;
+                    let mutation = Mutation { begun, ..mutate(key, Kind::Write(value), None, u64::MAX) };
+                    // Of a key that is named twice the later value comes last, from the beginning on.
+                    let replaced = pairs[at + 1..].iter().any(|(later, _)| *later == key);
+                    Mutation { ended: replaced.then_some(begun), ..mutation }
+                };
+                self.moment += BATCH as u64;
+                pairs.iter().enumerate().map(begin).collect()
+            }
             Operation::InvalidateTag(tag) => everywhere(Kind::Remove(Some(tag))),
             Operation::Clear => everywhere(Kind::Remove(None)),
             _ => Vec::new(),
@@ -363,7 +416,7 @@ impl History {
         let which = self.choices.below(self.gates.waiting() as u32) as usize;
         let mut fate = Fate::Go;
         if self.setup.faults && self.choices.once_in(8) {
-            fate = if self.choices.once_in(3) { Fate::Hang } else { Fate::Fail };
+            fate = [Fate::Hang, Fate::Fail, Fate::Fail, Fate::Part][self.choices.below(4) as usize];
             self.tally.faults += 1;
             self.lossy_at = Moment::MAX;
         }
@@ -491,6 +544,31 @@ impl History {
             (Operation::Load { key, .. }, Outcome::Served { value, stale }) => {
                 self.tally.reads += 1;
                 self.judge.judge(Seen { stale, ..seen(key, value, None, self.lives) })?;
+            }
+            (Operation::GetMany(keys), Outcome::Values(values)) => {
+                for (key, value) in keys.into_iter().zip(values) {
+                    self.tally.reads += 1;
+                    if let Some(value) = value {
+                        self.tally.hits += 1;
+                        self.judge.judge(seen(key, value, None, self.lives))?;
+                    }
+                }
+            }
+            (Operation::SetMany(_), Outcome::WroteEach(written)) => {
+                for (number, written) in running.mutation.iter().zip(written) {
+                    let mutation = self.judge.mutation(*number);
+                    mutation.failed = written.is_none();
+                    if mutation.ended.is_none() {
+                        let (stored, degraded) = written.unwrap_or((true, true));
+                        (mutation.ended, mutation.certain, mutation.degraded) = (Some(now), stored, degraded);
+                    }
+                }
+            }
+            (Operation::DeleteMany(_), Outcome::RemovedEach(degraded)) => {
+                for (number, degraded) in running.mutation.iter().zip(degraded) {
+                    let mutation = self.judge.mutation(*number);
+                    (mutation.ended, mutation.certain, mutation.degraded) = (Some(now), true, degraded);
+                }
             }
             (_, Outcome::Wrote { stored, degraded }) => end(stored, degraded),
             (_, Outcome::Removed { degraded }) => end(true, degraded),
@@ -631,6 +709,7 @@ async fn open(
         gates: gates.clone(),
         dead: false.into(),
         local: setup.store_is_local,
+        batches: setup.batches,
         shared: setup.shared,
     });
     let ram =
@@ -658,6 +737,19 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
         Operation::Entry(key) => manager.entry(name(key)).await.map(|entry| {
             let generation = entry.as_ref().map(|entry| entry.generation.get());
             Outcome::Value(entry.map(|entry| number(&entry.value)), generation)
+        }),
+        Operation::GetMany(keys) => manager.get_many(&keys.map(name)).await.map(|values| {
+            Outcome::Values(values.into_iter().map(|value| value.map(|value| number(&value))).collect())
+        }),
+        Operation::SetMany(pairs) => {
+            let written = manager.set_many(pairs.map(|(key, value)| (name(key), format!("{value}")))).await;
+            let each = |written: Result<Written, Error>| {
+                written.ok().map(|written| (written.stored, !written.degraded.is_empty()))
+            };
+            Ok(Outcome::WroteEach(written.into_iter().map(each).collect()))
+        }
+        Operation::DeleteMany(keys) => manager.delete_many(&keys.map(name)).await.map(|removed| {
+            Outcome::RemovedEach(removed.iter().map(|removed| !removed.degraded.is_empty()).collect())
         }),
         Operation::Contains(key) => manager.contains(name(key)).await.map(|_| Outcome::Nothing),
         Operation::Set { key, value, ttl, tag, add } => {

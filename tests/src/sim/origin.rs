@@ -92,7 +92,7 @@ impl Origin {
                         state.brought.push((value, clock));
                         Ok(value.to_string())
                     }
-                    Fate::Fail => Err("told to fail"),
+                    Fate::Fail | Fate::Part => Err("told to fail"),
                     Fate::Hang => std::future::pending().await,
                 }
             })

@@ -12,6 +12,7 @@ mod flow;
 mod guard;
 mod keys;
 mod load;
+mod many;
 mod pending;
 mod read;
 mod recorder;
