@@ -15,6 +15,7 @@
 //!
 //! A caller waits no longer than its options say, and a dropped one stops only waiting.
 
+mod many;
 mod options;
 mod run;
 mod value;

@@ -1,5 +1,6 @@
 //! How a load runs, and how callers wait for it.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -35,7 +36,7 @@ pub(in crate::manager) struct Loading {
 }
 
 /// What came of a load: the entry, whether or not it was kept.
-type Outcome = Result<Entry>;
+pub(super) type Outcome = Result<Entry>;
 
 /// A load that failed.
 #[derive(Clone, Debug)]
@@ -118,7 +119,7 @@ impl LoadOptions {
     }
 
     /// Whether a hit on `entry` is to refresh it.
-    fn is_due(&self, loads: &Loads, entry: &Entry, now: Timestamp) -> bool {
+    pub(super) fn is_due(&self, loads: &Loads, entry: &Entry, now: Timestamp) -> bool {
         let end = entry.fresh_until();
         if end.is_never() {
             return false;
@@ -138,14 +139,14 @@ impl LoadOptions {
     }
 
     /// The entry of what was loaded, and whether it is to be kept.
-    fn entry<V: View>(
+    pub(super) fn entry<V: View>(
         &self,
         loaded: Loaded<Option<V::Value>>,
         generation: Generation,
-        now: Timestamp,
         cost: Duration,
-        chance: f64,
+        shared: &Shared,
     ) -> Result<(Entry, bool)> {
+        let (now, chance) = (shared.flow.now(), shared.loads.chance());
         let Loaded { value, store, ttl, tags, content_type } = loaded;
         let nothing = value.is_none();
         let (bytes, decoded) = match value {
@@ -184,7 +185,7 @@ impl LoadOptions {
 }
 
 /// Who loads.
-enum Turn {
+pub(super) enum Turn {
     /// Another does.
     Join(watch::Receiver<Option<Outcome>>),
     /// This caller does.
@@ -196,11 +197,11 @@ enum Turn {
 }
 
 /// A load from its begin to its end, however it ends.
-struct Leading {
+pub(super) struct Leading {
     flight: InFlight<Arc<Shared>>,
     key: Key,
-    generation: Generation,
-    outcome: watch::Sender<Option<Outcome>>,
+    pub(super) generation: Generation,
+    pub(super) outcome: watch::Sender<Option<Outcome>>,
     ended: bool,
 }
 
@@ -362,7 +363,7 @@ impl<V: View, R: Loadable<V::Value>> Present<V, R> {
     }
 }
 
-enum Waited {
+pub(super) enum Waited {
     Ended(Outcome),
     /// The caller's patience ended first.
     Late(Error),
@@ -370,7 +371,7 @@ enum Waited {
     Lost,
 }
 
-async fn wait(
+pub(super) async fn wait(
     outcome: &mut watch::Receiver<Option<Outcome>>,
     begun: Instant,
     options: &LoadOptions,
@@ -433,33 +434,23 @@ async fn lead<V, L>(
     L: Loader<V::Shared, Value: Loadable<V::Value>>,
 {
     let shared = leading.flight.shared.clone();
-    let counters = &shared.flow.counters;
-    counters.count(if refreshing.is_some() { Count::Refreshed } else { Count::Loaded });
-    let mut stopped = shared.loads.stopped.clone();
+    shared.flow.counters.count(if refreshing.is_some() { Count::Refreshed } else { Count::Loaded });
+    let mut stopped = shared.loads.stopped();
     let work = async {
-        let _permit = shared.loads.running.clone().acquire_owned().await.map_err(|_| Error::Closed)?;
+        let _permit = shared.loads.permit().await?;
         let made = match shared.claim(&mut leading, seen).await {
             Claim::Made(made) => made,
             Claim::Found(entry) => return Ok(entry),
         };
         let started = Instant::now();
-        let loading = async {
-            let loaded = caught("a loader", async {
-                loader.load(context).await.map_err(|error| Error::Load { source: Arc::from(error.into()) })
-            });
-            match tokio::time::timeout(options.limit, loaded).await {
-                Ok(loaded) => loaded,
-                Err(_) => Err(Error::TimedOut { backend: "the loader", op: "load", after: options.limit }),
-            }
-        };
-        let loaded = loading.await?.loaded();
-        let cost = started.elapsed();
-        let cost_millis = u64::try_from(cost.as_millis()).unwrap_or(u64::MAX);
-        shared.loads.longest.fetch_max(cost_millis, Ordering::Relaxed);
-        let (now, chance) = (shared.flow.now(), shared.loads.chance());
-        let (entry, keep) = options.entry::<V>(loaded, leading.generation, now, cost, chance)?;
+        let loading = caught("a loader", async {
+            loader.load(context).await.map_err(|error| Error::Load { source: Arc::from(error.into()) })
+        });
+        let loaded = shared.loads.within(options.limit, loading).await?.loaded();
+        let cost = shared.loads.took(started);
+        let (entry, keep) = options.entry::<V>(loaded, leading.generation, cost, &shared)?;
         if keep {
-            shared.keep(&leading, entry.clone(), now, made).await;
+            shared.keep(&leading, entry.clone(), made).await;
         }
         Ok(entry)
     };
@@ -467,29 +458,53 @@ async fn lead<V, L>(
         outcome = work => outcome,
         _ = stopped.wait_for(|stopped| *stopped) => Err(Error::Closed),
     };
-    if let Err(error) = &outcome {
-        counters.count(Count::LoadFailed);
-        tracing::debug!(key = ?leading.key, %error, "load failed");
-    }
-    leading.end(outcome, |stripe, leading, error| shared.note_failure(stripe, leading, error, &options));
+    shared.end_load(leading, outcome, &options);
 }
 
 /// What a load may store on.
-enum Claim {
+pub(super) enum Claim {
     Made(Made),
     /// Another process has set the key meanwhile.
     Found(Entry),
 }
 
 impl Loads {
-    fn refresh(&self) -> Option<OwnedSemaphorePermit> {
+    /// Leave to refresh in the background, if not too many do.
+    pub(super) fn refresh(&self) -> Option<OwnedSemaphorePermit> {
         self.refreshing.clone().try_acquire_owned().ok()
+    }
+
+    /// Leave to load.
+    pub(super) async fn permit(&self) -> Result<OwnedSemaphorePermit> {
+        self.running.clone().acquire_owned().await.map_err(|_| Error::Closed)
+    }
+
+    /// Becomes true when the cache ends.
+    pub(super) fn stopped(&self) -> watch::Receiver<bool> {
+        self.stopped.clone()
+    }
+
+    /// What `loading` says within that time.
+    pub(super) async fn within<T>(
+        &self,
+        limit: Duration,
+        loading: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let late = |_| Error::TimedOut { backend: "the loader", op: "load", after: limit };
+        tokio::time::timeout(limit, loading).await.map_err(late)?
+    }
+
+    /// Notes how long a load took.
+    pub(super) fn took(&self, started: Instant) -> Duration {
+        let cost = started.elapsed();
+        self.longest.fetch_max(u64::try_from(cost.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        cost
     }
 }
 
 impl Shared {
     /// Step 3.
-    fn take_turn(self: &Arc<Self>, key: &Key, ended: u64, has_stale: bool, take_over: bool) -> Turn {
+    pub(super) fn take_turn(self: &Arc<Self>, key: &Key, ended: u64, has_stale: bool, take_over: bool) -> Turn {
         let hash = key.hash64();
         let mut stripe = self.stripes.lock(hash);
         if let Some(loading) = stripe.loading(key) {
@@ -515,7 +530,7 @@ impl Shared {
     }
 
     /// Step 4: makes sure that what other processes do to the key from now on is newer than the load.
-    async fn claim(self: &Arc<Self>, leading: &mut Leading, seen: Option<Generation>) -> Claim {
+    pub(super) async fn claim(self: &Arc<Self>, leading: &mut Leading, seen: Option<Generation>) -> Claim {
         if let Some(seen) = seen {
             return Claim::Made(Made::Of(seen));
         }
@@ -563,8 +578,8 @@ impl Shared {
     }
 
     /// Step 5.
-    async fn keep(self: &Arc<Self>, leading: &Leading, entry: Entry, now: Timestamp, made: Made) {
-        let (key, generation) = (&leading.key, leading.generation);
+    pub(super) async fn keep(self: &Arc<Self>, leading: &Leading, entry: Entry, made: Made) {
+        let (key, generation, now) = (&leading.key, leading.generation, self.flow.now());
         let begun = {
             let mut stripe = self.stripes.lock(leading.flight.hash);
             let overtaken =
@@ -585,6 +600,15 @@ impl Shared {
             Ok(_) => self.flow.counters.count(Count::Refused),
             Err(error) => tracing::debug!(?key, %error, "what was loaded could not be kept"),
         }
+    }
+
+    /// Step 6.
+    pub(super) fn end_load(&self, leading: Leading, outcome: Outcome, options: &LoadOptions) {
+        if let Err(error) = &outcome {
+            self.flow.counters.count(Count::LoadFailed);
+            tracing::debug!(key = ?leading.key, %error, "load failed");
+        }
+        leading.end(outcome, |stripe, leading, error| self.note_failure(stripe, leading, error, options));
     }
 
     fn note_failure(&self, stripe: &mut Stripe, leading: &Leading, error: &Error, options: &LoadOptions) {
