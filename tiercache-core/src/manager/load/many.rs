@@ -24,9 +24,8 @@ use super::super::{CacheManager, Shared, TypedCache};
 use super::run::{Claim, Leading, Outcome, Turn, Waited, wait};
 use super::value::sealed;
 use super::{LoadOptions, Loadable, Of, Raw};
-use crate::bugs::seeded;
-use crate::tier::{Call, Dead, side_by_side};
-use crate::{AsKey, BoxError, Error, Generation, Key, KeyRef, Result};
+use crate::tier::{Call, side_by_side};
+use crate::{AsKey, BoxError, Error, Generation, Key, KeyRef, Result, Timestamp};
 
 /// Claims and writes of one batch side by side.
 const AT_ONCE: usize = 16;
@@ -104,7 +103,7 @@ where
     E: Into<BoxError> + 'static,
 {
     options.check()?;
-    let begun = Instant::now();
+    let (begun, since) = (Instant::now(), cache.shared.flow.now());
     let shared = &cache.shared;
     let keys = names.iter().map(|name| Ok(cache.key(name)?.to_key())).collect::<Result<Vec<Key>>>()?;
     // Of a key that is named twice the first place is the one that is worked on.
@@ -117,7 +116,8 @@ where
             asked.iter().map(|&at| shared.stripes.lock(keys[at].hash64()).loads_ended()).collect();
         let refs: Vec<KeyRef<'_>> = asked.iter().map(|&at| keys[at].as_ref()).collect();
         let found = shared.search_many(&refs).await?;
-        let (mut leads, mut refreshes, mut waits, mut again) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut leads, mut refreshes, mut waits, mut again) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for ((place, ended), found) in asked.drain(..).zip(ended).zip(found) {
             let key = &keys[place];
             let now = shared.flow.now();
@@ -163,18 +163,35 @@ where
                     waits.push((wanted, outcome, false));
                 }
                 Turn::Lead(leading) => {
-                    waits.push((Wanted { place, stale: wanted.stale.clone() }, leading.outcome.subscribe(), true));
-                    leads.push((leading, names[place].clone(), wanted.stale.map(|(generation, _)| generation)));
+                    waits.push((
+                        Wanted { place, stale: wanted.stale.clone() },
+                        leading.outcome.subscribe(),
+                        true,
+                    ));
+                    leads.push((
+                        leading,
+                        names[place].clone(),
+                        wanted.stale.map(|(generation, _)| generation),
+                    ));
                 }
             }
         }
         if !leads.is_empty() {
-            let work = lead_many::<V, K, L, F, R, E>(shared.clone(), leads, loader.clone(), options.clone(), None);
+            let work =
+                lead_many::<V, K, L, F, R, E>(shared.clone(), leads, loader.clone(), options.clone(), None);
             shared.runtime.spawn(work);
         }
         refresh_many::<V, K, L, F, R, E>(shared, &keys, names, refreshes, &loader, options);
         for (wanted, mut outcome, leads) in waits {
-            let answer = await_one::<V>(cache, &keys[wanted.place], &wanted, &mut outcome, begun, options, leads);
+            let answer = await_one::<V>(
+                cache,
+                &keys[wanted.place],
+                &wanted,
+                &mut outcome,
+                (begun, since),
+                options,
+                leads,
+            );
             match answer.await? {
                 Some(answer) => answers[wanted.place] = Some(answer),
                 None => again.push(wanted.place),
@@ -186,7 +203,11 @@ where
 }
 
 /// The answer of an entry; `None` when its bytes do not decode.
-fn value<V: sealed::View>(cache: &CacheManager, key: &Key, found: &Found) -> Result<Option<Option<V::Shared>>> {
+fn value<V: sealed::View>(
+    cache: &CacheManager,
+    key: &Key,
+    found: &Found,
+) -> Result<Option<Option<V::Shared>>> {
     match found.entry.is_nothing() {
         true => Ok(Some(None)),
         false => Ok(V::unpack(cache, key.as_ref(), &found.entry)?.map(Some)),
@@ -199,7 +220,7 @@ async fn await_one<V: sealed::View>(
     key: &Key,
     wanted: &Wanted<V::Shared>,
     outcome: &mut watch::Receiver<Option<Outcome>>,
-    begun: Instant,
+    (begun, since): (Instant, Timestamp),
     options: &LoadOptions,
     leads: bool,
 ) -> Result<Option<Option<V::Shared>>> {
@@ -215,7 +236,7 @@ async fn await_one<V: sealed::View>(
         (Waited::Lost, _) if leads => return Err(Error::Closed),
         (Waited::Lost, _) => return Ok(None),
     };
-    if !leads && shared.flow.fences.is_dead(key.as_ref(), &entry) && !seeded("load-outlives-fence") {
+    if !leads && !shared.may_join(key, &entry, since) {
         return Ok(None);
     }
     match entry.is_nothing() {
@@ -255,8 +276,13 @@ fn refresh_many<V, K, L, F, R, E>(
         })
         .collect();
     if !leads.is_empty() {
-        let work =
-            lead_many::<V, K, L, F, R, E>(shared.clone(), leads, loader.clone(), options.clone(), Some(permit));
+        let work = lead_many::<V, K, L, F, R, E>(
+            shared.clone(),
+            leads,
+            loader.clone(),
+            options.clone(),
+            Some(permit),
+        );
         shared.runtime.spawn(work);
     }
 }
@@ -311,7 +337,9 @@ async fn lead_many<V, K, L, F, R, E>(
         let mut loaded = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
-                claimed.into_iter().for_each(|(leading, ..)| shared.end_load(leading, Err(error.clone()), &options));
+                claimed
+                    .into_iter()
+                    .for_each(|(leading, ..)| shared.end_load(leading, Err(error.clone()), &options));
                 return;
             }
         };
