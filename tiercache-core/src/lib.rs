@@ -13,6 +13,7 @@ mod entry;
 pub mod envelope;
 mod error;
 mod key;
+pub mod lease;
 mod level;
 mod manager;
 pub mod rules;
@@ -28,6 +29,7 @@ pub use encryption::{EncryptionConfig, OldKey};
 pub use entry::{Decoded, Entry, Extras, Generation, Tags};
 pub use error::{BoxError, Error, Result};
 pub use key::{AsKey, ContentKey, Key, KeyRef, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES};
+pub use lease::Leasing;
 pub use level::{Level, Levels, Stay};
 pub use manager::{
     BlockingCache, Builder, CacheManager, CloseReport, EntryInfo, Keys, LevelReport, LevelStats, Limits,

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::entry::Decoded;
-use crate::{Entry, Generation, Key, KeyRef, Result, Stay, Timestamp};
+use crate::{Entry, Generation, Key, KeyRef, Leasing, Result, Stay, Timestamp};
 
 /// A store that keeps entries. The manager decides what moves where; a tier only keeps and forgets.
 ///
@@ -82,6 +82,11 @@ pub trait Tier: fmt::Debug + Send + Sync + 'static {
 
     /// The tier as one that counts.
     fn counting(&self) -> Option<&dyn Counting> {
+        None
+    }
+
+    /// The tier as one that gives out leases.
+    fn leasing(&self) -> Option<&dyn Leasing> {
         None
     }
 }
