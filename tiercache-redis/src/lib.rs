@@ -2,6 +2,7 @@
 
 mod config;
 mod keys;
+mod leases;
 mod ledger;
 mod link;
 mod listing;
