@@ -20,11 +20,13 @@ mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Every bug, and the rule it breaks.
-    pub const ALL: [(&str, &str); 24] = [
+    pub const ALL: [(&str, &str); 26] = [
+        ("adds-again", "an addition is made once"),
         ("add-extends-life", "only set and touch change a deadline"),
         ("behind-is-done", "another process that is ahead is overtaken"),
         ("deadline-unchecked", "the deadline is checked on every answer"),
         ("delete-skips-lower", "a removal reaches every level"),
+        ("decides-on-old", "a condition is judged by what no mutation has replaced since"),
         ("failed-set-stays", "a write that failed leaves nothing behind"),
         ("derived-overtakes", "a touch carries no value past another process"),
         ("fences-forgotten-early", "a fence lives as long as what it guards"),

@@ -69,6 +69,11 @@ impl Holder {
     pub const fn get(self) -> u128 {
         self.0
     }
+
+    /// The holder of that number.
+    pub const fn of(number: u128) -> Self {
+        Self(number)
+    }
 }
 
 impl Default for Holder {

@@ -393,6 +393,7 @@ pub trait Counting: Tier {
     /// [`Error::InvalidOption`](crate::Error::InvalidOption) when the sum would leave the range of `i64`: nothing
     /// was added. [`Error::TimedOut`](crate::Error::TimedOut) and
     /// [`Error::Unavailable`](crate::Error::Unavailable): it may have been added, or not. It is never added twice.
+    /// [`Error::Full`](crate::Error::Full): there is no room for another counter, and nothing was added.
     async fn add(
         &self,
         key: &Key,

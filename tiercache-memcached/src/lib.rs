@@ -3,6 +3,7 @@
 mod config;
 mod counting;
 mod fences;
+mod leases;
 mod names;
 mod record;
 mod server;

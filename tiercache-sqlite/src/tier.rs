@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tiercache_core::tier::{
     Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, Removal, Scope, Spill, Swept, Usage,
 };
-use tiercache_core::{Clock, Entry, Error, Generation, Key, Packing, Result, Tier, Timestamp};
+use tiercache_core::{Clock, Entry, Error, Generation, Key, Leasing, Packing, Result, Tier, Timestamp};
 
 use crate::config::{DEFAULT_SHARDS, MAX_VALUE, SqliteConfig, Synchronous};
 use crate::fences::Purge;
@@ -404,6 +404,10 @@ impl Tier for SqliteTier {
     }
 
     fn counting(&self) -> Option<&dyn Counting> {
+        Some(self)
+    }
+
+    fn leasing(&self) -> Option<&dyn Leasing> {
         Some(self)
     }
 }

@@ -8,6 +8,7 @@
 #![allow(missing_docs, reason = "a test's own vocabulary")]
 
 mod choices;
+mod counts;
 mod judge;
 mod store;
 
@@ -19,12 +20,13 @@ use std::time::Duration;
 
 use tiercache_core::testing::ManualClock;
 use tiercache_core::tier::Tier;
-use tiercache_core::{CacheManager, Clock, Key, Level, Rules, Stay, Write};
+use tiercache_core::{CacheManager, Clock, Error, Key, Level, Rules, Stay, Write};
 use tiercache_ram::{Policy, RamConfig, RamTier};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 pub use self::choices::{Choices, shrink};
+use self::counts::{Counts, Made};
 use self::judge::{Judge, Kind, Moment, Mutation, Seen};
 use self::store::{Fate, Gates, Life, Store};
 
@@ -92,6 +94,7 @@ struct History {
     lives: u32,
     manager: CacheManager,
     judge: Judge,
+    counts: Counts,
     running: BTreeMap<u64, Running>,
     done: mpsc::UnboundedSender<(u64, Outcome)>,
     ended: mpsc::UnboundedReceiver<(u64, Outcome)>,
@@ -114,6 +117,8 @@ struct Setup {
     store_at: Level,
     write: Write,
     faults: bool,
+    /// Whether counters stand in RAM, and not in the store.
+    counts_in_ram: bool,
 }
 
 struct Running {
@@ -138,16 +143,30 @@ enum Operation {
     Flush(Level),
     Settle,
     Prune,
+    Add { key: u8, bit: u8, ttl: Option<u64> },
+    Counter(u8),
+    RemoveCounter(u8),
 }
 
 #[derive(Debug)]
 enum Outcome {
     Value(Option<u64>, Option<u64>),
-    Wrote { stored: bool, degraded: bool },
-    Removed { degraded: bool },
-    Popped { value: Option<u64>, degraded: bool },
+    Wrote {
+        stored: bool,
+        degraded: bool,
+    },
+    Removed {
+        degraded: bool,
+    },
+    Popped {
+        value: Option<u64>,
+        degraded: bool,
+    },
     Touched(#[expect(dead_code, reason = "printed in the log")] bool),
     Nothing,
+    Sum(Option<i64>),
+    /// What failed may have happened.
+    Uncertain,
     Failed(#[expect(dead_code, reason = "printed in the log")] String),
 }
 
@@ -163,6 +182,7 @@ impl History {
             store_at: [Level::Dry, Level::Dry, Level::Cold][choices.below(3) as usize],
             write: [Write::Back, Write::Back, Write::Behind, Write::Through][choices.below(4) as usize],
             faults: choices.once_in(2),
+            counts_in_ram: choices.once_in(3),
         };
         let (clock, store, gates) = (ManualClock::new(), Arc::<Store>::default(), Arc::<Gates>::default());
         let (life, manager) = open(setup, &clock, &store, &gates).await;
@@ -179,6 +199,7 @@ impl History {
             lives: 0,
             manager,
             judge: Judge::default(),
+            counts: Counts::default(),
             running: BTreeMap::new(),
             done,
             ended,
@@ -208,7 +229,7 @@ impl History {
                     self.gates.answer_at_once(at_once);
                 }
                 17 if self.choices.once_in(4) => self.drop_one(),
-                17 | 18 if self.setup.shared => self.elsewhere(),
+                17 | 18 if self.setup.shared => self.elsewhere()?,
                 18 if self.choices.once_in(6) => self.crash().await?,
                 19 => {
                     let operation =
@@ -225,7 +246,17 @@ impl History {
 
     fn operation(&mut self) -> Operation {
         let key = self.choices.below(KEYS) as u8;
-        match self.choices.below(24) {
+        match self.choices.below(28) {
+            24..=25 => {
+                let ttl = [None, None, None, Some(5)][self.choices.below(4) as usize];
+                match self.counts.add(key, self.moment + 1) {
+                    Some(bit) => Operation::Add { key, bit, ttl },
+                    None => Operation::Counter(key),
+                }
+            }
+            26 => Operation::Counter(key),
+            27 if self.choices.once_in(3) => Operation::RemoveCounter(key),
+            27 => Operation::Counter(key),
             0..=5 => Operation::Get(key),
             6..=7 => Operation::Entry(key),
             8 => Operation::Contains(key),
@@ -261,12 +292,19 @@ impl History {
 
     /// Another process sets or removes a key, whole and at once. This process may go on with what it has in RAM, but
     /// whatever it does to the key afterwards comes after.
-    fn elsewhere(&mut self) {
+    fn elsewhere(&mut self) -> Result<(), String> {
         let key = self.choices.below(KEYS) as u8;
         let ahead = [0, 50, 1_000][self.choices.below(3) as usize];
         let name = Key::new("", format!("key-{key}").as_bytes()).expect("a key");
         self.moment += 1;
-        if self.choices.once_in(4) {
+        if !self.setup.counts_in_ram && self.choices.once_in(4) {
+            if let Some(bit) = self.counts.add(key, self.moment) {
+                self.note(format!("{}: another process adds {bit} to {key}", self.moment));
+                let sum = self.store.add_elsewhere(&name, 1 << bit, self.clock.now());
+                self.counts.added(key, bit, self.moment + 1, Made::Certainly);
+                self.counts.judge(key, sum, self.moment, self.moment + 1)?;
+            }
+        } else if self.choices.once_in(4) {
             self.note(format!("{}: another process removes {key}", self.moment));
             self.store.remove_elsewhere(&name, ahead);
             self.lossy_at = self.lossy_at.max(self.moment);
@@ -288,6 +326,7 @@ impl History {
             });
         }
         self.moment += 1;
+        Ok(())
     }
 
     /// Begins an operation as a task of its own.
@@ -323,6 +362,17 @@ impl History {
             Operation::Clear => everywhere(Kind::Remove(None)),
             _ => Vec::new(),
         };
+        match what {
+            Operation::Clear => self.counts.drops(None, number),
+            Operation::Flush(level) if level == self.counts_at() => self.counts.drops(None, number),
+            Operation::RemoveCounter(key) => self.counts.drops(Some(key), number),
+            // One that begins with this dies some time.
+            Operation::Add { key, ttl: Some(_), .. } => {
+                self.counts.drops(Some(key), number);
+                self.counts.dropped(number, Moment::MAX, false);
+            }
+            _ => {}
+        }
         let mutation = mutations.into_iter().map(|mutation| self.judge.begin(mutation)).collect();
         let (manager, done) = (self.manager.clone(), self.done.clone());
         let task = tokio::spawn(async move {
@@ -332,6 +382,10 @@ impl History {
         });
         let running = Running { what, task: task.abort_handle(), begun: number, clock, mutation };
         self.running.insert(number, running);
+    }
+
+    fn counts_at(&self) -> Level {
+        if self.setup.counts_in_ram { Level::Hot } else { self.setup.store_at }
     }
 
     /// Lets a waiting step go on, or fail.
@@ -379,6 +433,13 @@ impl History {
         self.quiesce().await?;
         self.moment += 1;
         self.judge.settle(self.moment);
+        self.counts.settle(self.moment);
+        if self.setup.counts_in_ram {
+            self.moment += 1;
+            self.counts.drops(None, self.moment);
+            self.counts.dropped(self.moment, self.moment + 1, true);
+            self.moment += 2;
+        }
         self.lives += 1;
         (self.life, self.manager) = open(self.setup, &self.clock, &self.store, &self.gates).await;
         Ok(())
@@ -414,7 +475,33 @@ impl History {
                 (mutation.ended, mutation.certain, mutation.degraded) = (Some(now), certain, degraded);
             }
         };
+        match (running.what, &outcome) {
+            (Operation::Clear, Outcome::Removed { degraded: false })
+            | (Operation::Flush(_), Outcome::Nothing) => {
+                self.counts.dropped(running.begun, now, true);
+            }
+            (Operation::RemoveCounter(_), Outcome::Nothing) => self.counts.dropped(running.begun, now, true),
+            (Operation::RemoveCounter(_), Outcome::Failed(_) | Outcome::Uncertain) => {
+                self.counts.dropped(running.begun, now, false);
+            }
+            _ => {}
+        }
         match (running.what, outcome) {
+            (Operation::Add { key, bit, .. }, Outcome::Sum(sum)) => {
+                let sum = sum.filter(|sum| sum & (1 << bit) != 0);
+                let sum = sum.ok_or_else(|| format!("addition {bit} to {key} is not in its own sum"))?;
+                self.counts.added(key, bit, now, Made::Certainly);
+                self.counts.judge(key, sum, running.begun, now)?;
+            }
+            (Operation::Add { key, bit, .. }, Outcome::Uncertain) => {
+                self.counts.added(key, bit, now, Made::Perhaps);
+            }
+            (Operation::Add { key, bit, .. }, Outcome::Failed(_)) => {
+                self.counts.added(key, bit, now, Made::Never);
+            }
+            (Operation::Counter(key), Outcome::Sum(sum)) => {
+                self.counts.judge(key, sum.unwrap_or(0), running.begun, now)?;
+            }
             (Operation::Get(key) | Operation::Entry(key), Outcome::Value(value, generation)) => {
                 self.tally.reads += 1;
                 if let Some(value) = value {
@@ -447,7 +534,7 @@ impl History {
                 running.mutation.iter().for_each(|number| self.judge.mutation(*number).failed = true);
             }
             // It may have had any part of its effect, and will have no more.
-            (_, Outcome::Failed(_)) => end(false, true),
+            (_, Outcome::Failed(_) | Outcome::Uncertain) => end(false, true),
             (what, outcome) => return Err(format!("{what:?} ended with {outcome:?}")),
         }
         Ok(())
@@ -504,23 +591,19 @@ impl History {
         }
         self.moment += 1;
         self.judge.settle(self.moment);
+        self.counts.settle(self.moment);
         for key in 0..KEYS as u8 {
-            let (manager, gates) = (self.manager.clone(), self.gates.clone());
-            let mut last = tokio::spawn(async move { perform(&manager, Operation::Get(key)).await });
-            let last = loop {
-                tokio::select! {
-                    biased;
-                    outcome = &mut last => break outcome,
-                    () = tokio::time::sleep(Duration::from_millis(1)) => {}
-                }
-                while gates.waiting() > 0 {
-                    gates.release(0, Fate::Go);
-                }
-            };
-            let value = match last {
-                Ok(Outcome::Value(value, _)) => value,
+            let value = match self.last(Operation::Get(key)).await {
+                Outcome::Value(value, _) => value,
                 outcome => return Err(format!("the last get of {key} ended with {outcome:?}")),
             };
+            let sum = match self.last(Operation::Counter(key)).await {
+                Outcome::Sum(sum) => sum.unwrap_or(0),
+                outcome => return Err(format!("the last look at counter {key} ended with {outcome:?}")),
+            };
+            self.note(format!("counter {key} in the end: {sum:#b}"));
+            self.counts.judge(key, sum, self.moment + 1, self.moment + 2)?;
+            self.moment += 2;
             self.note(format!("the last get of {key}: {value:?}"));
             let (begun, clock) = (self.moment, self.clock.now().as_millis());
             self.moment += 1;
@@ -533,6 +616,22 @@ impl History {
             }
         }
         Ok(())
+    }
+
+    /// An operation that nothing keeps from its end.
+    async fn last(&mut self, what: Operation) -> Outcome {
+        let manager = self.manager.clone();
+        let mut last = tokio::spawn(async move { perform(&manager, what).await });
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut last => return outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string())),
+                () = tokio::time::sleep(Duration::from_millis(1)) => {}
+            }
+            while self.gates.waiting() > 0 {
+                self.gates.release(0, Fate::Go);
+            }
+        }
     }
 
     fn note(&mut self, line: String) {
@@ -565,6 +664,9 @@ async fn open(
         .level(setup.store_at, life.clone())
         .hot(ram(setup.hot_bytes))
         .manual();
+    if setup.counts_in_ram {
+        builder = builder.counters(Level::Hot);
+    }
     if setup.cold && setup.store_at == Level::Dry {
         builder = builder.cold(ram(setup.hot_bytes * 2));
     }
@@ -617,10 +719,22 @@ async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
             manager.clear().await.map(|removed| Outcome::Removed { degraded: !removed.degraded.is_empty() })
         }
         Operation::Flush(level) => manager.flush(level).await.map(|()| Outcome::Nothing),
+        Operation::Add { key, bit, ttl } => {
+            let mut addition = manager.incr(name(key)).by(1 << bit);
+            if let Some(ttl) = ttl {
+                addition = addition.ttl(Duration::from_secs(ttl));
+            }
+            addition.await.map(|sum| Outcome::Sum(Some(sum)))
+        }
+        Operation::Counter(key) => manager.counter(name(key)).await.map(Outcome::Sum),
+        Operation::RemoveCounter(key) => manager.remove_counter(name(key)).await.map(|_| Outcome::Nothing),
         Operation::Settle => manager.settle().await.map(|()| Outcome::Nothing),
         Operation::Prune => manager.prune().await.map(|_| Outcome::Nothing),
     };
-    outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string()))
+    outcome.unwrap_or_else(|error| match error {
+        Error::Uncertain { .. } => Outcome::Uncertain,
+        error => Outcome::Failed(error.to_string()),
+    })
 }
 
 fn number(value: &[u8]) -> u64 {

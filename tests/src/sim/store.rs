@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use tiercache_core::tier::{
-    Dead, FenceLog, Hold, Index, Permit, Profile, Put, Removal, Scope, Spill, Swept, Tier, TryGet, Usage,
+    Counting, Dead, FenceLog, Hold, Index, Permit, Profile, Put, Removal, Scope, Spill, Swept, Tier, TryGet,
+    Usage,
 };
 use tiercache_core::{Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 use tokio::sync::oneshot;
@@ -31,6 +32,8 @@ struct Contents {
     entries: BTreeMap<Key, Entry>,
     removed: BTreeMap<Key, Generation>,
     fences: BTreeMap<Scope, Generation>,
+    /// Counters and when they die.
+    counters: BTreeMap<Key, (i64, Timestamp)>,
     last: Generation,
 }
 
@@ -130,6 +133,13 @@ impl Contents {
         }
     }
 
+    fn add(&mut self, key: &Key, delta: i64, deadline: Timestamp, now: Timestamp) -> i64 {
+        let living = self.counters.get(key).copied().filter(|&(_, deadline)| now < deadline);
+        let (sum, deadline) = living.unwrap_or((0, deadline));
+        self.counters.insert(key.clone(), (sum + delta, deadline));
+        sum + delta
+    }
+
     fn put(&mut self, key: &Key, entry: &Entry) -> Put {
         let kept = self.entries.get(key).map(|entry| entry.generation);
         if kept == Some(entry.generation) {
@@ -151,6 +161,11 @@ impl Store {
         let mut contents = lock(&self.0);
         let generation = contents.overtake(key, ahead);
         contents.put(key, &Entry::new(value.to_owned(), generation, now));
+    }
+
+    /// Another process adds to a counter.
+    pub(super) fn add_elsewhere(&self, key: &Key, delta: i64, now: Timestamp) -> i64 {
+        lock(&self.0).add(key, delta, Timestamp::NEVER, now)
     }
 
     /// Another process removes `key`.
@@ -206,9 +221,9 @@ impl Tier for Life {
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
         self.step("clear".to_string(), |contents| {
             contents.last = contents.last.max(below);
-            contents.entries.retain(|key, entry| {
-                entry.generation >= below || namespace.is_some_and(|namespace| namespace != key.namespace())
-            });
+            let stays = |key: &Key| namespace.is_some_and(|namespace| namespace != key.namespace());
+            contents.entries.retain(|key, entry| entry.generation >= below || stays(key));
+            contents.counters.retain(|key, _| stays(key));
         })
         .await
     }
@@ -238,6 +253,36 @@ impl Tier for Life {
 
     fn fences(&self) -> Option<&dyn FenceLog> {
         Some(self)
+    }
+
+    fn counting(&self) -> Option<&dyn Counting> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Counting for Life {
+    async fn add(
+        &self,
+        key: &Key,
+        delta: i64,
+        _start: i64,
+        deadline: Timestamp,
+        now: Timestamp,
+    ) -> Result<i64> {
+        self.step(format!("add {delta} to {key:?}"), |contents| contents.add(key, delta, deadline, now)).await
+    }
+
+    async fn counter(&self, key: &Key, now: Timestamp) -> Result<Option<i64>> {
+        self.step(format!("counter {key:?}"), |contents| {
+            let living = contents.counters.get(key).filter(|&&(_, deadline)| now < deadline);
+            living.map(|&(sum, _)| sum)
+        })
+        .await
+    }
+
+    async fn remove_counter(&self, key: &Key) -> Result<bool> {
+        self.step(format!("remove counter {key:?}"), |contents| contents.counters.remove(key).is_some()).await
     }
 }
 

@@ -6,6 +6,8 @@
 mod blocking;
 mod builder;
 mod close;
+mod conditional;
+mod count;
 mod counters;
 mod fences;
 mod flow;
@@ -31,6 +33,7 @@ use tokio::sync::watch;
 pub use blocking::BlockingCache;
 pub use builder::{Builder, Write};
 pub use close::{CloseReport, LevelReport};
+pub use count::Addition;
 pub use keys::Keys;
 pub use read::EntryInfo;
 pub use remove::{Popped, Removed};
@@ -64,6 +67,8 @@ pub(crate) struct Shared {
     slots: [Option<Slot>; 3],
     stripes: Stripes,
     write: Write,
+    /// The level that has the counters, where it was chosen.
+    counters: Option<Level>,
     closed: AtomicBool,
     /// Invalidations of many that some level has not made durable yet. Their fences are not forgotten.
     invalidating: AtomicUsize,

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use super::counters::Count;
 use super::guard::caught_now;
 use super::{CacheManager, Set};
-use crate::{AsKey, Error, Level, Result};
+use crate::{AsKey, Entry, Error, KeyRef, Level, Result};
 
 /// Nested deeper than this, stored bytes are not decoded: a task's stack is small.
 const MAX_DEPTH: usize = 64;
@@ -56,7 +56,12 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> TypedCache<T> {
             return Ok(Some(value));
         }
         let Some(found) = shared.find(key).await? else { return Ok(None) };
-        let entry = found.entry;
+        self.decoded(key, found.entry)
+    }
+
+    /// The value of an entry, decoded unless it is already; then it is kept beside the bytes.
+    pub(super) fn decoded(&self, key: KeyRef<'_>, entry: Entry) -> Result<Option<Arc<T>>> {
+        let shared = &self.manager.shared;
         let decoded = entry.extras.as_ref().and_then(|extras| extras.decoded.get()).cloned();
         if let Some(value) = decoded.and_then(|decoded| decoded.downcast::<T>().ok()) {
             return Ok(Some(value));
@@ -99,7 +104,7 @@ fn encode<T: Serialize>(value: &T) -> Result<Bytes> {
     Ok(bytes.into())
 }
 
-fn decode<T: DeserializeOwned>(bytes: &Bytes) -> Result<Option<T>> {
+pub(super) fn decode<T: DeserializeOwned>(bytes: &Bytes) -> Result<Option<T>> {
     let mut decoder = rmp_serde::Deserializer::from_read_ref(&bytes[..]);
     decoder.set_max_depth(MAX_DEPTH);
     caught_now("a value's decoder", || Ok(T::deserialize(&mut decoder).ok()))
