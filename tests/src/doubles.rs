@@ -16,6 +16,7 @@ use tiercache_core::tier::{
     Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
     Spill, Swept, Usage,
 };
+use tiercache_core::transaction::Transactions;
 use tiercache_core::{Clock, Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
 
 /// What a [`Hooked`] tier does around the calls it passes on.
@@ -139,6 +140,11 @@ impl<H: Hooks> Tier for Hooked<H> {
 
     fn leasing(&self) -> Option<&dyn Leasing> {
         self.inner.leasing().map(|_| self as &dyn Leasing)
+    }
+
+    /// As they are: nothing befalls transactions.
+    fn transactions(&self) -> Option<&dyn Transactions> {
+        self.inner.transactions()
     }
 }
 

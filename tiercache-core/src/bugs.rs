@@ -20,7 +20,7 @@ mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Every bug, and the rule it breaks.
-    pub const ALL: [(&str, &str); 26] = [
+    pub const ALL: [(&str, &str); 27] = [
         ("adds-again", "an addition is made once"),
         ("add-extends-life", "only set and touch change a deadline"),
         ("behind-is-done", "another process that is ahead is overtaken"),
@@ -47,6 +47,7 @@ mod chosen {
         ("sink-below-floor", "what is being replaced does not begin to sink"),
         ("spill-drops", "an entry is at every moment in a tier or on its way"),
         ("stay-over-drops", "what stayed its time sinks and is not lost"),
+        ("transaction-leaves-ram", "what a transaction wrote is newer than what RAM has"),
     ];
 
     static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);

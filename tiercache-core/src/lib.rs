@@ -23,6 +23,7 @@ pub mod testing;
 pub mod tier;
 mod time;
 pub mod tracking;
+pub mod transaction;
 
 pub use codec::{Codec, Packing};
 pub use encryption::{EncryptionConfig, OldKey};
@@ -33,7 +34,7 @@ pub use lease::Leasing;
 pub use level::{Level, Levels, Stay};
 pub use manager::{
     Addition, BlockingCache, Builder, CacheManager, CloseReport, EntryInfo, Keys, LevelReport, LevelStats,
-    Limits, Popped, Removed, Set, Stats, TypedCache, Write, Written,
+    Limits, Lock, LockGuard, Popped, Removed, Set, Stats, Transaction, TypedCache, Value, Write, Written,
 };
 pub use rules::{Rule, Rules};
 pub use secret::{Address, Secret};

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::entry::Decoded;
+use crate::transaction::Transactions;
 use crate::{Entry, Generation, Key, KeyRef, Leasing, Result, Stay, Timestamp};
 
 /// A store that keeps entries. The manager decides what moves where; a tier only keeps and forgets.
@@ -87,6 +88,11 @@ pub trait Tier: fmt::Debug + Send + Sync + 'static {
 
     /// The tier as one that gives out leases.
     fn leasing(&self) -> Option<&dyn Leasing> {
+        None
+    }
+
+    /// The tier as one that changes several keys as one step.
+    fn transactions(&self) -> Option<&dyn Transactions> {
         None
     }
 }

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use tiercache_core::tier::{
     Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, Removal, Scope, Spill, Swept, Usage,
 };
+use tiercache_core::transaction::Transactions;
 use tiercache_core::{Clock, Entry, Error, Generation, Key, Leasing, Packing, Result, Tier, Timestamp};
 
 use crate::config::{DEFAULT_SHARDS, MAX_VALUE, SqliteConfig, Synchronous};
@@ -408,6 +409,10 @@ impl Tier for SqliteTier {
     }
 
     fn leasing(&self) -> Option<&dyn Leasing> {
+        Some(self)
+    }
+
+    fn transactions(&self) -> Option<&dyn Transactions> {
         Some(self)
     }
 }

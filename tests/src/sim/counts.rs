@@ -95,7 +95,7 @@ impl Counts {
     pub(super) fn judge(&mut self, key: u8, sum: i64, begun: Moment, ended: Moment) -> Result<(), String> {
         let seen = Seen { key, sum, begun, ended };
         let wrong = |why: String| Err(format!("counter {key} was {sum:#b}, {begun}..{ended}: {why}"));
-        if sum < 0 || sum >= 1 << MOST {
+        if !(0..1 << MOST).contains(&sum) {
             return wrong("no additions make that".into());
         }
         for bit in 0..MOST {

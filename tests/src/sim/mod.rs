@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use tiercache_core::testing::ManualClock;
 use tiercache_core::tier::Tier;
-use tiercache_core::{CacheManager, Clock, Error, Key, Level, Rules, Stay, Write};
+use tiercache_core::{CacheManager, Clock, Error, Generation, Key, Level, Rules, Stay, Write};
 use tiercache_ram::{Policy, RamConfig, RamTier};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -95,6 +95,8 @@ struct History {
     manager: CacheManager,
     judge: Judge,
     counts: Counts,
+    /// What was last read of each key, and its generation.
+    known: BTreeMap<u8, (u64, u64)>,
     running: BTreeMap<u64, Running>,
     done: mpsc::UnboundedSender<(u64, Outcome)>,
     ended: mpsc::UnboundedReceiver<(u64, Outcome)>,
@@ -134,8 +136,28 @@ enum Operation {
     Get(u8),
     Entry(u8),
     Contains(u8),
-    Set { key: u8, value: u64, ttl: Option<u64>, tag: Option<u8>, add: bool },
-    Touch { key: u8, ttl: Option<u64> },
+    Set {
+        key: u8,
+        value: u64,
+        ttl: Option<u64>,
+        tag: Option<u8>,
+        only: Only,
+    },
+    /// Sets the value in place of one that was read before.
+    Compare {
+        key: u8,
+        value: u64,
+        with: u64,
+        generation: u64,
+    },
+    Touch {
+        key: u8,
+        ttl: Option<u64>,
+    },
+    GetAndTouch {
+        key: u8,
+        ttl: u64,
+    },
     Delete(u8),
     Pop(u8),
     InvalidateTag(u8),
@@ -143,9 +165,28 @@ enum Operation {
     Flush(Level),
     Settle,
     Prune,
-    Add { key: u8, bit: u8, ttl: Option<u64> },
+    Add {
+        key: u8,
+        bit: u8,
+        ttl: Option<u64>,
+    },
     Counter(u8),
     RemoveCounter(u8),
+    /// Sets two keys, or sets one and removes the other; or gives up at the end.
+    Transact {
+        keys: [u8; 2],
+        values: [u64; 2],
+        remove: bool,
+        give_up: bool,
+    },
+}
+
+/// The condition of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Only {
+    Always,
+    Absent,
+    Present,
 }
 
 #[derive(Debug)]
@@ -165,6 +206,8 @@ enum Outcome {
     Touched(#[expect(dead_code, reason = "printed in the log")] bool),
     Nothing,
     Sum(Option<i64>),
+    Transacted([Option<u64>; 2]),
+    GaveUp,
     /// What failed may have happened.
     Uncertain,
     Failed(#[expect(dead_code, reason = "printed in the log")] String),
@@ -200,6 +243,7 @@ impl History {
             manager,
             judge: Judge::default(),
             counts: Counts::default(),
+            known: BTreeMap::new(),
             running: BTreeMap::new(),
             done,
             ended,
@@ -246,7 +290,15 @@ impl History {
 
     fn operation(&mut self) -> Operation {
         let key = self.choices.below(KEYS) as u8;
-        match self.choices.below(28) {
+        match self.choices.below(30) {
+            28..=29 if self.setup.shared => {
+                self.values += 2;
+                let values = [self.values - 1, self.values];
+                let keys = [key, (key + 1) % KEYS as u8];
+                let (remove, give_up) = (self.choices.once_in(3), self.choices.once_in(4));
+                Operation::Transact { keys, values, remove, give_up }
+            }
+            28..=29 => Operation::Get(key),
             24..=25 => {
                 let ttl = [None, None, None, Some(5)][self.choices.below(4) as usize];
                 match self.counts.add(key, self.moment + 1) {
@@ -264,9 +316,15 @@ impl History {
                 self.values += 1;
                 let ttl = [None, None, None, Some(2), Some(10)][self.choices.below(5) as usize];
                 let tag = [None, None, Some(0), Some(1)][self.choices.below(4) as usize];
-                let add = self.choices.once_in(8);
-                Operation::Set { key, value: self.values, ttl, tag, add }
+                let value = self.values;
+                match (self.choices.below(10), self.known.get(&key)) {
+                    (0, _) => Operation::Set { key, value, ttl, tag, only: Only::Absent },
+                    (1, _) => Operation::Set { key, value, ttl, tag, only: Only::Present },
+                    (2 | 3, Some(&(with, generation))) => Operation::Compare { key, value, with, generation },
+                    _ => Operation::Set { key, value, ttl, tag, only: Only::Always },
+                }
             }
+            16 if self.choices.once_in(3) => Operation::GetAndTouch { key, ttl: 5 },
             16 => Operation::Touch { key, ttl: [None, Some(5)][self.choices.below(2) as usize] },
             17..=19 => Operation::Delete(key),
             20 => Operation::Pop(key),
@@ -354,9 +412,18 @@ impl History {
                 vec![mutate(key, Kind::Write(value), tag, until(ttl))]
             }
             // Its deadline counts from when it takes effect: until it ends, nobody knows which.
-            Operation::Touch { key, .. } => vec![mutate(key, Kind::Touch, None, u64::MAX)],
+            Operation::Touch { key, .. } | Operation::GetAndTouch { key, .. } => {
+                vec![mutate(key, Kind::Touch, None, u64::MAX)]
+            }
+            Operation::Compare { key, value, .. } => {
+                vec![mutate(key, Kind::Write(value), None, u64::MAX)]
+            }
             Operation::Delete(key) | Operation::Pop(key) => {
                 vec![mutate(key, Kind::Remove(None), None, u64::MAX)]
+            }
+            Operation::Transact { keys: [a, b], values, remove, .. } => {
+                let other = if remove { Kind::Remove(None) } else { Kind::Write(values[1]) };
+                vec![mutate(a, Kind::Write(values[0]), None, u64::MAX), mutate(b, other, None, u64::MAX)]
             }
             Operation::InvalidateTag(tag) => everywhere(Kind::Remove(Some(tag))),
             Operation::Clear => everywhere(Kind::Remove(None)),
@@ -441,6 +508,8 @@ impl History {
             self.moment += 2;
         }
         self.lives += 1;
+        // Another process counts on from what the store has seen.
+        self.known.clear();
         (self.life, self.manager) = open(self.setup, &self.clock, &self.store, &self.gates).await;
         Ok(())
     }
@@ -487,6 +556,18 @@ impl History {
             _ => {}
         }
         match (running.what, outcome) {
+            (Operation::Transact { keys, .. }, Outcome::Transacted(saw)) => {
+                for (key, value) in keys.into_iter().zip(saw) {
+                    if let Some(value) = value {
+                        self.judge.judge(seen(key, value, None, self.lives))?;
+                    }
+                }
+                end_all(&mut self.judge, &running, now, true);
+            }
+            (Operation::Transact { .. }, Outcome::GaveUp | Outcome::Failed(_)) => {
+                end_all(&mut self.judge, &running, now, false);
+                running.mutation.iter().for_each(|number| self.judge.mutation(*number).failed = true);
+            }
             (Operation::Add { key, bit, .. }, Outcome::Sum(sum)) => {
                 let sum = sum.filter(|sum| sum & (1 << bit) != 0);
                 let sum = sum.ok_or_else(|| format!("addition {bit} to {key} is not in its own sum"))?;
@@ -507,6 +588,29 @@ impl History {
                 if let Some(value) = value {
                     self.tally.hits += 1;
                     self.judge.judge(seen(key, value, generation, self.lives))?;
+                    if let Some(generation) = generation {
+                        self.known.insert(key, (value, generation));
+                    }
+                }
+            }
+            (Operation::Compare { key, with, .. }, Outcome::Wrote { stored: true, degraded }) => {
+                end(true, degraded);
+                // What it took the place of was there.
+                self.judge.judge(seen(key, with, None, self.lives))?;
+                if !degraded {
+                    self.judge.pop(with)?;
+                }
+            }
+            (Operation::Set { key, only: Only::Present, .. }, Outcome::Wrote { stored: true, degraded }) => {
+                end(true, degraded);
+                self.judge.some(seen(key, 0, None, self.lives))?;
+            }
+            (Operation::GetAndTouch { key, ttl }, Outcome::Value(value, _)) => {
+                end(true, false);
+                let deadline = self.clock.now().as_millis() + ttl * 1_000;
+                running.mutation.iter().for_each(|number| self.judge.mutation(*number).deadline = deadline);
+                if let Some(value) = value {
+                    self.judge.judge(seen(key, value, None, self.lives))?;
                 }
             }
             (_, Outcome::Wrote { stored, degraded }) => end(stored, degraded),
@@ -529,7 +633,7 @@ impl History {
             (Operation::Flush(_), Outcome::Nothing) => self.lossy_at = self.lossy_at.max(now),
             (_, Outcome::Touched(_) | Outcome::Nothing) => end(true, false),
             // Nobody has the value, or nobody knows: either way what was there before is gone for this process.
-            (Operation::Set { .. }, Outcome::Failed(_)) => {
+            (Operation::Set { .. } | Operation::Compare { .. }, Outcome::Failed(_)) => {
                 end(true, true);
                 running.mutation.iter().for_each(|number| self.judge.mutation(*number).failed = true);
             }
@@ -597,10 +701,25 @@ impl History {
                 Outcome::Value(value, _) => value,
                 outcome => return Err(format!("the last get of {key} ended with {outcome:?}")),
             };
-            let sum = match self.last(Operation::Counter(key)).await {
-                Outcome::Sum(sum) => sum.unwrap_or(0),
-                outcome => return Err(format!("the last look at counter {key} ended with {outcome:?}")),
+            // A clearing that the store has not seen yet is tried again until it has.
+            let mut sum = self.last(Operation::Counter(key)).await;
+            for _ in 0..10 {
+                if matches!(sum, Outcome::Sum(_)) {
+                    break;
+                }
+                self.clock.advance(Duration::from_secs(5));
+                for _ in 0..100 {
+                    while self.gates.waiting() > 0 {
+                        self.gates.release(0, Fate::Go);
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                sum = self.last(Operation::Counter(key)).await;
+            }
+            let Outcome::Sum(sum) = sum else {
+                return Err(format!("the last look at counter {key} ended with {sum:?}"));
             };
+            let sum = sum.unwrap_or(0);
             self.note(format!("counter {key} in the end: {sum:#b}"));
             self.counts.judge(key, sum, self.moment + 1, self.moment + 2)?;
             self.moment += 2;
@@ -637,6 +756,14 @@ impl History {
     fn note(&mut self, line: String) {
         self.log.push_str(&line);
         self.log.push('\n');
+    }
+}
+
+/// Ends all that an operation began.
+fn end_all(judge: &mut Judge, running: &Running, now: Moment, certain: bool) {
+    for number in &running.mutation {
+        let mutation = judge.mutation(*number);
+        (mutation.ended, mutation.certain) = (Some(now), certain);
     }
 }
 
@@ -684,7 +811,15 @@ async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
             Outcome::Value(entry.map(|entry| number(&entry.value)), generation)
         }),
         Operation::Contains(key) => manager.contains(name(key)).await.map(|_| Outcome::Nothing),
-        Operation::Set { key, value, ttl, tag, add } => {
+        Operation::Compare { key, value, generation, .. } => manager
+            .compare_and_set(name(key), Generation::new(generation), format!("{value}"))
+            .await
+            .map(|written| Outcome::Wrote { stored: written.stored, degraded: !written.degraded.is_empty() }),
+        Operation::GetAndTouch { key, ttl } => manager
+            .get_and_touch(name(key), Duration::from_secs(ttl))
+            .await
+            .map(|entry| Outcome::Value(entry.map(|entry| number(&entry.value)), None)),
+        Operation::Set { key, value, ttl, tag, only } => {
             let mut set = manager.set(name(key), format!("{value}"));
             if let Some(ttl) = ttl {
                 set = set.ttl(Duration::from_secs(ttl));
@@ -692,9 +827,11 @@ async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
             if let Some(tag) = tag {
                 set = set.tag("t", tag.to_string());
             }
-            if add {
-                set = set.only_if_absent();
-            }
+            set = match only {
+                Only::Always => set,
+                Only::Absent => set.only_if_absent(),
+                Only::Present => set.only_if_present(),
+            };
             set.await.map(|written| Outcome::Wrote {
                 stored: written.stored,
                 degraded: !written.degraded.is_empty(),
@@ -728,11 +865,27 @@ async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
         }
         Operation::Counter(key) => manager.counter(name(key)).await.map(Outcome::Sum),
         Operation::RemoveCounter(key) => manager.remove_counter(name(key)).await.map(|_| Outcome::Nothing),
+        Operation::Transact { keys, values, remove, give_up } => {
+            let names = keys.map(name);
+            let transaction = manager.transaction(&names.clone(), move |tx| {
+                let saw =
+                    [tx.get(&names[0])?, tx.get(&names[1])?].map(|value| value.map(|value| number(&value)));
+                tx.set(&names[0], values[0].to_string())?;
+                if remove {
+                    tx.delete(&names[1])?;
+                } else {
+                    tx.set(&names[1], values[1].to_string())?;
+                }
+                if give_up { Err(Error::InvalidKey("given up")) } else { Ok(saw) }
+            });
+            transaction.await.map(Outcome::Transacted)
+        }
         Operation::Settle => manager.settle().await.map(|()| Outcome::Nothing),
         Operation::Prune => manager.prune().await.map(|_| Outcome::Nothing),
     };
     outcome.unwrap_or_else(|error| match error {
         Error::Uncertain { .. } => Outcome::Uncertain,
+        Error::InvalidKey("given up") => Outcome::GaveUp,
         error => Outcome::Failed(error.to_string()),
     })
 }

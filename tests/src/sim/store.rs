@@ -9,6 +9,7 @@ use tiercache_core::tier::{
     Counting, Dead, FenceLog, Hold, Index, Permit, Profile, Put, Removal, Scope, Spill, Swept, Tier, TryGet,
     Usage,
 };
+use tiercache_core::transaction::{Standing, Transacting, Transactions, Work};
 use tiercache_core::{Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 use tokio::sync::oneshot;
 
@@ -27,7 +28,7 @@ pub(super) enum Fate {
 #[derive(Debug, Default)]
 pub(super) struct Store(Mutex<Contents>);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Contents {
     entries: BTreeMap<Key, Entry>,
     removed: BTreeMap<Key, Generation>,
@@ -93,15 +94,19 @@ impl Life {
     /// One operation: waits, has its effect, waits, answers.
     async fn step<T>(&self, what: String, effect: impl FnOnce(&mut Contents) -> T) -> Result<T> {
         let failed = || Error::unavailable("store", "step", "told to fail");
+        // A transaction is waited for as long as it takes: one that hangs would be one that nobody sees the end of.
+        let hangs = what != "transaction";
         match self.gates.pass(format!("before {what}")).await {
             Fate::Go => {}
             Fate::Fail => return Err(failed()),
+            Fate::Hang if !hangs => return Err(failed()),
             Fate::Hang => std::future::pending().await,
         }
         let answer = effect(&mut *self.alive()?);
         match self.gates.pass(format!("after {what}")).await {
             Fate::Go => Ok(answer),
             Fate::Fail => Err(failed()),
+            Fate::Hang if !hangs => Err(failed()),
             Fate::Hang => std::future::pending().await,
         }
     }
@@ -257,6 +262,60 @@ impl Tier for Life {
 
     fn counting(&self) -> Option<&dyn Counting> {
         Some(self)
+    }
+
+    fn transactions(&self) -> Option<&dyn Transactions> {
+        if self.shared { Some(self) } else { None }
+    }
+}
+
+#[async_trait]
+impl Transactions for Life {
+    fn part(&self, _key: &Key) -> usize {
+        0
+    }
+
+    async fn transact(&self, _key: &Key, work: Work) -> Result<()> {
+        let whole = |contents: &mut Contents| {
+            let mut copy = contents.clone();
+            work(&mut copy)?;
+            *contents = copy;
+            Ok(())
+        };
+        self.step("transaction".to_string(), whole).await?
+    }
+}
+
+/// A copy, which takes the place of what it was made of when all went well.
+impl Transacting for Contents {
+    fn get(&mut self, key: &Key) -> Result<Option<Entry>> {
+        Ok(self.entries.get(key).cloned())
+    }
+
+    fn put(&mut self, key: &Key, entry: &Entry, _hold: Hold) -> Result<Put> {
+        Ok(Contents::put(self, key, entry))
+    }
+
+    fn remove(&mut self, key: &Key, below: Generation) -> Result<Removal> {
+        if let Some(newest) = self.newest(key).filter(|&newest| newest >= below) {
+            return Ok(Removal::Behind(newest));
+        }
+        Contents::remove(self, key, below, true);
+        Ok(Removal::Done)
+    }
+
+    fn standing(&mut self, key: &Key) -> Result<Standing> {
+        let newest = self.newest(key).unwrap_or_default();
+        Ok(Standing { newest, above: newest })
+    }
+
+    fn nested(&mut self, part: &mut dyn FnMut(&mut dyn Transacting) -> Result<()>) -> Result<()> {
+        let before = self.clone();
+        let done = part(self);
+        if done.is_err() {
+            *self = before;
+        }
+        done
     }
 }
 

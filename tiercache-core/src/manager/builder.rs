@@ -5,6 +5,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::flow::Flow;
+use super::lessor::Lessor;
+use super::lock::Locks;
 use super::slot::{Limits, Slot};
 use super::stripes::Stripes;
 use super::{CacheManager, Running, Shared};
@@ -165,6 +167,8 @@ impl Builder {
             flow.fences.remove(&scope, generation);
         }
         let shared = Arc::new(Shared {
+            lessor: Lessor::of(&slots, &**flow.recorder.tracking()),
+            locks: Locks::new(),
             flow,
             slots,
             stripes: Stripes::new(),

@@ -13,6 +13,8 @@ mod fences;
 mod flow;
 mod guard;
 mod keys;
+mod lessor;
+mod lock;
 mod pending;
 mod read;
 mod recorder;
@@ -22,6 +24,7 @@ mod sink;
 mod slot;
 mod stats;
 mod stripes;
+mod transaction;
 mod typed;
 mod write;
 
@@ -35,15 +38,19 @@ pub use builder::{Builder, Write};
 pub use close::{CloseReport, LevelReport};
 pub use count::Addition;
 pub use keys::Keys;
+pub use lock::{Lock, LockGuard};
 pub use read::EntryInfo;
 pub use remove::{Popped, Removed};
 pub use set::Set;
 pub use slot::Limits;
 pub use stats::{LevelStats, Stats};
+pub use transaction::{Transaction, Value};
 pub use typed::TypedCache;
 pub use write::Written;
 
 use self::flow::Flow;
+use self::lessor::Lessor;
+use self::lock::Locks;
 use self::slot::Slot;
 use self::stripes::Stripes;
 use crate::{AsKey, Error, KeyRef, Level, Result};
@@ -69,6 +76,8 @@ pub(crate) struct Shared {
     write: Write,
     /// The level that has the counters, where it was chosen.
     counters: Option<Level>,
+    lessor: Lessor,
+    locks: Locks,
     closed: AtomicBool,
     /// Invalidations of many that some level has not made durable yet. Their fences are not forgotten.
     invalidating: AtomicUsize,

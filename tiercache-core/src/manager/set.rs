@@ -64,20 +64,7 @@ impl Set<'_> {
 
     /// Adds a tag. Rules choose stays by tags, and `invalidate_tag` removes by them.
     pub fn tag(self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.try_with(|draft| {
-            let (name, value) = (name.into(), value.into());
-            if name.is_empty() || name.len() > 255 || value.len() > 1024 {
-                let reason = "a tag's name has 1 to 255 bytes, its value at most 1024".into();
-                return Err(Error::InvalidOption { option: "tag", reason });
-            }
-            let tags = &mut draft.extras().tags;
-            tags.insert(name, value);
-            if tags.len() > 64 {
-                let reason = "an entry has at most 64 tags".into();
-                return Err(Error::InvalidOption { option: "tag", reason });
-            }
-            Ok(())
-        })
+        self.try_with(|draft| draft.add_tag(name.into(), value.into()))
     }
 
     /// How long the entry stays at `level` without a use, instead of what rules and defaults say.
@@ -226,6 +213,20 @@ impl Future for SetFuture<'_> {
 impl Draft {
     pub(super) fn new(value: Bytes) -> Self {
         Self { value, ttl: Ttl::Unset, levels: Levels::ALL, only_if: None, extras: None }
+    }
+
+    pub(super) fn add_tag(&mut self, name: String, value: String) -> Result<()> {
+        if name.is_empty() || name.len() > 255 || value.len() > 1024 {
+            let reason = "a tag's name has 1 to 255 bytes, its value at most 1024".into();
+            return Err(Error::InvalidOption { option: "tag", reason });
+        }
+        let tags = &mut self.extras().tags;
+        tags.insert(name, value);
+        if tags.len() > 64 {
+            let reason = "an entry has at most 64 tags".into();
+            return Err(Error::InvalidOption { option: "tag", reason });
+        }
+        Ok(())
     }
 
     fn extras(&mut self) -> &mut Extras {

@@ -11,6 +11,7 @@ use crate::tier::{
     Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
     Spill, Swept, Usage,
 };
+use crate::transaction::Transactions;
 use crate::{Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
 
 /// A place where a call can be held.
@@ -196,6 +197,11 @@ impl Tier for GateTier {
 
     fn leasing(&self) -> Option<&dyn Leasing> {
         self.inner.leasing().map(|_| self as &dyn Leasing)
+    }
+
+    /// As they are: nothing befalls transactions.
+    fn transactions(&self) -> Option<&dyn Transactions> {
+        self.inner.transactions()
     }
 }
 

@@ -7,9 +7,10 @@ if known[1] and known[1] ~= ARGV[1] then
   return -1 - math.max(redis.call('PTTL', KEYS[1]), 0)
 end
 if not known[1] then
-  local time = redis.call('TIME')
   token = redis.call('INCR', KEYS[2])
-  local least = tonumber(time[1]) * 1000000 + tonumber(time[2])
+  -- A user may not be allowed to ask.
+  local time = redis.pcall('TIME')
+  local least = time.err and 0 or tonumber(time[1]) * 1000000 + tonumber(time[2])
   if token < least then
     token = least
     redis.call('SET', KEYS[2], string.format('%.0f', token))
