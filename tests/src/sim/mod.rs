@@ -867,7 +867,8 @@ async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
         Operation::RemoveCounter(key) => manager.remove_counter(name(key)).await.map(|_| Outcome::Nothing),
         Operation::Transact { keys, values, remove, give_up } => {
             let names = keys.map(name);
-            let transaction = manager.transaction(&names.clone(), move |tx| {
+            let named = names.clone();
+            let transaction = manager.transaction(&named, move |tx| {
                 let saw =
                     [tx.get(&names[0])?, tx.get(&names[1])?].map(|value| value.map(|value| number(&value)));
                 tx.set(&names[0], values[0].to_string())?;
