@@ -215,7 +215,7 @@ impl<'a> Step<'a> {
         }
         self.leave_mark(hash(key), below)?;
         self.note(below);
-        Ok(Removal::Done)
+        Ok(Removal::Done { over: newest })
     }
 
     /// How far processes have counted that have written to the key.

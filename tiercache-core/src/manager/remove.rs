@@ -171,11 +171,11 @@ impl Shared {
 
     /// What is left of a removal; tracking has been told of it.
     async fn remove_lower_too(self: &Arc<Self>, key: &Key, joined: &Joined) -> Vec<(Level, Error)> {
-        let (raised, degraded) = self.remove_lower(key, joined).await;
-        if raised > joined.generation {
-            self.flow.recorder.removed(self.flow.now(), key.clone(), raised);
+        let outcome = self.remove_lower(key, joined).await;
+        if outcome.generation > joined.generation {
+            self.flow.recorder.removed(self.flow.now(), key.clone(), outcome.generation);
         }
-        degraded
+        outcome.degraded
     }
 
     /// The whole removal if nothing has to be waited for, else the flight to hold while it is.
@@ -241,16 +241,12 @@ impl Shared {
     }
 
     /// Removes copies below the mutation from every level that must be waited for, coldest first. The caller
-    /// holds a flight. Returns the mutation's generation, which is a higher one when another process was ahead, and
-    /// the levels that failed, which are cleaned in the background.
+    /// holds a flight. The outcome has the mutation's generation, which is a higher one when another process was
+    /// ahead, and the levels that failed, which are cleaned in the background.
     ///
     /// Of one key one removal runs at a time; mutations that begin meanwhile share the next. So whatever a level
     /// has at or above the generation asked for is another process's.
-    pub(super) async fn remove_lower(
-        self: &Arc<Self>,
-        key: &Key,
-        joined: &Joined,
-    ) -> (Generation, Vec<(Level, Error)>) {
+    pub(super) async fn remove_lower(self: &Arc<Self>, key: &Key, joined: &Joined) -> RemovalOutcome {
         let _turn = joined.turn.lock().await;
         let outcome = match joined.batch.outcome.get() {
             Some(outcome) => outcome,
@@ -262,7 +258,7 @@ impl Shared {
         let generation = joined.generation;
         // The newest of those that shared it comes last, and the others are as if they had come just before.
         let generation = if outcome.newest == generation { outcome.generation } else { generation };
-        (generation, outcome.degraded.clone())
+        RemovalOutcome { generation, ..outcome.clone() }
     }
 
     /// The removal for all that wait for one.
@@ -275,39 +271,43 @@ impl Shared {
             (newest, if passed { self.raise(&mut stripe, key) } else { newest })
         };
         let _removing = Removing { shared: self, hash };
-        let mut degraded = Vec::new();
+        let (mut over, mut degraded) = (Generation::ZERO, Vec::new());
         for slot in self.lower_slots().rev() {
             if slot.index().is_some_and(|index| index.holds(key.as_ref()).is_none()) {
                 continue;
             }
             let limit = slot.limits.write_timeout.min(slot.limits.read_timeout.max(Duration::from_secs(1)));
-            if let Err(error) = self.remove_above(slot, key, &mut generation, limit).await {
-                self.flow.counters.count(Count::Degraded);
-                tracing::warn!(level = %slot.level, ?key, %error, "could not remove, fenced until it can");
-                self.clean_later(slot, key.clone(), generation);
-                degraded.push((slot.level, error));
+            match self.remove_above(slot, key, &mut generation, limit).await {
+                Ok(found) => over = found.max(over),
+                Err(error) => {
+                    self.flow.counters.count(Count::Degraded);
+                    tracing::warn!(level = %slot.level, ?key, %error, "could not remove, fenced until it can");
+                    self.clean_later(slot, key.clone(), generation);
+                    degraded.push((slot.level, error));
+                }
             }
         }
-        RemovalOutcome { newest, generation, degraded }
+        RemovalOutcome { newest, generation, over, degraded }
     }
 
-    /// Removes from one level, and takes a higher generation as often as another process is ahead.
+    /// Removes from one level, and takes a higher generation as often as another process is ahead. Returns what
+    /// stood there, as [`Removal::Done`] tells.
     async fn remove_above(
         &self,
         slot: &Slot,
         key: &Key,
         generation: &mut Generation,
         limit: Duration,
-    ) -> Result<()> {
+    ) -> Result<Generation> {
         for _ in 0..MOST_OVERTAKEN {
             match self.remove_at(slot, key, *generation, limit).await? {
                 Removal::Behind(found) if !seeded("behind-is-done") => {
                     self.flow.join(slot.tier.name(), found)?;
                     *generation = self.raise(&mut self.stripes.lock(key.hash64()), key);
                 }
-                Removal::Done | Removal::Behind(_) => {
+                Removal::Done { over: found } | Removal::Behind(found) => {
                     self.stripes.lock(key.hash64()).end_lag(key.hash64(), slot.level);
-                    return Ok(());
+                    return Ok(found);
                 }
             }
         }
@@ -363,7 +363,7 @@ impl Shared {
                     }
                     stripe.floor(hash).max(below)
                 };
-                shared.remove_above(slot, &key, &mut generation, slot.limits.write_timeout).await
+                shared.remove_above(slot, &key, &mut generation, slot.limits.write_timeout).await.map(drop)
             };
             shared.until_it_works(again).await;
             shared.cleaning.fetch_sub(1, Ordering::AcqRel);

@@ -134,18 +134,18 @@ impl Shared {
         let hash = key.hash64();
         let mut stripe = self.stripes.lock(hash);
         entry.generation = self.flow.next_generation();
-        self.write_locked(&mut stripe, key, entry, now, false)
+        self.write_locked(&mut stripe, key, entry, now, None)
     }
 
-    /// Steps 1 to 5 for an entry that has its generation. One that was `derived` from what was read is not made
-    /// anew when another process is ahead: nothing is stored then.
+    /// Steps 1 to 5 for an entry that has its generation. One that was derived, from what was read at that
+    /// generation, is not made anew when another process came between: nothing is stored then.
     fn write_locked(
         self: &Arc<Self>,
         stripe: &mut Stripe,
         key: Key,
         entry: Entry,
         now: Timestamp,
-        derived: bool,
+        derived: Option<Generation>,
     ) -> Begun {
         let (hash, generation) = (key.hash64(), entry.generation);
         stripe.mutate(hash, generation);
@@ -234,13 +234,15 @@ impl Shared {
         key: Key,
         mut entry: Entry,
         removal: Option<Joined>,
-        derived: bool,
+        derived: Option<Generation>,
     ) -> Result<Written> {
         let (hash, mut generation) = (key.hash64(), entry.generation);
         let mut degraded = Vec::new();
         if let Some(joined) = removal {
-            (generation, degraded) = self.remove_lower(&key, &joined).await;
-            if derived && generation != entry.generation && !seeded("derived-overtakes") {
+            let outcome = self.remove_lower(&key, &joined).await;
+            (generation, degraded) = (outcome.generation, outcome.degraded);
+            let changed = |read| generation != entry.generation || outcome.over > read;
+            if derived.is_some_and(changed) && !seeded("derived-overtakes") {
                 return Ok(Written { stored: false, generation, degraded });
             }
             entry.generation = generation;
@@ -420,7 +422,7 @@ impl Shared {
                 // Below the floor it is being replaced by a mutation that has not published yet. That one
                 // comes first in order, so what it replaces must not be carried past it.
                 let found = found.filter(|entry| entry.generation >= before);
-                let derived = found.is_some();
+                let derived = found.as_ref().map(|entry| entry.generation);
                 let Some(mut entry) = change(found, now) else { return Ok(None) };
                 entry.generation = self.flow.next_generation();
                 self.write_locked(&mut stripe, key.clone(), entry, now, derived)
