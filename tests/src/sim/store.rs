@@ -297,11 +297,12 @@ impl Transacting for Contents {
     }
 
     fn remove(&mut self, key: &Key, below: Generation) -> Result<Removal> {
-        if let Some(newest) = self.newest(key).filter(|&newest| newest >= below) {
-            return Ok(Removal::Behind(newest));
+        let over = self.newest(key).unwrap_or_default();
+        if over >= below {
+            return Ok(Removal::Behind(over));
         }
         Contents::remove(self, key, below, true);
-        Ok(Removal::Done)
+        Ok(Removal::Done { over })
     }
 
     fn standing(&mut self, key: &Key) -> Result<Standing> {

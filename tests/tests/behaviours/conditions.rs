@@ -162,3 +162,63 @@ async fn typed_values_have_the_same_conditions() {
     assert_eq!(*counts.pop("k").await.unwrap().unwrap(), [3, 4]);
     assert_eq!(counts.pop("k").await.unwrap(), None);
 }
+
+#[tokio::test]
+async fn what_another_process_has_set_is_neither_undone_nor_touched() {
+    for write in [tiercache_core::Write::Back, tiercache_core::Write::Through] {
+        let store = tiercache_core::testing::MemoryTier::shared();
+        let open = async |store| {
+            builder(&ManualClock::new()).hot(ram()).dry(store).write(write).build().await.unwrap()
+        };
+        let (here, there) = (open(store.clone()).await, open(store.reopen()).await);
+        let mut generation = here.set("k", "1").await.unwrap().generation;
+        for round in 0..5 {
+            // Whichever counts faster.
+            let other = if round % 2 == 0 { &there } else { &here };
+            for n in 0..round * 7 {
+                other.set(format!("other {n}"), "v").await.unwrap();
+            }
+            there.set("k", "theirs").await.unwrap();
+            assert_eq!(get(&here, "k").await.unwrap(), "1", "it has not been told yet");
+            let done = match round % 3 {
+                0 => here.compare_and_set("k", generation, "mine").await.unwrap().stored,
+                1 => here.touch("k", MINUTE).await.unwrap(),
+                _ => here.replace("k", "mine").await.unwrap().stored,
+            };
+            if write == tiercache_core::Write::Back {
+                assert!(!done, "round {round}");
+                assert_eq!(get(&here, "k").await, None);
+                assert_eq!(get(&there, "k").await.unwrap(), "theirs");
+            } else {
+                assert!(!done || round % 3 > 0, "round {round}");
+            }
+            generation = here.set("k", "1").await.unwrap().generation;
+        }
+        assert!(here.compare_and_set("k", generation, "2").await.unwrap().stored, "nobody came between");
+    }
+}
+
+#[tokio::test]
+async fn of_processes_that_know_a_generation_of_a_shared_level_one_gets_its_value_in() {
+    let store = tiercache_core::testing::MemoryTier::shared();
+    let open = async |store| {
+        let write = tiercache_core::Write::Through;
+        builder(&ManualClock::new()).dry(store).write(write).build().await.unwrap()
+    };
+    let caches = [open(store.clone()).await, open(store.reopen()).await, open(store.reopen()).await];
+    for round in 0..50 {
+        let key = format!("{round}");
+        caches[round % 3].set(&key, "0").await.unwrap();
+        let mut tasks = tokio::task::JoinSet::new();
+        for (n, cache) in caches.iter().cloned().enumerate() {
+            let key = key.clone();
+            let generation = cache.read(&key).await.unwrap().unwrap().generation;
+            tasks.spawn(async move {
+                cache.compare_and_set(&key, generation, n.to_string()).await.unwrap().stored
+            });
+        }
+        let stored = tasks.join_all().await.into_iter().filter(|&stored| stored).count();
+        assert!(stored <= 1, "{stored} got their value in");
+        assert_eq!(stored, 1, "the first to reach the level does");
+    }
+}

@@ -47,8 +47,8 @@ impl CacheManager {
     ///
     /// A generation means something to the process that read it, as long as that lives: another one may count to the
     /// same number. Within a process exactly one of those that know a generation gets its value in, and nothing that was set
-    /// meanwhile is lost. Across processes that is so where the entry is found at a level they share; what another
-    /// process set while this one still has the older entry in RAM is noticed when the entry's stay there is over.
+    /// meanwhile is lost. Across processes the level they share tells, for a minute at least, that another was there:
+    /// then nothing is stored, and the key may be left without a value.
     ///
     /// # Errors
     /// As for [`CacheManager::set`].

@@ -118,7 +118,7 @@ impl Transaction<'_> {
         let mut entry = draft.entry(self.about.now);
         entry.generation = shared.flow.next_generation();
         self.written.push((key.clone(), entry.generation, None));
-        if self.level.remove(&key, entry.generation)? != Removal::Done {
+        if !self.level.remove(&key, entry.generation)?.is_done() {
             return Err(overtaken(slot));
         }
         let hold = shared.flow.hold(slot.level, &entry, true, self.about.now);
@@ -146,7 +146,7 @@ impl Transaction<'_> {
         let generation = shared.flow.next_generation();
         self.written.push((key.clone(), generation, None));
         match self.level.remove(&key, generation)? {
-            Removal::Done => Ok(found),
+            Removal::Done { .. } => Ok(found),
             Removal::Behind(_) => Err(overtaken(shared.transacting()?.0)),
         }
     }

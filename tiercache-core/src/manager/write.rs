@@ -243,6 +243,8 @@ impl Shared {
             (generation, degraded) = (outcome.generation, outcome.degraded);
             let changed = |read| generation != entry.generation || outcome.over > read;
             if derived.is_some_and(changed) && !seeded("derived-overtakes") {
+                // What it was made of must not be what the next attempt is made of.
+                self.forget_in_ram(&key, generation);
                 return Ok(Written { stored: false, generation, degraded });
             }
             entry.generation = generation;
