@@ -895,7 +895,8 @@ impl History {
     /// An operation that nothing keeps from its end.
     async fn last(&mut self, what: Operation) -> Outcome {
         let manager = self.manager.clone();
-        let mut last = tokio::spawn(async move { perform(&manager, what).await });
+        let origin = self.origin.clone();
+        let mut last = tokio::spawn(async move { perform(&manager, &origin, what).await });
         loop {
             tokio::select! {
                 biased;
