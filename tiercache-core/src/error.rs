@@ -31,6 +31,24 @@ pub enum Error {
         /// How long it was given.
         after: Duration,
     },
+    /// The backend was asked and did not say what it did: it did it once, or not at all.
+    #[error("{backend} may have done it, or not ({op})")]
+    Uncertain {
+        /// The backend's name.
+        backend: &'static str,
+        /// What was asked of it.
+        op: &'static str,
+        /// What kept it from saying so.
+        source: Arc<Error>,
+    },
+    /// The backend has no room for it and can make none.
+    #[error("{backend} is full ({op})")]
+    Full {
+        /// The backend's name.
+        backend: &'static str,
+        /// What was asked of it.
+        op: &'static str,
+    },
     /// No level takes an entry of this size.
     #[error("an entry of {size} bytes fits no level (the largest takes {limit})")]
     TooLarge {
@@ -49,6 +67,12 @@ pub enum Error {
         option: &'static str,
         /// What is wrong with it and what is allowed.
         reason: String,
+    },
+    /// A loader failed, with its error as the source. All who waited for the load share it.
+    #[error("the loader failed: {source}")]
+    Load {
+        /// The loader's error.
+        source: Arc<dyn std::error::Error + Send + Sync>,
     },
     /// A value could not be encoded or decoded as the type asked for.
     #[error("the value is not {what}: {reason}")]

@@ -13,25 +13,31 @@ mod entry;
 pub mod envelope;
 mod error;
 mod key;
+pub mod lease;
 mod level;
 mod manager;
 pub mod rules;
 pub mod secret;
+mod side_by_side;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod tier;
 mod time;
 pub mod tracking;
+pub mod transaction;
 
 pub use codec::{Codec, Packing};
 pub use encryption::{EncryptionConfig, OldKey};
 pub use entry::{Decoded, Entry, Extras, Generation, Tags};
 pub use error::{BoxError, Error, Result};
 pub use key::{AsKey, ContentKey, Key, KeyRef, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES};
+pub use lease::Leasing;
 pub use level::{Level, Levels, Stay};
 pub use manager::{
-    BlockingCache, Builder, CacheManager, CloseReport, EntryInfo, Keys, LevelReport, LevelStats, Limits,
-    Popped, Removed, Set, Stats, TypedCache, Write, Written,
+    Addition, BlockingCache, Builder, CacheManager, CloseReport, Eager, EntryInfo, Keys, LevelReport,
+    LevelStats, Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader,
+    Lock, LockGuard, Of, Plain, Popped, Raw, Reason, Removed, Served, Set, Stats, Told, Transaction,
+    TypedCache, Value, View, Write, Written,
 };
 pub use rules::{Rule, Rules};
 pub use secret::{Address, Secret};

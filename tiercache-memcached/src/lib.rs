@@ -1,12 +1,15 @@
 #![doc = include_str!("../README.md")]
 
+mod batch;
 mod config;
 mod counting;
 mod fences;
+mod leases;
 mod names;
 mod record;
 mod server;
 mod tier;
+mod wire;
 
 pub use config::MemcachedConfig;
 pub use tier::MemcachedTier;

@@ -14,17 +14,18 @@ use mongodb::error::{ErrorKind, Result as DriverResult};
 use mongodb::{Collection, Database};
 use tiercache_core::envelope::{Damage, Header};
 use tiercache_core::tier::{
-    Cause, Counting, Dead, FenceLog, HighWater, Hold, Left, Listed, ListedEntry, Listing, Permit, Profile,
-    Put, Removal, Scope, Spill, Swept, Usage,
+    Call, Cause, Counting, Dead, FenceLog, HighWater, Hold, Left, Listed, ListedEntry, Listing, Permit,
+    Profile, Put, Removal, Scope, Spill, Swept, Usage, side_by_side,
 };
-use tiercache_core::{Codec, Entry, Error, Generation, Key, Result, Tier, Timestamp};
+use tiercache_core::{Codec, Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
 
 use crate::MongoConfig;
 use crate::config::MAX_INLINE;
 use crate::counters::{Added, Addition, Counters};
-use crate::documents::{Body, Documents, Found, Written, expiry, generation, number};
+use crate::documents::{Body, Documents, Found, InFile, Written, expiry, generation, number};
 use crate::ids;
 use crate::large::Files;
+use crate::leases::Leases;
 use crate::link::{Link, NAME};
 use crate::state::{Floor, State};
 
@@ -34,6 +35,9 @@ const LONG: usize = 128 << 10;
 const ROOM_EVERY: Duration = Duration::from_secs(10);
 /// Entries removed for room in a sweep.
 const EVICTED: i64 = 100;
+/// Keys in one question, and files that are read at a time.
+const QUESTIONS: usize = 256;
+const FILES_AT_ONCE: usize = 8;
 /// No upload goes on for longer.
 const LONGEST_UPLOAD: Duration = Duration::from_secs(300);
 
@@ -66,6 +70,7 @@ struct Store {
     documents: Documents,
     state: State,
     counters: Counters,
+    leases: Leases,
     base: String,
 }
 
@@ -87,6 +92,7 @@ impl MongoTier {
             documents: Documents::new(collection(&base), Files::new(database, &base)),
             state: State::new(collection(&format!("{base}.state"))),
             counters: Counters::new(collection(&format!("{base}.counters"))),
+            leases: Leases::new(database, &base),
             link,
             base,
         });
@@ -114,6 +120,14 @@ impl MongoTier {
             sweeping: Mutex::new(Sweeping { after: None, next: Timestamp::EPOCH, room: Timestamp::EPOCH }),
             spill: OnceLock::new(),
         })
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.store.link
+    }
+
+    pub(crate) fn leases(&self) -> Leases {
+        self.store.leases.clone()
     }
 
     /// Returns when the store's record covers `generation`.
@@ -145,6 +159,33 @@ impl MongoTier {
         self.store
             .detach("remove a damaged entry", async move { store.documents.discard(&name, &found).await });
         Ok(None)
+    }
+
+    async fn get_chunk(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
+        self.store.look();
+        let names: Vec<String> = keys.iter().map(|key| ids::entry(key.as_ref())).collect();
+        let store = self.store.clone();
+        let reading = async move { store.documents.read_many(&names).await };
+        let found = match self.store.link.run("get", reading).await {
+            Ok(found) => found,
+            Err(error) => return vec![Err(error); keys.len()],
+        };
+        let answer = |(key, found)| -> Call<'_, _> { Box::pin(self.found_or_read(key, found)) };
+        side_by_side(FILES_AT_ONCE, keys.iter().zip(found).map(answer).collect()).await
+    }
+
+    async fn found_or_read(
+        &self,
+        key: &Key,
+        found: std::result::Result<Option<Found>, InFile>,
+    ) -> Result<Option<Entry>> {
+        match found {
+            Ok(Some(found)) if !self.store.state.is_dead(key.namespace(), found.generation()) => {
+                self.checked(key, found).await
+            }
+            Ok(_) => Ok(None),
+            Err(InFile) => self.get(key).await,
+        }
     }
 
     /// The envelope of an entry, and that of it without its value; `None` when it is more than the tier takes.
@@ -320,6 +361,16 @@ impl Tier for MongoTier {
             .await
     }
 
+    /// What is in documents by one question, what is in files side by side. Writes have no request of many: each is
+    /// conditional.
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
+        let mut answers = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(QUESTIONS) {
+            answers.extend(self.get_chunk(keys).await);
+        }
+        answers
+    }
+
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
         self.store.link.check_open()?;
         self.cover(below).await?;
@@ -392,6 +443,10 @@ impl Tier for MongoTier {
     }
 
     fn counting(&self) -> Option<&dyn Counting> {
+        Some(self)
+    }
+
+    fn leasing(&self) -> Option<&dyn Leasing> {
         Some(self)
     }
 }
@@ -505,7 +560,13 @@ impl fmt::Debug for MongoTier {
 
 impl Store {
     async fn prepare(&self) -> DriverResult<()> {
-        try_join!(self.documents.prepare(), self.state.prepare(), self.counters.prepare()).map(drop)
+        try_join!(
+            self.documents.prepare(),
+            self.state.prepare(),
+            self.counters.prepare(),
+            self.leases.prepare()
+        )
+        .map(drop)
     }
 
     /// Bytes of documents and files; `None` when the server does not tell.

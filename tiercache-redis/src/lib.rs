@@ -1,7 +1,9 @@
 #![doc = include_str!("../README.md")]
 
+mod batch;
 mod config;
 mod keys;
+mod leases;
 mod ledger;
 mod link;
 mod listing;

@@ -25,6 +25,8 @@ pub(super) struct Mutation {
     pub tag: Option<u8>,
     /// The time after which the written or touched value is dead.
     pub deadline: u64,
+    /// How much longer it may be answered as stale.
+    pub stale: u64,
     pub begun: Moment,
     /// When it ended; none while it has not, or nobody can tell.
     pub ended: Option<Moment>,
@@ -58,6 +60,8 @@ pub(super) struct Seen {
     pub ended: Moment,
     /// The time when the read began.
     pub clock: u64,
+    /// Whether it was told to be stale.
+    pub stale: bool,
     pub life: u32,
 }
 
@@ -104,7 +108,7 @@ impl Judge {
             other.key == key && other.kind == Kind::Touch && overlaps
         });
         let deadline = touches.map(|touch| touch.deadline).fold(written.deadline, u64::max);
-        if clock >= deadline {
+        if clock >= if seen.stale { deadline.saturating_add(written.stale) } else { deadline } {
             return Err(format!("value {value} was read at {clock}, after its deadline {deadline}"));
         }
         for other in later().filter(|other| other.certain && (other.life == life || !other.degraded)) {
@@ -122,6 +126,16 @@ impl Judge {
                 ));
             }
         }
+        // Whoever has seen a part of a transaction must see the rest.
+        let begun_with = written.begun;
+        let parts = || self.mutations.iter().filter(|part| part.begun == begun_with);
+        if parts().count() > 1 {
+            for part in
+                self.mutations.iter_mut().filter(|part| part.begun == begun_with && part.ended.is_none())
+            {
+                (part.ended, part.certain) = (Some(ended), true);
+            }
+        }
         if let Some(generation) = seen.generation {
             // A new process numbers on from what outlived the one before it.
             let before = self.seen.entry((key, life)).or_default();
@@ -135,6 +149,21 @@ impl Judge {
             before.push((ended, generation));
         }
         Ok(())
+    }
+
+    /// Whether there may have been some value.
+    pub(super) fn some(&mut self, seen: Seen) -> Result<(), String> {
+        let others = self.mutations.iter().filter(|other| other.key == seen.key && other.begun != seen.begun);
+        let others: Vec<u64> = others
+            .filter_map(|other| match other.kind {
+                Kind::Write(value) => Some(value),
+                _ => None,
+            })
+            .collect();
+        if others.into_iter().any(|value| self.judge(Seen { value, ..seen }).is_ok()) {
+            return Ok(());
+        }
+        Err(format!("key {} had no value that could be replaced {}..{}", seen.key, seen.begun, seen.ended))
     }
 
     /// Whether a value may be taken out: once.

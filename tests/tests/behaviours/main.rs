@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod conditions;
+mod counters;
 mod durability;
 mod keys;
 mod levels;
 mod life;
+mod locks;
 mod tracking;
+mod transactions;

@@ -5,6 +5,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::flow::Flow;
+use super::lessor::Lessor;
+use super::load::Loads;
+use super::lock::Locks;
 use super::slot::{Limits, Slot};
 use super::stripes::Stripes;
 use super::{CacheManager, Running, Shared};
@@ -35,8 +38,11 @@ pub struct Builder {
     rules: Rules,
     clock: Option<Arc<dyn Clock>>,
     write: Write,
+    counters: Option<Level>,
     pending_bytes: Option<u64>,
     sweep_every: Option<Duration>,
+    max_loads: Option<usize>,
+    max_refreshes: Option<usize>,
     manual: bool,
 }
 
@@ -86,6 +92,13 @@ impl Builder {
         self
     }
 
+    /// The level that has the counters. Default: the lowest that counts, which is the one that lasts longest and that
+    /// most processes share.
+    pub fn counters(mut self, level: Level) -> Self {
+        self.counters = Some(level);
+        self
+    }
+
     /// The most bytes on their way down. At half of it writers wait, a second at most; beyond it the oldest is
     /// dropped and counted. Default: 64 MiB.
     pub fn pending_bytes(mut self, bytes: u64) -> Self {
@@ -96,6 +109,19 @@ impl Builder {
     /// How often levels are swept for what is dead or has stayed its time. Default: every second.
     pub fn sweep_every(mut self, every: Duration) -> Self {
         self.sweep_every = Some(every);
+        self
+    }
+
+    /// The most loads that run at once; further ones wait their turn. Default: 1000.
+    pub fn max_loads(mut self, loads: usize) -> Self {
+        self.max_loads = Some(loads);
+        self
+    }
+
+    /// The most values refreshed in the background at once; beyond it they are left as they are, and counted.
+    /// Default: 64.
+    pub fn max_refreshes(mut self, refreshes: usize) -> Self {
+        self.max_refreshes = Some(refreshes);
         self
     }
 
@@ -117,7 +143,7 @@ impl Builder {
     ///
     /// # Errors
     /// [`Error::Config`] when there is no level at all, when `through` or `behind` has no level that outlives the
-    /// process to write to, or when called outside a tokio runtime.
+    /// process to write to, when the level chosen for counters does not count, or when called outside a tokio runtime.
     pub async fn build(self) -> Result<CacheManager> {
         let config = |message: &str| Error::Config(message.to_string());
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
@@ -138,6 +164,11 @@ impl Builder {
                 "`write: behind` and `write: through` need a level that outlives the process",
             ));
         }
+        if let Some(level) = self.counters
+            && !present().any(|slot| slot.level == level && slot.tier.counting().is_some())
+        {
+            return Err(config(&format!("`counters: {level}` needs a backend at that level that counts")));
+        }
         let last = present().map(|slot| slot.profile.last_generation).max().unwrap_or(Generation::ZERO);
         let fences: Vec<_> =
             present().filter_map(|slot| slot.tier.fences()).flat_map(|fences| fences.remembered()).collect();
@@ -151,11 +182,20 @@ impl Builder {
         for (scope, generation) in fences.into_iter().filter(|_| !seeded("fences-not-remembered")) {
             flow.fences.remove(&scope, generation);
         }
+        let (stop, stopped) = watch::channel(false);
         let shared = Arc::new(Shared {
+            lessor: Lessor::of(&slots, &**flow.recorder.tracking()),
+            locks: Locks::new(),
             flow,
             slots,
             stripes: Stripes::new(),
+            loads: Loads::new(
+                self.max_loads.unwrap_or(1_000),
+                self.max_refreshes.unwrap_or(64),
+                stopped.clone(),
+            ),
             write: self.write,
+            counters: self.counters,
             closed: AtomicBool::new(false),
             invalidating: AtomicUsize::new(0),
             cleaning: AtomicUsize::new(0),
@@ -164,7 +204,6 @@ impl Builder {
         for slot in shared.slots() {
             slot.tier.attach(Arc::new(shared.chute(slot.level)));
         }
-        let (stop, stopped) = watch::channel(false);
         if !self.manual {
             shared.start(&stopped, self.sweep_every.unwrap_or(Duration::from_secs(1)));
         }

@@ -100,7 +100,7 @@ impl Flow {
 
     /// Whether a `get` may answer with it.
     pub(super) fn is_alive(&self, key: KeyRef<'_>, entry: &Entry, now: Timestamp) -> bool {
-        (entry.is_live(now) || seeded("deadline-unchecked")) && !self.fences.hides(key, entry)
+        (entry.is_fresh(now) || seeded("deadline-unchecked")) && !self.fences.hides(key, entry)
     }
 
     /// Whether nobody may ever answer with it.
@@ -117,7 +117,8 @@ impl Flow {
             size: entry.value.len() as u64,
             created: entry.created,
             used: entry.created,
-            deadline: entry.deadline,
+            // To tracking, what `get` does not find is dead.
+            deadline: if entry.is_nothing() { Timestamp::EPOCH } else { entry.fresh_until() },
             hits: 0,
             tags: entry.tags().cloned().unwrap_or_default(),
         }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::CacheManager;
 use super::builder::Write;
 use super::write::{Begun, Written};
-use crate::{Entry, Error, Extras, Generation, Key, Level, Levels, Result, Stay, Timestamp};
+use crate::{Entry, Error, Extras, Generation, Key, Level, Levels, Result, Stay, Tags, Timestamp};
 
 /// A write on its way: options, then `.await`.
 #[must_use = "nothing is written until it is awaited"]
@@ -28,8 +28,16 @@ pub(super) struct Draft {
     pub(super) value: Bytes,
     pub(super) ttl: Ttl,
     pub(super) levels: Levels,
-    pub(super) only_if_absent: bool,
+    pub(super) only_if: Option<OnlyIf>,
     pub(super) extras: Option<Arc<Extras>>,
+}
+
+/// What must be there for a write to be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum OnlyIf {
+    Absent,
+    Present,
+    Generation(Generation),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,20 +64,7 @@ impl Set<'_> {
 
     /// Adds a tag. Rules choose stays by tags, and `invalidate_tag` removes by them.
     pub fn tag(self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.try_with(|draft| {
-            let (name, value) = (name.into(), value.into());
-            if name.is_empty() || name.len() > 255 || value.len() > 1024 {
-                let reason = "a tag's name has 1 to 255 bytes, its value at most 1024".into();
-                return Err(Error::InvalidOption { option: "tag", reason });
-            }
-            let tags = &mut draft.extras().tags;
-            tags.insert(name, value);
-            if tags.len() > 64 {
-                let reason = "an entry has at most 64 tags".into();
-                return Err(Error::InvalidOption { option: "tag", reason });
-            }
-            Ok(())
-        })
+        self.try_with(|draft| draft.add_tag(name.into(), value.into()))
     }
 
     /// How long the entry stays at `level` without a use, instead of what rules and defaults say.
@@ -85,7 +80,17 @@ impl Set<'_> {
 
     /// Only if the key has no live entry; [`Written::stored`] tells.
     pub fn only_if_absent(self) -> Self {
-        self.with(|draft| draft.only_if_absent = true)
+        self.with(|draft| draft.only_if = Some(OnlyIf::Absent))
+    }
+
+    /// Only if the key has a live entry; [`Written::stored`] tells.
+    pub fn only_if_present(self) -> Self {
+        self.with(|draft| draft.only_if = Some(OnlyIf::Present))
+    }
+
+    /// Only if the key has the entry of that generation, see [`CacheManager::compare_and_set`].
+    pub fn only_if_generation(self, generation: Generation) -> Self {
+        self.with(|draft| draft.only_if = Some(OnlyIf::Generation(generation)))
     }
 
     /// At this level and no other: it does not sink from there, nor rise.
@@ -168,7 +173,7 @@ impl Future for SetFuture<'_> {
             if let Err(error) = shared.check_open() {
                 return Poll::Ready(Err(error));
             }
-            let begun = if draft.only_if_absent || shared.write != Write::Back {
+            let begun = if draft.only_if.is_some() || shared.write != Write::Back {
                 Begun::Slow(shared.clone().write_slowly(key, draft))
             } else {
                 shared.write_at_once(key, draft)
@@ -207,7 +212,13 @@ impl Future for SetFuture<'_> {
 
 impl Draft {
     pub(super) fn new(value: Bytes) -> Self {
-        Self { value, ttl: Ttl::Unset, levels: Levels::ALL, only_if_absent: false, extras: None }
+        Self { value, ttl: Ttl::Unset, levels: Levels::ALL, only_if: None, extras: None }
+    }
+
+    pub(super) fn add_tag(&mut self, name: String, value: String) -> Result<()> {
+        let tags = &mut self.extras().tags;
+        tags.insert(name, value);
+        check_tags(tags)
     }
 
     fn extras(&mut self) -> &mut Extras {
@@ -224,13 +235,35 @@ impl Draft {
 }
 
 impl Ttl {
+    /// The one asked for; `None` is for one without a deadline.
+    pub(super) fn given(ttl: Option<Duration>) -> Result<Self> {
+        ttl.map_or(Ok(Self::Never), |ttl| checked(ttl, "ttl").map(Self::For))
+    }
+
     pub(super) fn apply(self, entry: &mut Entry, now: Timestamp) {
         (entry.deadline, entry.explicit_ttl) = match self {
             Self::Unset => (Timestamp::NEVER, false),
-            Self::For(ttl) => (now.after(ttl), true),
+            Self::For(ttl) => {
+                let stale = entry.extras.as_ref().map_or(Duration::ZERO, |extras| extras.stale);
+                (now.after(ttl).after(stale), true)
+            }
             Self::Never => (Timestamp::NEVER, true),
         };
     }
+}
+
+/// Whether these can be an entry's tags.
+pub(super) fn check_tags(tags: &Tags) -> Result<()> {
+    let fits =
+        |(name, value): (&String, &String)| !name.is_empty() && name.len() <= 255 && value.len() <= 1024;
+    let reason = if tags.len() > 64 {
+        "an entry has at most 64 tags"
+    } else if !tags.iter().all(fits) {
+        "a tag's name has 1 to 255 bytes, its value at most 1024"
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidOption { option: "tag", reason: reason.into() })
 }
 
 /// A duration that can be meant: not zero, and at least the clock's millisecond.

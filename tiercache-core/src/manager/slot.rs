@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::guard::caught;
 use crate::tier::{Index, Profile, Resident, Scope};
+use crate::transaction::Transactions;
 use crate::{Clock, Error, Level, Result, Tier, Timestamp};
 
 /// How a level answers to trouble.
@@ -71,6 +72,10 @@ impl Slot {
         self.tier.index()
     }
 
+    pub(super) fn transactions(&self) -> Option<&dyn Transactions> {
+        self.tier.transactions()
+    }
+
     /// Notes that an invalidation has not reached the tier.
     pub(super) fn begin_lag(&self, scope: &Scope) {
         self.lagging.write().unwrap_or_else(PoisonError::into_inner).push(scope.clone());
@@ -87,6 +92,11 @@ impl Slot {
     /// The invalidations that have not reached it.
     pub(super) fn lagging(&self) -> Vec<Scope> {
         self.lagging.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How long a removal may take that somebody waits for.
+    pub(super) fn removal_timeout(&self) -> Duration {
+        self.limits.write_timeout.min(self.limits.read_timeout.max(Duration::from_secs(1)))
     }
 
     /// Whether the breaker keeps calls away now.
@@ -132,6 +142,34 @@ impl Slot {
             }
         }
         result
+    }
+}
+
+impl Slot {
+    /// [`Slot::call`] for a batch of so many items: an answer for each. It failed if every item did.
+    pub(super) async fn call_many<T>(
+        &self,
+        op: &'static str,
+        limit: Duration,
+        count: usize,
+        batch: impl Future<Output = Vec<Result<T>>>,
+    ) -> Vec<Result<T>> {
+        let operation = async {
+            let mut answers = batch.await;
+            if answers.len() != count {
+                let said = format!("{} answers to {count} questions", answers.len());
+                return Err(Error::unavailable(self.tier.name(), op, said));
+            }
+            match answers.pop() {
+                Some(Err(error)) if answers.iter().all(Result::is_err) => Err(error),
+                last => {
+                    answers.extend(last);
+                    Ok(answers)
+                }
+            }
+        };
+        let answers = self.call(op, limit, operation).await;
+        answers.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
     }
 }
 

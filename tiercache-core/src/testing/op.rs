@@ -7,6 +7,12 @@ pub enum Op {
     Put,
     /// [`Tier::remove`](crate::Tier::remove).
     Remove,
+    /// [`Tier::get_many`](crate::Tier::get_many), as a whole.
+    GetMany,
+    /// [`Tier::put_many`](crate::Tier::put_many), as a whole.
+    PutMany,
+    /// [`Tier::remove_many`](crate::Tier::remove_many), as a whole.
+    RemoveMany,
     /// [`Tier::clear`](crate::Tier::clear).
     Clear,
     /// [`Tier::usage`](crate::Tier::usage).
@@ -21,6 +27,18 @@ pub enum Op {
     List,
     /// [`FenceLog::fence`](crate::tier::FenceLog::fence).
     Fence,
+    /// [`Counting::add`](crate::tier::Counting::add).
+    Add,
+    /// [`Counting::counter`](crate::tier::Counting::counter).
+    Counter,
+    /// [`Counting::remove_counter`](crate::tier::Counting::remove_counter).
+    RemoveCounter,
+    /// [`Leasing::acquire`](crate::Leasing::acquire).
+    Acquire,
+    /// [`Leasing::renew`](crate::Leasing::renew).
+    Renew,
+    /// [`Leasing::release`](crate::Leasing::release).
+    Release,
 }
 
 impl Op {
@@ -30,6 +48,9 @@ impl Op {
             Self::Get => "get",
             Self::Put => "put",
             Self::Remove => "remove",
+            Self::GetMany => "get_many",
+            Self::PutMany => "put_many",
+            Self::RemoveMany => "remove_many",
             Self::Clear => "clear",
             Self::Usage => "usage",
             Self::Sweep => "sweep",
@@ -37,6 +58,12 @@ impl Op {
             Self::Close => "close",
             Self::List => "list",
             Self::Fence => "fence",
+            Self::Add => "add",
+            Self::Counter => "counter",
+            Self::RemoveCounter => "remove_counter",
+            Self::Acquire => "acquire",
+            Self::Renew => "renew",
+            Self::Release => "release",
         }
     }
 }

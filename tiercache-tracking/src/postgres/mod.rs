@@ -5,6 +5,7 @@
 //! statement short nor leaves an unread answer behind; batches of one process follow one another.
 
 mod config;
+mod lease;
 mod pool;
 mod read;
 mod schema;
@@ -19,10 +20,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::{ConnectOptions, Connection};
 use tiercache_core::tracking::{Event, Query, Record, Totals, What};
-use tiercache_core::{Error, Key, Result, Tracking};
+use tiercache_core::{Error, Key, Leasing, Result, Tracking};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+use self::lease::Leases;
 use self::pool::{Lent, Pool};
 use self::read::Reader;
 use self::write::Writer;
@@ -53,6 +55,7 @@ struct Store {
     pool: Pool,
     reader: Reader,
     writer: Writer,
+    leases: Leases,
     skipped: AtomicU64,
 }
 
@@ -92,6 +95,7 @@ impl PostgresTracking {
             config: config.clone(),
             reader: Reader::new(&tables),
             writer: Writer::new(&tables),
+            leases: Leases::new(&tables),
             skipped: AtomicU64::new(0),
         };
         Ok(Self { store: Arc::new(store), writing: Arc::default(), timeout: config.timeout })
@@ -164,6 +168,10 @@ impl Tracking for PostgresTracking {
         let _turn = self.writing.lock().await;
         self.store.pool.close();
         Ok(())
+    }
+
+    fn leasing(&self) -> Option<&dyn Leasing> {
+        Some(self)
     }
 }
 
