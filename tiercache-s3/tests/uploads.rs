@@ -15,7 +15,7 @@ use tiercache_core::testing::tier::T0;
 use tiercache_core::tier::{Always, Permit, Put};
 use tiercache_core::{Entry, Generation, Tier};
 use tiercache_s3::S3Config;
-use tiercache_services::{Fault, Moto, Proxy};
+use tiercache_services::Moto;
 
 /// Three parts: with the beginning and the end five requests.
 const REQUESTS: usize = 5;
@@ -172,65 +172,4 @@ async fn a_walk_ends_what_killed_processes_have_left() {
     let now = tiercache_core::Timestamp::from_millis(4_000_000_000_000);
     tier.sweep(now, &NothingIsDead).await.unwrap();
     assert_eq!((fake.uploads(), fake.parts()), (1, 1), "another level's stays");
-}
-
-/// The requests of an upload, by what is in the head of each and of no other.
-const OF_AN_UPLOAD: [&str; REQUESTS] =
-    ["?uploads", "partNumber=1", "partNumber=2", "partNumber=3", "?uploadId="];
-
-/// The process is killed at every request of an upload: nothing is visible, and a walk leaves nothing.
-fn is_killed_at_every_request(address: &str) {
-    let proxy = Proxy::to(address);
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let client = raw(&format!("http://{address}"));
-    let config = parted(&format!("http://{}", proxy.address()));
-    let unfinished = async || {
-        let listed = client.list_multipart_uploads().bucket(common::BUCKET).prefix(&config.prefix).send();
-        listed.await.unwrap().uploads().len()
-    };
-    let standing = runtime.block_on(async {
-        let tier = open(config.clone()).await;
-        put(&tier, "k", "standing", 1).await;
-        entries(&client, &config.prefix).await
-    });
-    for cut in OF_AN_UPLOAD {
-        let held = proxy.held();
-        proxy.set(Fault::Hold(cut));
-        // What ends with its runtime does not get to clean up, as after `kill -9`.
-        let killed = tokio::runtime::Runtime::new().unwrap();
-        let given = config.clone();
-        killed.spawn(async move {
-            let tier = open(given).await;
-            tier.put(&key("k"), &large(2), hold(), &Always).await
-        });
-        runtime.block_on(eventually("it is cut", async || proxy.held() > held));
-        killed.shutdown_background();
-        proxy.set(Fault::Pass);
-        runtime.block_on(async {
-            let tier = open(config.clone()).await;
-            assert_eq!(value(&tier, "k").await.as_deref(), Some("standing"), "cut at {cut}");
-            assert_eq!(entries(&client, &config.prefix).await, standing, "cut at {cut}");
-            assert_eq!(unfinished().await, usize::from(cut != "?uploads"), "cut at {cut}");
-            let now = tiercache_core::Timestamp::from_millis(4_000_000_000_000);
-            tier.sweep(now, &NothingIsDead).await.unwrap();
-            assert_eq!(unfinished().await, 0, "cut at {cut}");
-        });
-    }
-}
-
-#[test]
-fn a_process_killed_at_any_request_of_an_upload_leaves_nothing_over_s3s() {
-    let fake = Fake::start();
-    is_killed_at_every_request(fake.address());
-    assert_eq!((fake.uploads(), fake.parts()), (0, 0));
-}
-
-#[test]
-fn a_process_killed_at_any_request_of_an_upload_leaves_nothing_over_moto() {
-    let Some(moto) = Moto::start() else { return };
-    let made = async {
-        let _ = raw(&moto.url()).create_bucket().bucket(common::BUCKET).send().await.unwrap();
-    };
-    tokio::runtime::Runtime::new().unwrap().block_on(made);
-    is_killed_at_every_request(moto.address());
 }
