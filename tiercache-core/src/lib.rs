@@ -15,6 +15,7 @@ mod error;
 mod key;
 mod level;
 mod manager;
+pub mod memo;
 pub mod rules;
 pub mod secret;
 #[cfg(feature = "testing")]
@@ -34,6 +35,7 @@ pub use manager::{
     Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Of, Popped, Raw, Reason,
     Removed, Served, Set, Stats, TypedCache, View, Write, Written,
 };
+pub use memo::{default_cache, set_default};
 pub use rules::{Rule, Rules};
 pub use secret::{Address, Secret};
 pub use tier::Tier;

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod cached;
 mod durability;
 mod keys;
 mod levels;
 mod life;
+mod memo;
 mod tracking;

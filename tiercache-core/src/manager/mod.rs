@@ -33,6 +33,7 @@ pub use blocking::BlockingCache;
 pub use builder::{Builder, Write};
 pub use close::{CloseReport, LevelReport};
 pub use keys::Keys;
+pub(crate) use load::memo;
 pub use load::{
     Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Of, Raw, Reason, Served,
     View,

@@ -15,6 +15,8 @@
 //!
 //! A caller waits no longer than its options say, and a dropped one stops only waiting.
 
+mod blocking;
+pub(crate) mod memo;
 mod options;
 mod run;
 mod value;
