@@ -18,6 +18,7 @@ mod manager;
 pub mod memo;
 pub mod rules;
 pub mod secret;
+mod side_by_side;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod tier;
@@ -32,8 +33,8 @@ pub use key::{AsKey, ContentKey, Key, KeyRef, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES
 pub use level::{Level, Levels, Stay};
 pub use manager::{
     BlockingCache, Builder, CacheManager, CloseReport, Eager, EntryInfo, Keys, LevelReport, LevelStats,
-    Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Of, Popped, Raw, Reason,
-    Removed, Served, Set, Stats, TypedCache, View, Write, Written,
+    Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of, Plain,
+    Popped, Raw, Reason, Removed, Served, Set, Stats, TypedCache, View, Write, Written,
 };
 pub use memo::{default_cache, set_default};
 pub use rules::{Rule, Rules};

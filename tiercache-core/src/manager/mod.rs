@@ -12,6 +12,7 @@ mod flow;
 mod guard;
 mod keys;
 mod load;
+mod many;
 mod pending;
 mod read;
 mod recorder;
@@ -35,8 +36,8 @@ pub use close::{CloseReport, LevelReport};
 pub use keys::Keys;
 pub(crate) use load::memo;
 pub use load::{
-    Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Of, Raw, Reason, Served,
-    View,
+    Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of, Plain, Raw,
+    Reason, Served, View,
 };
 pub use read::EntryInfo;
 pub use remove::{Popped, Removed};

@@ -26,7 +26,7 @@ use super::super::set::{Draft, Set, Ttl};
 use super::super::{CacheManager, Removed, Written, blocking};
 use super::run;
 use super::value::{Loadable, sealed::View};
-use super::{LoadOptions, Served};
+use super::{LoadOptions, Plain, Served};
 use crate::memo::{CallKey, Handle};
 use crate::{Error, Key, KeyRef, Result};
 
@@ -232,11 +232,10 @@ impl<'a, K: Kind> Miss<'a, K> {
             self.forget(cache, &key).await;
             let load = {
                 let slot = slot.clone();
-                move |_| async move { slot.load().await }
+                move || async move { slot.load().await }
             };
             let options = self.options.clone();
-            let answer =
-                run::obtain::<ViewOf<K>, K::Kept, _, _, Failed>(cache, key.clone(), load, options).await;
+            let answer = run::obtain::<ViewOf<K>, _>(cache, key.clone(), Plain(load), options).await;
             match answer {
                 Ok(served) if self.accepts(&served) => return Ok(K::out(served.value)),
                 Ok(_) => self.anew = true,
@@ -381,13 +380,13 @@ impl<'a, K: Kind> Stand<'a, K> {
     fn new(cache: &'a CacheManager, key: &Key, options: &LoadOptions) -> Self {
         let (begin, begun) = oneshot::channel();
         let (done, outcome) = oneshot::channel();
-        let load = move |_| async move {
+        let load = move || async move {
             // Nobody runs it any more if nobody hears this.
             let _ = begin.send(());
             outcome.await.unwrap_or_else(|_| Err(Failed::dropped()))
         };
         let (key, options) = (key.clone(), options.clone());
-        let answer = Box::pin(run::obtain::<ViewOf<K>, K::Kept, _, _, Failed>(cache, key, load, options));
+        let answer = Box::pin(run::obtain::<ViewOf<K>, _>(cache, key, Plain(load), options));
         Self { begun, done, answer }
     }
 
