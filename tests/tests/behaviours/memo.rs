@@ -242,12 +242,12 @@ async fn all_results_of_a_function_are_forgotten_at_once_and_memory_is_bounded()
     let held = async || cache.stats().await.unwrap().levels[0].usage.unwrap().entries.unwrap();
     for n in 0..50_000 {
         assert_eq!(square(&cache, n).await, n * n);
-        if n % 5_000 == 0 {
-            assert!(held().await <= 10);
+        if n % 5_000 == 4_999 {
+            assert!((1..=10).contains(&held().await));
         }
     }
     assert_eq!(other(&cache, 7).await, 7);
-    assert_eq!((held().await, RUNS.load(SeqCst)), (10, 50_001));
+    assert_eq!(RUNS.load(SeqCst), 50_001);
     square(&cache, 49_999).await;
     assert_eq!(RUNS.load(SeqCst), 50_001);
 
