@@ -1,5 +1,6 @@
 //! What `#[cached]` is made of. The macro writes calls of these; there is seldom a reason to write one by hand.
 
+mod encoder;
 mod key;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -11,16 +11,15 @@
 
 mod errors;
 mod kind;
+mod stand;
 mod work;
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::oneshot;
-
 pub use self::errors::{ByClone, ByCloneAndFrom, ByFrom, Errors, Failed, Fallible, InTurn, Policy};
 pub use self::kind::{Bytes, Cloned, Form, Kind, Maybe, Memoised, Shared, Sure};
+use self::stand::{Stand, Turn};
 use self::work::Slot;
 use super::super::set::{Draft, Set, Ttl};
 use super::super::{CacheManager, Removed, Written, blocking};
@@ -362,55 +361,6 @@ enum Verdict<K: Kind, E> {
     Again,
     /// Runs it for itself.
     Alone,
-}
-
-enum Turn<K: Kind> {
-    Mine,
-    Answered(Answer<K>),
-}
-
-/// A load that waits for its caller to run the function.
-struct Stand<'a, K: Kind> {
-    begun: oneshot::Receiver<()>,
-    done: oneshot::Sender<Result<K::Kept, Failed>>,
-    answer: Pin<Box<dyn Future<Output = Answer<K>> + Send + 'a>>,
-}
-
-impl<'a, K: Kind> Stand<'a, K> {
-    fn new(cache: &'a CacheManager, key: &Key, options: &LoadOptions) -> Self {
-        let (begin, begun) = oneshot::channel();
-        let (done, outcome) = oneshot::channel();
-        let load = move || async move {
-            // Nobody runs it any more if nobody hears this.
-            let _ = begin.send(());
-            outcome.await.unwrap_or_else(|_| Err(Failed::dropped()))
-        };
-        let (key, options) = (key.clone(), options.clone());
-        let answer = Box::pin(run::obtain::<ViewOf<K>, _>(cache, key, Plain(load), options));
-        Self { begun, done, answer }
-    }
-
-    async fn turn(&mut self) -> Turn<K> {
-        tokio::select! {
-            biased;
-            answer = &mut self.answer => Turn::Answered(answer),
-            Ok(()) = &mut self.begun => Turn::Mine,
-        }
-    }
-
-    async fn end<E>(self, outcome: Result<K::Out, E>, errors: &Errors<E>) -> Result<K::Out, E> {
-        let outcome = outcome.map(K::keep);
-        let told = match &outcome {
-            Ok(kept) => Ok(kept.clone()),
-            Err(error) => Err((errors.mark)(error)),
-        };
-        // A load that was given up does not hear it.
-        let _ = self.done.send(told);
-        match self.answer.await {
-            Ok(served) => Ok(K::out(served.value)),
-            Err(_) => outcome.map(K::out),
-        }
-    }
 }
 
 #[inline]
