@@ -143,23 +143,28 @@ impl Cached<'_> {
         let hit =
             if returns.error.is_some() { quote!(::core::result::Result::Ok(__hit)) } else { quote!(__hit) };
         let anew = match &options.refresh {
-            Some(condition) => quote_spanned!(span_of(condition)=> #condition),
+            Some(condition) => quote_spanned!(at(condition)=> #condition),
             None => quote!(false),
         };
         let tags =
-            options.tags.iter().map(|(name, value)| quote_spanned!(span_of(value)=> .tag(#name, &(#value))));
+            options.tags.iter().map(|(name, value)| quote_spanned!(at(value)=> .tag(#name, &(#value))));
         let errors = match &returns.error {
             Some(error) => quote!((&&&&#memo::Policy::<#error>::new()).errors()),
             None => quote!(#memo::Errors::<::core::convert::Infallible>::in_turn()),
         };
         let converts = options.given("hard_timeout").map(|option| {
             let (krate, error) = (&options.krate, &returns.error);
-            quote_spanned! {option.span()=>
+            quote_spanned! {at(option)=>
                 fn __converts<E: ::core::convert::From<#krate::Error>>() {}
                 __converts::<#error>();
             }
         });
         let run = self.run();
+        // What the type lacks is shown where it stands.
+        let returned = at(&returns.kind);
+        let hit_of = quote_spanned!(returned=> __memo.hit::<#kind>(__cache, &mut __key, #validator));
+        let miss =
+            quote_spanned!(returned=> __memo.miss::<#kind>(__cache, &mut __key, #of, __anew, #validator));
         let result = if returns.error.is_some() {
             quote!(__result)
         } else {
@@ -175,18 +180,15 @@ impl Cached<'_> {
                 use #memo::{ByClone as _, ByCloneAndFrom as _, ByFrom as _, InTurn as _};
                 #converts
                 let __memo = #the_memo();
-                let __handle = &(#cache);
-                let __cache = #memo::Handle::cache(__handle);
+                #cache
                 #key
                 let __anew: bool = #anew;
                 if !__anew {
-                    if let ::core::option::Option::Some(__hit) =
-                        __memo.hit::<#kind>(__cache, &mut __key, #validator)
-                    {
+                    if let ::core::option::Option::Some(__hit) = #hit_of {
                         return #hit;
                     }
                 }
-                let __miss = __memo.miss::<#kind>(__cache, &mut __key, #of, __anew, #validator) #(#tags)*;
+                let __miss = #miss #(#tags)*;
                 let __errors = #errors;
                 let __result = #run;
                 #result
@@ -204,7 +206,7 @@ impl Cached<'_> {
             let name = &argument.name;
             let own = if argument.is_self { format_ident!("__self") } else { name.clone() };
             if self.is_owned() && argument.borrowed {
-                let span = syn::spanned::Spanned::span(&argument.ty);
+                let span = at(&argument.ty);
                 prepared.push(quote_spanned!(span=> let #own = ::std::borrow::ToOwned::to_owned(#name);));
                 given.push(quote!(&#own));
             } else {
@@ -224,11 +226,20 @@ impl Cached<'_> {
         } else {
             quote!(::core::result::Result::<_, ::core::convert::Infallible>::Ok(#call))
         };
+        let returned = at(&self.returns.kind);
         match (self.is_async(), self.is_owned()) {
-            (true, true) => quote!(__miss.owned(__errors, { #(#prepared)* async move { #call } }).await),
-            (true, false) => quote!(__miss.in_place(__errors, { #(#prepared)* async move { #call } }).await),
-            (false, true) => quote!(__miss.owned_blocking(__errors, { #(#prepared)* move || #call })),
-            (false, false) => quote!(__miss.here(__errors, { #(#prepared)* move || #call })),
+            (true, true) => {
+                quote_spanned!(returned=> __miss.owned(__errors, { #(#prepared)* async move { #call } }).await)
+            }
+            (true, false) => {
+                quote_spanned!(returned=> __miss.in_place(__errors, { #(#prepared)* async move { #call } }).await)
+            }
+            (false, true) => {
+                quote_spanned!(returned=> __miss.owned_blocking(__errors, { #(#prepared)* move || #call }))
+            }
+            (false, false) => {
+                quote_spanned!(returned=> __miss.here(__errors, { #(#prepared)* move || #call }))
+            }
         }
     }
 
@@ -237,10 +248,10 @@ impl Cached<'_> {
         let memo = &self.memo;
         let parts: Vec<TokenStream> = match &self.options.key {
             Key::Whole(key) => {
-                return quote_spanned!(span_of(key)=> let mut __key = #memo::CallKey::verbatim(#key););
+                return quote_spanned!(at(key)=> let mut __key = #memo::CallKey::verbatim(#key););
             }
             Key::Parts(parts) => {
-                parts.iter().map(|part| quote_spanned!(span_of(part)=> __key.argument(&(#part));)).collect()
+                parts.iter().map(|part| quote_spanned!(at(part)=> __key.argument(&(#part));)).collect()
             }
             Key::Arguments => self.counting().map(Argument::encoded).collect(),
         };
@@ -314,13 +325,24 @@ impl Cached<'_> {
     fn validator(&self) -> TokenStream {
         let Some(path) = &self.options.validate else { return quote!(::core::option::Option::None) };
         let seen = &self.returns.seen;
-        quote_spanned! {span_of(path)=> {
+        quote_spanned! {at(path)=> {
             let __valid: fn(&#seen) -> bool = #path;
             ::core::option::Option::Some(__valid)
         }}
     }
 
+    /// Makes `__cache`.
     fn cache(&self) -> TokenStream {
+        let memo = &self.memo;
+        let cache = self.cache_expr();
+        let found = quote_spanned!(at(&cache)=> #memo::Handle::cache(__handle));
+        quote! {
+            let __handle = &(#cache);
+            let __cache = #found;
+        }
+    }
+
+    fn cache_expr(&self) -> TokenStream {
         match &self.options.cache {
             Cache::Default => {
                 let memo = &self.memo;
@@ -335,7 +357,7 @@ impl Cached<'_> {
     fn in_cache(&self) -> Vec<Ident> {
         let mut names = Vec::new();
         if !matches!(self.options.cache, Cache::Default) {
-            idents(self.cache(), &mut names);
+            idents(self.cache_expr(), &mut names);
         }
         names
     }
@@ -392,17 +414,17 @@ impl Cached<'_> {
 
         let done = |work: TokenStream, call: &str| match self.is_async() {
             true => quote!(#work.await),
-            false => quote!(__memo.wait(__handle, #call, #work)),
+            false => quote!(__memo.wait(__cache, #call, #work)),
         };
         let primed = done(
-            quote!(__memo.prime::<#kind>(__handle, __key, #of, |__options| { #(#tags)* __options }, value)),
+            quote_spanned!(at(kind)=> __memo.prime::<#kind>(__cache, __key, #of, |__options| { #(#tags)* __options }, value)),
             "prime",
         );
-        let one = done(quote!(__memo.invalidate(__handle, __key)), "invalidate");
-        let all = done(quote!(__memo.invalidate_all(__handle, #of)), "invalidate_all");
+        let one = done(quote!(__memo.invalidate(__cache, __key)), "invalidate");
+        let all = done(quote!(__memo.invalidate_all(__cache, #of)), "invalidate_all");
         let begin = quote! {
             let __memo = #the_memo();
-            let __handle = &(#cache);
+            #cache
         };
         let making = self.memo_of(&memo_name);
         let called = format!("`{}`", function.sig.ident);
@@ -470,7 +492,7 @@ impl Cached<'_> {
         let configured = self.configured();
         let set = options.load.iter().map(|option| {
             let (name, value) = (&option.name, &option.value);
-            quote_spanned!(name.span()=> let __options = __options.#name(#value);)
+            quote_spanned!(at(name)=> let __options = __options.#name(#value);)
         });
         let namespace = match &options.namespace {
             Some(namespace) => quote!(::core::option::Option::Some(#namespace)),
@@ -512,7 +534,7 @@ impl Argument {
     /// Adds it to `__key`.
     fn encoded(&self) -> TokenStream {
         let name = &self.name;
-        quote_spanned!(syn::spanned::Spanned::span(&self.ty)=> __key.argument(&#name);)
+        quote_spanned!(at(&self.ty)=> __key.argument(&#name);)
     }
 }
 
@@ -521,8 +543,9 @@ fn is_lint(attr: &Attribute) -> bool {
     ["allow", "deny", "expect", "forbid", "warn"].iter().any(|lint| attr.path().is_ident(lint))
 }
 
-fn span_of(tokens: &impl ToTokens) -> Span {
-    syn::spanned::Spanned::span(tokens)
+/// Where an error in it is shown; names mean what they mean to the macro.
+fn at(tokens: &impl ToTokens) -> Span {
+    Span::call_site().located_at(syn::spanned::Spanned::span(tokens))
 }
 
 /// The type arguments of a call; none where a nameless type forbids to name the others.

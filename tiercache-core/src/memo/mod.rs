@@ -36,6 +36,11 @@ pub fn default_cache() -> Option<&'static CacheManager> {
 
 /// What `cache = …` and `cache(…)` may name. A [`OnceLock`] that is empty and an `Option` that is `None` have no cache:
 /// the function runs every time.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no cache",
+    label = "not a cache",
+    note = "a cache is a `CacheManager`, a `BlockingCache`, a `TypedCache`, or an `Arc`, `Option`, `OnceLock` or `LazyLock` of one"
+)]
 pub trait Handle {
     /// The cache, if there is one.
     fn cache(&self) -> Option<&CacheManager>;

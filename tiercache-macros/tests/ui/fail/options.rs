@@ -1,4 +1,4 @@
-use tiercache::{CacheManager, cached};
+use tiercache::cached;
 
 #[cached(tll = "60s")]
 async fn unknown(n: u32) -> u32 {
@@ -71,7 +71,7 @@ async fn nothing_to_skip(n: u32) -> u32 {
 }
 
 #[cached(cache(cash))]
-async fn no_cache(cache: &CacheManager) -> u32 {
+async fn no_cache(cache: &tiercache::CacheManager) -> u32 {
     1
 }
 

@@ -26,7 +26,7 @@ use super::super::{CacheManager, Removed, Written, blocking};
 use super::run;
 use super::value::{Loadable, sealed::View};
 use super::{LoadOptions, Plain, Served};
-use crate::memo::{CallKey, Handle};
+use crate::memo::CallKey;
 use crate::{Error, Key, KeyRef, Result};
 
 /// The tag that all results of a function have: its name.
@@ -108,13 +108,13 @@ impl Memo {
     /// As for [`CacheManager::set`]; [`Error::Config`] without a cache.
     pub async fn prime<K: Kind>(
         &self,
-        cache: &(impl Handle + Sync),
+        cache: Option<&CacheManager>,
         mut key: CallKey,
         function: &'static str,
         tags: impl FnOnce(LoadOptions) -> LoadOptions,
         value: <K::Form as Form>::Out,
     ) -> Result<Written> {
-        let cache = some(cache.cache())?;
+        let cache = some(cache)?;
         let key = self.key(cache, &mut key)?;
         let options = tags(self.options.clone()).tag(FUNCTION, self.tag(function));
         options.check()?;
@@ -140,8 +140,8 @@ impl Memo {
     ///
     /// # Errors
     /// As for [`CacheManager::delete`]; [`Error::Config`] without a cache.
-    pub async fn invalidate(&self, cache: &(impl Handle + Sync), mut key: CallKey) -> Result<Removed> {
-        let cache = some(cache.cache())?;
+    pub async fn invalidate(&self, cache: Option<&CacheManager>, mut key: CallKey) -> Result<Removed> {
+        let cache = some(cache)?;
         let key = self.key(cache, &mut key)?;
         cache.namespace(key.namespace())?.delete(key.bytes()).await
     }
@@ -152,10 +152,10 @@ impl Memo {
     /// As for [`CacheManager::invalidate_tag`]; [`Error::Config`] without a cache.
     pub async fn invalidate_all(
         &self,
-        cache: &(impl Handle + Sync),
+        cache: Option<&CacheManager>,
         function: &'static str,
     ) -> Result<Removed> {
-        let cache = some(cache.cache())?;
+        let cache = some(cache)?;
         cache.namespace(self.namespace(cache))?.invalidate_tag(FUNCTION, &self.tag(function)).await
     }
 
@@ -165,11 +165,11 @@ impl Memo {
     /// Those of `work`; [`Error::WouldBlockRuntime`] inside a runtime.
     pub fn wait<T>(
         &self,
-        cache: &impl Handle,
+        cache: Option<&CacheManager>,
         call: &'static str,
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        blocking::wait(some(cache.cache())?, call, work)?
+        blocking::wait(some(cache)?, call, work)?
     }
 
     fn namespace<'a>(&'a self, cache: &'a CacheManager) -> &'a str {
