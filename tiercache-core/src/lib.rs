@@ -16,6 +16,7 @@ mod key;
 pub mod lease;
 mod level;
 mod manager;
+pub mod memo;
 pub mod rules;
 pub mod secret;
 mod side_by_side;
@@ -39,6 +40,7 @@ pub use manager::{
     Lock, LockGuard, Of, Plain, Popped, Raw, Reason, Removed, Served, Set, Stats, Told, Transaction,
     TypedCache, Value, View, Write, Written,
 };
+pub use memo::{default_cache, set_default};
 pub use rules::{Rule, Rules};
 pub use secret::{Address, Secret};
 pub use tier::Tier;

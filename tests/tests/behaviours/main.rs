@@ -4,10 +4,12 @@
 
 mod conditions;
 mod counters;
+mod cached;
 mod durability;
 mod keys;
 mod levels;
 mod life;
 mod locks;
+mod memo;
 mod tracking;
 mod transactions;

@@ -40,6 +40,7 @@ pub use builder::{Builder, Write};
 pub use close::{CloseReport, LevelReport};
 pub use count::Addition;
 pub use keys::Keys;
+pub(crate) use load::memo;
 pub use load::{
     Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of, Plain, Raw,
     Reason, Served, Told, View,
