@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tiercache_core::testing::Op;
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
+    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope, Sizing,
     Spill, Swept, Usage,
 };
 use tiercache_core::{Clock, Entry, Generation, Key, Result, Tier, Timestamp};
@@ -135,6 +135,10 @@ impl<H: Hooks> Tier for Hooked<H> {
     /// As they are: nothing befalls counters.
     fn counting(&self) -> Option<&dyn Counting> {
         self.inner.counting()
+    }
+
+    fn sizing(&self) -> Option<&dyn Sizing> {
+        self.inner.sizing()
     }
 }
 

@@ -16,11 +16,13 @@ mod pending;
 mod read;
 mod recorder;
 mod remove;
+mod retune;
 mod set;
 mod sink;
 mod slot;
 mod stats;
 mod stripes;
+mod transfer;
 mod typed;
 mod write;
 
@@ -35,13 +37,15 @@ pub use close::{CloseReport, LevelReport};
 pub use keys::Keys;
 pub use load::{
     Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Of, Raw, Reason, Served,
-    View,
+    View, Warm, Warmed,
 };
 pub use read::EntryInfo;
 pub use remove::{Popped, Removed};
+pub use retune::{Origin, Retune};
 pub use set::Set;
 pub use slot::Limits;
 pub use stats::{LevelStats, Stats};
+pub use transfer::{Restored, Scan};
 pub use typed::TypedCache;
 pub use write::Written;
 
@@ -70,6 +74,10 @@ pub(crate) struct Shared {
     stripes: Stripes,
     loads: load::Loads,
     write: Write,
+    /// How often levels are swept.
+    sweep_every: watch::Sender<std::time::Duration>,
+    /// What the cache was made from. Held while that changes.
+    origin: tokio::sync::Mutex<Option<Origin>>,
     closed: AtomicBool,
     /// Invalidations of many that some level has not made durable yet. Their fences are not forgotten.
     invalidating: AtomicUsize,

@@ -276,7 +276,7 @@ impl Shared {
             if slot.index().is_some_and(|index| index.holds(key.as_ref()).is_none()) {
                 continue;
             }
-            let limit = slot.limits.write_timeout.min(slot.limits.read_timeout.max(Duration::from_secs(1)));
+            let limit = slot.limits().write_timeout.min(slot.limits().read_timeout.max(Duration::from_secs(1)));
             match self.remove_above(slot, key, &mut generation, limit).await {
                 Ok(found) => over = found.max(over),
                 Err(error) => {
@@ -363,7 +363,7 @@ impl Shared {
                     }
                     stripe.floor(hash).max(below)
                 };
-                shared.remove_above(slot, &key, &mut generation, slot.limits.write_timeout).await.map(drop)
+                shared.remove_above(slot, &key, &mut generation, slot.limits().write_timeout).await.map(drop)
             };
             shared.until_it_works(again).await;
             shared.cleaning.fetch_sub(1, Ordering::AcqRel);
@@ -390,7 +390,7 @@ impl Shared {
             let Some(slot) = shared.slot(level) else { return };
             let again = || async {
                 let mut generation = shared.flow.next_generation();
-                let limit = slot.limits.write_timeout;
+                let limit = slot.limits().write_timeout;
                 if let Some(fences) = slot.tier.fences().filter(|_| slot.profile.shared) {
                     generation = slot.call("fence", limit, fences.fence(&Scope::All, generation)).await?;
                     shared.flow.join(slot.tier.name(), generation)?;
@@ -490,7 +490,7 @@ impl Shared {
         scope: &Scope,
         mut generation: Generation,
     ) -> Result<Generation> {
-        let limit = slot.limits.write_timeout;
+        let limit = slot.limits().write_timeout;
         if slot.tier.fences().is_none() {
             let writes = self.stripes.writes_before(generation);
             let waited = async {
@@ -560,7 +560,7 @@ impl Shared {
             writes_to(slot, &writes).await;
             slot.tier.clear(namespace.as_deref(), generation).await
         };
-        let result = slot.call("clear", slot.limits.write_timeout, clearing).await;
+        let result = slot.call("clear", slot.limits().write_timeout, clearing).await;
         // Last, like everywhere: what the level gave up before it was cleared is on its way by now.
         flow.pending
             .discard_where(generation, |key, item| within(key) && (item.from == level || item.to == level));

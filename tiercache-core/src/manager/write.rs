@@ -314,7 +314,7 @@ impl Shared {
             let mut put = self.put_below(slot, &key, &entry, now).await;
             if self.write == Write::Through && matches!(put, Ok(Put::Stored | Put::Unchanged)) {
                 // A level may keep what it took in a buffer of its own for a moment.
-                let synced = slot.call("sync", slot.limits.write_timeout, slot.tier.sync()).await;
+                let synced = slot.call("sync", slot.limits().write_timeout, slot.tier.sync()).await;
                 put = synced.and(put);
             }
             match put {
@@ -379,7 +379,7 @@ impl Shared {
         let (ticket, key, entry) = (&*writing.ticket, writing.ticket.key(), writing.ticket.entry());
         let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
         let result =
-            slot.call("put", slot.limits.write_timeout, slot.tier.put(key, entry, hold, ticket)).await;
+            slot.call("put", slot.limits().write_timeout, slot.tier.put(key, entry, hold, ticket)).await;
         let mut stripe = self.stripes.lock(key.hash64());
         if ticket.holds() {
             if matches!(result, Ok(Put::Stored)) {

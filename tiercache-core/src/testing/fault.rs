@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::testing::Op;
 use crate::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
+    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope, Sizing,
     Spill, Swept, Usage,
 };
 use crate::{Entry, Error, Generation, Key, Result, Tier, Timestamp};
@@ -247,6 +247,10 @@ impl Tier for FaultTier {
     /// As they are: nothing befalls counters.
     fn counting(&self) -> Option<&dyn Counting> {
         self.inner.counting()
+    }
+
+    fn sizing(&self) -> Option<&dyn Sizing> {
+        self.inner.sizing()
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use crate::testing::Op;
 use crate::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
+    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope, Sizing,
     Spill, Swept, Usage,
 };
 use crate::{Entry, Generation, Key, Result, Tier, Timestamp};
@@ -191,6 +191,10 @@ impl Tier for GateTier {
     /// As they are: nothing befalls counters.
     fn counting(&self) -> Option<&dyn Counting> {
         self.inner.counting()
+    }
+
+    fn sizing(&self) -> Option<&dyn Sizing> {
+        self.inner.sizing()
     }
 }
 

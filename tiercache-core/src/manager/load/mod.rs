@@ -18,6 +18,7 @@
 mod options;
 mod run;
 mod value;
+mod warm;
 
 use std::future::{Future, IntoFuture};
 use std::marker::PhantomData;
@@ -33,6 +34,7 @@ use serde::de::DeserializeOwned;
 pub use self::options::{Eager, LoadOptions, Loaded};
 pub(super) use self::run::{Failure, Loading, Loads};
 pub use self::value::{Loadable, Of, Raw, View};
+pub use self::warm::{Warm, Warmed};
 use super::{CacheManager, TypedCache};
 use crate::{AsKey, BoxError, Error, Key, Level, Result};
 
