@@ -13,7 +13,7 @@ pub use async_trait::async_trait;
 pub use config::{Config, ConfigError};
 pub use from_config::{FromConfig, from_config, from_yaml};
 pub use registry::{Place, Registry};
-pub use reload::Reload;
+pub use reload::{Change, Reload};
 pub use tiercache_core as core;
 pub use tiercache_core::*;
 #[cfg(feature = "disk")]

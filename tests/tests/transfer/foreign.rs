@@ -178,7 +178,7 @@ async fn a_sciqlop_cache_folder_is_migrated_with_its_shards() {
         let key = std::str::from_utf8(key).unwrap();
         let tag = expire.map(|_| "t");
         let sql = "INSERT INTO cache (key, path, value, size, expire, tag) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-        sources[shard].execute(sql, (key, path, value, size, expire, tag)).unwrap();
+        sources[shard].execute(sql, (key, path, value, size as i64, expire, tag)).unwrap();
     };
     let inline = |shard, key: &[u8], value: &[u8], expire| insert(shard, key, None, Some(value), value.len(), expire);
     inline(0, b"text", b"\x80\x05\x8c\x05hello\x94.", Some(soon));

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tiercache_core::testing::ManualClock;
 use tiercache_core::{Error, Key, Level, LoadOptions, Loaded};
@@ -30,7 +31,7 @@ async fn a_warm_up_loads_what_is_missing_and_says_what_came_of_each_key() {
             match key.bytes() {
                 b"nothing" => Ok(None),
                 b"fails" => Err("no such table"),
-                _ => Ok(Some(b"loaded".to_vec())),
+                _ => Ok(Some(Bytes::from_static(b"loaded"))),
             }
         }
     };
