@@ -12,8 +12,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tiercache_core::testing::Op;
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope, Sizing,
-    Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
+    Sizing, Spill, Swept, Usage,
 };
 use tiercache_core::{Clock, Entry, Generation, Key, Result, Tier, Timestamp};
 

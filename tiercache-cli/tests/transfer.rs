@@ -23,7 +23,10 @@ fn what_was_exported_is_imported_with_its_tags_and_time_to_live() {
     let (from, to) = (filled(20), Place::new());
     let ran = from.run(&["export", "--output", "out.tcx", "--json"]).expect(0).json();
     assert_eq!((&ran["entries"], &ran["failed"]), (&json!(20), &json!(0)));
-    assert_eq!(std::fs::metadata(from.file("out.tcx")).expect("a file").len(), ran["written"].as_u64().expect("bytes"));
+    assert_eq!(
+        std::fs::metadata(from.file("out.tcx")).expect("a file").len(),
+        ran["written"].as_u64().expect("bytes")
+    );
     let refused = from.run(&["export", "--output", "out.tcx"]).expect(2);
     assert!(refused.err().contains("out.tcx is there already, --force replaces it"), "{}", refused.err());
     from.run(&["export", "--output", "out.tcx", "--force"]).expect(0);
@@ -36,7 +39,11 @@ fn what_was_exported_is_imported_with_its_tags_and_time_to_live() {
     assert_eq!((&got["value"], &got["tags"]), (&json!("value 7"), &json!({ "type": "page" })));
     assert!(got["time_left"].as_str().expect("a time").starts_with("1h "), "{got}");
     let ran = to.run(&["import", file]).expect(0);
-    assert!(ran.out().starts_with("20 read: 0 stored") && ran.out().contains("20 there already"), "{}", ran.out());
+    assert!(
+        ran.out().starts_with("20 read: 0 stored") && ran.out().contains("20 there already"),
+        "{}",
+        ran.out()
+    );
     assert!(ran.err().is_empty(), "a pipe sees no progress: {}", ran.err());
 }
 
@@ -53,7 +60,11 @@ fn an_export_goes_through_a_pipe_and_damage_is_told() {
     let at = stream.len() / 2;
     stream[at] ^= 1;
     let ran = to.run_with_input(&["import", "-"], &stream).expect(3);
-    assert!(ran.err().contains("standard input: damaged at offset ") && ran.err().contains("--skip-damaged"), "{}", ran.err());
+    assert!(
+        ran.err().contains("standard input: damaged at offset ") && ran.err().contains("--skip-damaged"),
+        "{}",
+        ran.err()
+    );
     let ran = to.run_with_input(&["import", "-", "--skip-damaged", "--json"], &stream).expect(1).json();
     assert!(ran["stored"].as_u64() >= Some(1) && ran["present"].as_u64() >= Some(1), "{ran}");
     let ran = to.run_with_input(&["import", "-"], b"PK\x03\x04 something else").expect(2);
@@ -109,7 +120,8 @@ fn a_killed_migration_is_completed_by_the_next_run() {
         assert_eq!(server.put(&format!("/cache/k{number}"), &value).status, 204);
     }
     assert_eq!(server.stop().1, 0);
-    let mut child = to.command(&["migrate", "--from", &a, "--to", &b]).stdout(Stdio::null()).spawn().expect("it runs");
+    let mut child =
+        to.command(&["migrate", "--from", &a, "--to", &b]).stdout(Stdio::null()).spawn().expect("it runs");
     // Once something has arrived, and not all of it.
     let arrived = || {
         let files = std::fs::read_dir(to.path().join("dry")).into_iter().flatten().flatten();
@@ -122,7 +134,11 @@ fn a_killed_migration_is_completed_by_the_next_run() {
     child.wait().expect("its end");
     let ran = to.run(&["migrate", "--from", &a, "--to", &b, "--json"]).expect(0).json();
     let (read, stored, present) = (ran["read"].as_u64(), ran["stored"].as_u64(), ran["present"].as_u64());
-    assert_eq!((read, stored.zip(present).map(|(stored, present)| stored + present)), (Some(400), Some(400)), "{ran}");
+    assert_eq!(
+        (read, stored.zip(present).map(|(stored, present)| stored + present)),
+        (Some(400), Some(400)),
+        "{ran}"
+    );
     let again = to.run(&["migrate", "--from", &a, "--to", &b, "--json"]).expect(0).json();
     assert_eq!(again["present"], json!(400), "{again}");
 }

@@ -20,7 +20,7 @@ mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Every bug, and the rule it breaks.
-    pub const ALL: [(&str, &str); 24] = [
+    pub const ALL: [(&str, &str); 25] = [
         ("add-extends-life", "only set and touch change a deadline"),
         ("behind-is-done", "another process that is ahead is overtaken"),
         ("deadline-unchecked", "the deadline is checked on every answer"),
@@ -41,6 +41,7 @@ mod chosen {
         ("publish-unchecked", "what was read before a mutation is not published after it"),
         ("read-below-floor", "what is below the floor is not answered to those who came later"),
         ("removal-overtakes-write", "a removal waits for the writes that were sent before it"),
+        ("restore-extends-life", "what comes from another cache keeps its deadline"),
         ("set-leaves-lower", "a set fences older copies below"),
         ("sink-below-floor", "what is being replaced does not begin to sink"),
         ("spill-drops", "an entry is at every moment in a tier or on its way"),

@@ -32,7 +32,8 @@ pub use level::{Level, Levels, Stay};
 pub use manager::{
     BlockingCache, Builder, CacheManager, CloseReport, Eager, EntryInfo, Keys, LevelReport, LevelStats,
     Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Of, Origin, Popped, Raw,
-    Reason, Removed, Restored, Retune, Scan, Served, Set, Stats, TypedCache, View, Warm, Warmed, Write, Written,
+    Reason, Removed, Restored, Retune, Scan, Served, Set, Stats, TypedCache, View, Warm, Warmed, Write,
+    Written,
 };
 pub use rules::{Rule, Rules};
 pub use secret::{Address, Secret};

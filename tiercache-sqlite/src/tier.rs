@@ -4,7 +4,8 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, Removal, Scope, Sizing, Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, Removal, Scope, Sizing, Spill, Swept,
+    Usage,
 };
 use tiercache_core::{Clock, Entry, Error, Generation, Key, Packing, Result, Tier, Timestamp};
 

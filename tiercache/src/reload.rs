@@ -65,7 +65,8 @@ impl Reload for CacheManager {
 /// What is to be done, or everything that cannot be.
 fn plan(cache: &CacheManager, origin: Option<&Origin>, config: &Config) -> Result<(Retune, Vec<Change>)> {
     let running = origin.and_then(|origin| origin.downcast_ref::<Running>());
-    let running = running.ok_or_else(|| Error::Config("the cache was not made from a configuration".into()))?;
+    let running =
+        running.ok_or_else(|| Error::Config("the cache was not made from a configuration".into()))?;
     let next = config.running();
     let mut changes = Vec::new();
     let mut refused = Vec::new();
@@ -82,9 +83,10 @@ fn plan(cache: &CacheManager, origin: Option<&Origin>, config: &Config) -> Resul
         change.path.ends_with(".backend") || !replaced.iter().any(|section| change.path.starts_with(section))
     };
     if !refused.is_empty() {
-        let lines = refused.iter().filter(|change| said(change)).map(|change| {
-            format!("{}: is {}, would become {}", change.path, change.from, change.to)
-        });
+        let lines = refused
+            .iter()
+            .filter(|change| said(change))
+            .map(|change| format!("{}: is {}, would become {}", change.path, change.from, change.to));
         let lines: Vec<String> = lines.collect();
         return Err(Error::Config(format!(
             "{}: cannot change while the cache is used, nothing has changed:\n  {}",
@@ -96,15 +98,17 @@ fn plan(cache: &CacheManager, origin: Option<&Origin>, config: &Config) -> Resul
     for level in Level::ALL {
         let section = LEVEL_SECTIONS[level.index()];
         let (read, write) = config.timeouts(level);
-        if changes.iter().any(|change| change.path.starts_with(section) && change.path.ends_with("_timeout")) {
+        if changes.iter().any(|change| change.path.starts_with(section) && change.path.ends_with("_timeout"))
+        {
             retune = retune.timeouts(level, read, write);
         }
         let path = format!("{section}.max_size");
         if let Some(change) = changes.iter().find(|change| change.path == path) {
-            let bytes = units::parse_size(&change.to).map_err(|found| Error::Config(format!("{path}: {found}")))?;
-            cache.check_capacity(level, bytes).map_err(|error| {
-                Error::Config(format!("{}: {section}.{error}", config.file()))
-            })?;
+            let bytes =
+                units::parse_size(&change.to).map_err(|found| Error::Config(format!("{path}: {found}")))?;
+            cache
+                .check_capacity(level, bytes)
+                .map_err(|error| Error::Config(format!("{}: {section}.{error}", config.file())))?;
             retune = retune.capacity(level, bytes);
         }
     }

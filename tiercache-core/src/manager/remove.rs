@@ -276,7 +276,8 @@ impl Shared {
             if slot.index().is_some_and(|index| index.holds(key.as_ref()).is_none()) {
                 continue;
             }
-            let limit = slot.limits().write_timeout.min(slot.limits().read_timeout.max(Duration::from_secs(1)));
+            let limit =
+                slot.limits().write_timeout.min(slot.limits().read_timeout.max(Duration::from_secs(1)));
             match self.remove_above(slot, key, &mut generation, limit).await {
                 Ok(found) => over = found.max(over),
                 Err(error) => {

@@ -103,9 +103,7 @@ impl CacheManager {
 
     /// Whether the tier at `level` can change its size while it is used.
     pub fn is_sizable(&self, level: Level) -> bool {
-        self.shared
-            .slot(level)
-            .is_some_and(|slot| slot.resident().is_some() || slot.tier.sizing().is_some())
+        self.shared.slot(level).is_some_and(|slot| slot.resident().is_some() || slot.tier.sizing().is_some())
     }
 }
 

@@ -8,6 +8,7 @@ use super::guard::caught;
 use super::set::check_tags;
 use super::write::{Begun, Written};
 use super::{CacheManager, Keys, Shared};
+use crate::bugs::seeded;
 use crate::tracking::{Query, Record};
 use crate::{AsKey, Entry, Error, Key, KeyRef, Level, Result};
 
@@ -84,7 +85,8 @@ impl CacheManager {
     pub async fn restore(&self, key: impl AsKey, entry: Entry, replace: bool) -> Result<Restored> {
         let key = self.key(&key)?.to_key();
         let shared = self.shared.clone();
-        let restored = self.shared.owned(async move { shared.put_as_it_is(key, entry, replace).await }, "restore");
+        let restored =
+            self.shared.owned(async move { shared.put_as_it_is(key, entry, replace).await }, "restore");
         let restored = restored.await??;
         if self.shared.flow.pending.is_crowded() {
             self.shared.wait_for_room().await;
@@ -195,7 +197,10 @@ impl Scan {
             }
         }
         if !shared.flow.pending.is_empty() {
-            return Err(Error::Unsupported { backend: "the way down", op: "be listed without a tracking store" });
+            return Err(Error::Unsupported {
+                backend: "the way down",
+                op: "be listed without a tracking store",
+            });
         }
         Ok(Rest::Over)
     }
@@ -203,9 +208,11 @@ impl Scan {
     /// Whether a level that was listed has it, as far as it can be told without asking.
     fn was_listed(&self, shared: &Shared, record: &Record) -> bool {
         self.listed.contains(&record.level)
-            || self.listed.iter().filter_map(|level| shared.slot(*level)?.index()).any(|index| {
-                index.holds(record.key.as_ref()).is_some_and(|generation| generation.get() > 0)
-            })
+            || self
+                .listed
+                .iter()
+                .filter_map(|level| shared.slot(*level)?.index())
+                .any(|index| index.holds(record.key.as_ref()).is_some_and(|generation| generation.get() > 0))
     }
 }
 
@@ -228,7 +235,12 @@ impl Shared {
         Ok(false)
     }
 
-    async fn put_as_it_is(self: std::sync::Arc<Self>, key: Key, entry: Entry, replace: bool) -> Result<Restored> {
+    async fn put_as_it_is(
+        self: std::sync::Arc<Self>,
+        key: Key,
+        entry: Entry,
+        replace: bool,
+    ) -> Result<Restored> {
         self.check_open()?;
         if self.top(entry.levels).is_none() {
             let reason = "no configured level is left for it".into();
@@ -240,12 +252,15 @@ impl Shared {
         if !entry.is_live(self.flow.now()) {
             return Ok(Restored::Expired);
         }
+        let mut entry = entry;
+        if seeded("restore-extends-life") {
+            entry.deadline = entry.deadline.after_millis(60_000);
+        }
         if !replace {
             let written = self.replace(&key, |found, _| found.is_none().then(|| entry.clone()));
             return Ok(written.await?.map_or(Restored::Present, Restored::Stored));
         }
         let begun = {
-            let mut entry = entry;
             let mut stripe = self.stripes.lock(key.hash64());
             entry.generation = self.flow.next_generation();
             self.write_locked(&mut stripe, key, entry, self.flow.now(), super::write::Made::Anew)

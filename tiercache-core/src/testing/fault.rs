@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use crate::testing::Op;
 use crate::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope, Sizing,
-    Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
+    Sizing, Spill, Swept, Usage,
 };
 use crate::{Entry, Error, Generation, Key, Result, Tier, Timestamp};
 

@@ -6,8 +6,8 @@ use tokio::sync::watch;
 
 use crate::testing::Op;
 use crate::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope, Sizing,
-    Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
+    Sizing, Spill, Swept, Usage,
 };
 use crate::{Entry, Generation, Key, Result, Tier, Timestamp};
 

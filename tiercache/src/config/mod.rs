@@ -143,7 +143,10 @@ impl Config {
 
     /// The most bytes on their way down, and how often levels are swept.
     pub(crate) fn limits(&self) -> (u64, Duration) {
-        (self.settings.pending.unwrap_or(read::PENDING_BYTES), self.settings.sweep.unwrap_or(read::SWEEP_EVERY))
+        (
+            self.settings.pending.unwrap_or(read::PENDING_BYTES),
+            self.settings.sweep.unwrap_or(read::SWEEP_EVERY),
+        )
     }
 
     /// Opens tracking alone, for a look at what it remembers beside the process that has the levels open.

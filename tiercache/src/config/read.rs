@@ -259,8 +259,7 @@ impl File<'_> {
         let sweep = self.key("sweep").map(Node::duration).and_then(|every| self.note(every));
         let name = WRITES.iter().find(|(_, known)| *known == write).map_or("", |(name, _)| name);
         self.effective.insert("write".into(), json!(name));
-        self.effective
-            .insert("pending".into(), json!(units::format_size(pending.unwrap_or(PENDING_BYTES))));
+        self.effective.insert("pending".into(), json!(units::format_size(pending.unwrap_or(PENDING_BYTES))));
         self.effective.insert("sweep".into(), json!(units::format_duration(sweep.unwrap_or(SWEEP_EVERY))));
         Settings { write, pending, sweep }
     }

@@ -82,7 +82,8 @@ impl Foreign {
             for entry in std::fs::read_dir(folder).map_err(TransferError::io(folder.display()))? {
                 let entry = entry.map_err(TransferError::io(folder.display()))?;
                 let name = entry.file_name();
-                let is_number = |name: &str| (2..=3).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_digit());
+                let is_number =
+                    |name: &str| (2..=3).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_digit());
                 if name.to_str().is_some_and(is_number) && has(&entry.path()) {
                     shards.push(entry.path());
                 }
@@ -94,7 +95,8 @@ impl Foreign {
         }
         Err(TransferError::Foreign {
             path: folder.display().to_string(),
-            found: "there is no cache.db of diskcache and no sciqlop-cache.db, neither here nor in shards".into(),
+            found: "there is no cache.db of diskcache and no sciqlop-cache.db, neither here nor in shards"
+                .into(),
         })
     }
 
@@ -166,7 +168,8 @@ impl Shard {
         let logs = ["-wal", "-journal"].map(beside);
         let has_log = logs.iter().any(|log| log.metadata().is_ok_and(|log| log.len() > 0));
         let copy = has_log.then(|| Copy::of(&database, &logs)).transpose()?;
-        let failed = |error: rusqlite::Error| TransferError::Cache(Error::unavailable(kind.name(), "open", error));
+        let failed =
+            |error: rusqlite::Error| TransferError::Cache(Error::unavailable(kind.name(), "open", error));
         let connection = match &copy {
             // The log is brought home here, where nobody minds.
             Some(copy) => Connection::open_with_flags(
@@ -175,7 +178,9 @@ impl Shard {
             ),
             None => Connection::open_with_flags(
                 address(&database),
-                OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+                OpenFlags::SQLITE_OPEN_READ_ONLY
+                    | OpenFlags::SQLITE_OPEN_URI
+                    | OpenFlags::SQLITE_OPEN_NO_MUTEX,
             ),
         };
         let connection = connection.map_err(failed)?;
@@ -209,7 +214,9 @@ impl Shard {
             ForeignKind::DiskCache => None,
             ForeignKind::SciqlopCache => self
                 .connection
-                .query_row("SELECT value FROM meta WHERE key = 'serializer'", (), |row| row.get::<_, String>(0))
+                .query_row("SELECT value FROM meta WHERE key = 'serializer'", (), |row| {
+                    row.get::<_, String>(0)
+                })
                 .ok(),
         };
         let pickles = serializer.as_deref().is_none_or(|name| name == "pickle" || name == "pickle-oob");
@@ -243,23 +250,28 @@ impl Shard {
         let file: Option<String> = row.get(7)?;
         let value = row.get_ref(8)?;
         let (name, key) = named(key);
-        Ok((name, entry(key, (expire, stored), &tag, now, || {
-            let content = |file: &Option<String>| self.content(file.as_deref(), size);
-            // What `diskcache.core` calls MODE_NONE to MODE_PICKLE.
-            match mode.unwrap_or_default() {
-                1 => scalar(value).ok_or("a value of no plain kind"),
-                2 => content(&file).map(Plain::Bytes),
-                3 => String::from_utf8(content(&file)?.into()).map(Plain::Text).map_err(|_| "text that is not UTF-8"),
-                4 => {
-                    let pickle = match (value, &file) {
-                        (ValueRef::Blob(pickle), None) => Bytes::copy_from_slice(pickle),
-                        _ => content(&file)?,
-                    };
-                    unpickle(&pickle).ok_or("pickled")
+        Ok((
+            name,
+            entry(key, (expire, stored), &tag, now, || {
+                let content = |file: &Option<String>| self.content(file.as_deref(), size);
+                // What `diskcache.core` calls MODE_NONE to MODE_PICKLE.
+                match mode.unwrap_or_default() {
+                    1 => scalar(value).ok_or("a value of no plain kind"),
+                    2 => content(&file).map(Plain::Bytes),
+                    3 => String::from_utf8(content(&file)?.into())
+                        .map(Plain::Text)
+                        .map_err(|_| "text that is not UTF-8"),
+                    4 => {
+                        let pickle = match (value, &file) {
+                            (ValueRef::Blob(pickle), None) => Bytes::copy_from_slice(pickle),
+                            _ => content(&file)?,
+                        };
+                        unpickle(&pickle).ok_or("pickled")
+                    }
+                    _ => Err("a value of no known mode"),
                 }
-                _ => Err("a value of no known mode"),
-            }
-        })))
+            }),
+        ))
     }
 
     fn sciqlop(&self, row: &Row<'_>, now: Timestamp, pickles: bool) -> rusqlite::Result<Found> {
@@ -278,17 +290,20 @@ impl Shard {
         let file: Option<String> = row.get(4)?;
         let value = row.get_ref(5)?;
         let (name, key) = named(key);
-        Ok((name, entry(key, (expire, None), &tag, now, || {
-            let read = |bytes: &[u8]| match pickles {
-                true => unpickle(bytes).ok_or("pickled"),
-                false => Err("of another serializer"),
-            };
-            match (value, file.as_deref()) {
-                (_, Some(file)) if !file.is_empty() => read(&self.content(Some(file), size)?),
-                (ValueRef::Blob(bytes), _) => read(bytes),
-                (other, _) => scalar(other).ok_or("a value of no plain kind"),
-            }
-        })))
+        Ok((
+            name,
+            entry(key, (expire, None), &tag, now, || {
+                let read = |bytes: &[u8]| match pickles {
+                    true => unpickle(bytes).ok_or("pickled"),
+                    false => Err("of another serializer"),
+                };
+                match (value, file.as_deref()) {
+                    (_, Some(file)) if !file.is_empty() => read(&self.content(Some(file), size)?),
+                    (ValueRef::Blob(bytes), _) => read(bytes),
+                    (other, _) => scalar(other).ok_or("a value of no plain kind"),
+                }
+            }),
+        ))
     }
 
     /// What a file beside the database holds, which it must hold whole.
@@ -378,7 +393,12 @@ fn plain_text(text: &[u8]) -> Result<Plain, &'static str> {
 
 /// Bytes that were written as the text of the first 256 characters.
 fn latin1(text: &[u8]) -> Option<Bytes> {
-    std::str::from_utf8(text).ok()?.chars().map(|char| u8::try_from(char).ok()).collect::<Option<Vec<u8>>>().map(Bytes::from)
+    std::str::from_utf8(text)
+        .ok()?
+        .chars()
+        .map(|char| u8::try_from(char).ok())
+        .collect::<Option<Vec<u8>>>()
+        .map(Bytes::from)
 }
 
 /// Seconds since the epoch, which may be nonsense.
@@ -406,7 +426,9 @@ fn address(database: &Path) -> String {
     let absolute = std::path::absolute(database).unwrap_or_else(|_| database.to_owned());
     for &byte in absolute.as_os_str().as_bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' => address.push(byte.into()),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' => {
+                address.push(byte.into())
+            }
             // Writing to a string cannot fail.
             other => drop(write!(address, "%{other:02X}")),
         }
@@ -428,7 +450,9 @@ impl Copy {
             let folder = folder.with_extension(attempt.to_string());
             match std::fs::DirBuilder::new().mode(0o700).create(&folder) {
                 Ok(()) => break Self(folder),
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && attempt < 100 => attempt += 1,
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && attempt < 100 => {
+                    attempt += 1
+                }
                 Err(error) => return Err(TransferError::io(folder.display())(error)),
             }
         };

@@ -156,8 +156,7 @@ impl Trailer {
     /// Reads the fields behind the trailer's frame; fewer than [`TRAILER_BYTES`] are none.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.get(..TRAILER_BYTES)?;
-        let (records, bytes, checksum) =
-            (number(&bytes[..8]), number(&bytes[8..16]), number(&bytes[16..24]));
+        let (records, bytes, checksum) = (number(&bytes[..8]), number(&bytes[8..16]), number(&bytes[16..24]));
         Some(Self { records, bytes, checksum })
     }
 }
@@ -213,6 +212,9 @@ mod tests {
         damaged[25] ^= 1;
         assert!(told(&damaged).contains("checksum"));
         // Carried by something that changes line ends.
-        assert!(told(&header.iter().copied().filter(|byte| *byte != 13).collect::<Vec<_>>()).contains("no export"));
+        assert!(
+            told(&header.iter().copied().filter(|byte| *byte != 13).collect::<Vec<_>>())
+                .contains("no export")
+        );
     }
 }

@@ -106,8 +106,14 @@ impl<'a> Import<'a> {
                     stream.fill(1).await?;
                     if !stream.buffer.is_empty() {
                         "there are bytes behind the end of the export".to_owned()
-                    } else if !intact && report.is_complete() {
+                    } else if skip_damaged && !report.is_complete() {
+                        break;
+                    } else if !intact {
+                        // Every record holds: it is the end that is wrong.
+                        report.skipped_bytes += TRAILER_BYTES as u64;
                         "the checksum of the whole does not match".to_owned()
+                    } else if missing > 0 {
+                        format!("{missing} records are missing before the end of the export")
                     } else {
                         break;
                     }
@@ -126,11 +132,13 @@ impl<'a> Import<'a> {
                     continue;
                 }
                 Next::NoFrame => "no record begins here".to_owned(),
-                Next::End => "the export ends here, before its end".to_owned(),
+                Next::End => {
+                    report.truncated = true;
+                    "the export ends here, before its end".to_owned()
+                }
             };
             if skip_damaged {
                 // Nothing comes after it that could be read.
-                report.truncated |= stream.ended && stream.buffer.is_empty();
                 report.skipped_bytes += stream.rest().await?;
                 break;
             }

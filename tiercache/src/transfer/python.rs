@@ -198,8 +198,14 @@ mod tests {
 
     #[test]
     fn numbers_are_written_as_python_writes_them() {
-        let cases =
-            [(1.5, "1.5"), (3.0, "3.0"), (-0.1, "-0.1"), (1e22, "1e22"), (f64::NAN, "nan"), (f64::INFINITY, "inf")];
+        let cases = [
+            (1.5, "1.5"),
+            (3.0, "3.0"),
+            (-0.1, "-0.1"),
+            (1e22, "1e22"),
+            (f64::NAN, "nan"),
+            (f64::INFINITY, "inf"),
+        ];
         for (number, text) in cases {
             assert_eq!(float(number), text);
         }

@@ -267,12 +267,13 @@ where
     E: Into<BoxError> + 'static,
 {
     // Whatever the loader brings, "there is none" is an answer here.
-    let load = move |context: LoadContext<V::Shared>| async move {
-        loader(context.key).await.map(Loadable::loaded)
-    };
+    let load =
+        move |context: LoadContext<V::Shared>| async move { loader(context.key).await.map(Loadable::loaded) };
     let served = obtain::<V, Loaded<Option<V::Value>>, _, _, E>(manager, key, load, options).await?;
     if served.is_stale() {
-        return Err(Error::Load { source: Arc::from(BoxError::from("what is there is stale, and its load failed")) });
+        return Err(Error::Load {
+            source: Arc::from(BoxError::from("what is there is stale, and its load failed")),
+        });
     }
     Ok(match (served.value, served.level) {
         (None, _) => Came::Nothing,
