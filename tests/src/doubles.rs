@@ -12,8 +12,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tiercache_core::testing::Op;
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
-    Sizing, Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, PutItem, Removal, Resident,
+    Scope, Sizing, Spill, Swept, Usage,
 };
 use tiercache_core::{Clock, Entry, Generation, Key, Result, Tier, Timestamp};
 
@@ -94,6 +94,18 @@ impl<H: Hooks> Tier for Hooked<H> {
 
     async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
         self.around(Op::Remove, self.inner.remove(key, below)).await
+    }
+
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
+        self.around(Op::GetMany, self.inner.get_many(keys)).await
+    }
+
+    async fn put_many(&self, items: &[PutItem<'_>]) -> Vec<Result<Put>> {
+        self.around(Op::PutMany, self.inner.put_many(items)).await
+    }
+
+    async fn remove_many(&self, items: &[(Key, Generation)]) -> Vec<Result<Removal>> {
+        self.around(Op::RemoveMany, self.inner.remove_many(items)).await
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {

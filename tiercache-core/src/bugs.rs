@@ -20,8 +20,12 @@ mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Every bug, and the rule it breaks.
-    pub const ALL: [(&str, &str); 25] = [
+    pub const ALL: [(&str, &str); 33] = [
         ("add-extends-life", "only set and touch change a deadline"),
+        ("batch-answers-shift", "of a batch each answer is that of its own key"),
+        ("batch-behind-is-done", "of a batch each removal overtakes what is ahead of it"),
+        ("batch-partly-is-whole", "of a batch what failed has not reached the level"),
+        ("batch-without-floors", "of a batch each read is judged by its own floor"),
         ("behind-is-done", "another process that is ahead is overtaken"),
         ("deadline-unchecked", "the deadline is checked on every answer"),
         ("delete-skips-lower", "a removal reaches every level"),
@@ -32,6 +36,10 @@ mod chosen {
         ("generations-restart", "generations go on where the last process ended"),
         ("hit-ignores-fences", "a hit is older than no invalidation"),
         ("join-detached-read", "a get joins no read that began before a mutation"),
+        ("join-detached-load", "a caller joins no load that began before a mutation"),
+        ("load-outlives-fence", "a caller joins no load whose value an invalidation killed"),
+        ("load-stored-unchecked", "what was loaded before a mutation is not stored after it"),
+        ("load-unclaimed", "what was loaded before another process changed a key is not stored over that"),
         ("no-floor", "a mutation raises the floor of operations in flight"),
         ("no-permit", "a write below commits only while its permit holds"),
         ("no-scope-fence", "an invalidation of many is seen by every read"),

@@ -17,6 +17,7 @@ mod level;
 mod manager;
 pub mod rules;
 pub mod secret;
+mod side_by_side;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod tier;
@@ -31,9 +32,9 @@ pub use key::{AsKey, ContentKey, Key, KeyRef, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES
 pub use level::{Level, Levels, Stay};
 pub use manager::{
     BlockingCache, Builder, CacheManager, CloseReport, Eager, EntryInfo, Keys, LevelReport, LevelStats,
-    Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Of, Origin, Popped, Raw,
-    Reason, Removed, Restored, Retune, Scan, Served, Set, Stats, TypedCache, View, Warm, Warmed, Write,
-    Written,
+    Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of, Origin,
+    Plain, Popped, Raw, Reason, Removed, Restored, Retune, Scan, Served, Set, Stats, TypedCache, View, Warm,
+    Warmed, Write, Written,
 };
 pub use rules::{Rule, Rules};
 pub use secret::{Address, Secret};

@@ -3,9 +3,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
+use rusqlite::Connection;
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, Removal, Scope, Sizing, Spill, Swept,
-    Usage,
+    Call, Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, PutItem, Removal, Scope, Sizing,
+    Spill, Swept, Usage, side_by_side,
 };
 use tiercache_core::{Clock, Entry, Error, Generation, Key, Packing, Result, Tier, Timestamp};
 
@@ -13,7 +14,7 @@ use crate::config::{DEFAULT_SHARDS, MAX_VALUE, SqliteConfig, Synchronous};
 use crate::fences::Purge;
 use crate::open::{Setup, check_library, open_shard};
 use crate::place::Dir;
-use crate::queue::Failure;
+use crate::queue::{BATCH, Failure};
 use crate::read::lookup;
 use crate::room::due;
 use crate::shard::{Common, Shard, answer, lock};
@@ -216,6 +217,24 @@ impl SqliteTier {
     }
 }
 
+/// Looks keys of a shard up, each in its place of the batch.
+async fn read_many(shard: &Arc<Shard>, keys: Vec<(usize, Key)>) -> Vec<(usize, Result<Option<Entry>>)> {
+    let places: Vec<usize> = keys.iter().map(|(at, _)| *at).collect();
+    let work = move |shard: &Shard, connection: &Connection| {
+        let look = |(at, key): (usize, Key)| {
+            let found =
+                lookup(shard, connection, &key).map_err(|error| shard.failed("get", error).into_error("get"));
+            let found = found.and_then(|found| found.map_err(|error| Error::unavailable(NAME, "get", error)));
+            (at, found)
+        };
+        Ok(keys.into_iter().map(look).collect())
+    };
+    match shard.read("get", work).await {
+        Ok(found) => found,
+        Err(error) => places.into_iter().map(|at| (at, Err(error.clone()))).collect(),
+    }
+}
+
 /// How many shards the directory has, or is to have.
 fn shards(config: &SqliteConfig, dir: &Dir) -> Result<u32> {
     match (dir.shards()?, config.shards) {
@@ -302,6 +321,33 @@ impl Tier for SqliteTier {
         let key = key.clone();
         let removed = shard.write("remove", 0, move |step| step.remove(&key, below)).await;
         removed.map_err(|failure| failure.into_error("remove"))
+    }
+
+    /// One thread and one connection for the keys of a shard.
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
+        if let Err(error) = self.check_open() {
+            return vec![Err(error); keys.len()];
+        }
+        let mut shards: Vec<Vec<(usize, Key)>> = vec![Vec::new(); self.shards.len()];
+        keys.iter().enumerate().for_each(|(at, key)| shards[self.shard_of(key)].push((at, key.clone())));
+        let shards = self.shards.iter().zip(shards).filter(|(_, keys)| !keys.is_empty());
+        let read = shards.map(|(shard, keys)| -> Call<'_, _> { Box::pin(read_many(shard, keys)) });
+        let found = side_by_side(self.shards.len(), read.collect()).await;
+        let mut found: Vec<_> = found.into_iter().flatten().collect();
+        found.sort_unstable_by_key(|(at, _)| *at);
+        found.into_iter().map(|(_, found)| found).collect()
+    }
+
+    /// So many at once that a shard's writer finds what one transaction can do waiting.
+    async fn put_many(&self, items: &[PutItem<'_>]) -> Vec<Result<Put>> {
+        let put = items.iter().map(|item| self.put(item.key, item.entry, item.hold, item.permit));
+        side_by_side(BATCH * self.shards.len(), put.collect()).await
+    }
+
+    /// Likewise.
+    async fn remove_many(&self, items: &[(Key, Generation)]) -> Vec<Result<Removal>> {
+        let remove = items.iter().map(|(key, below)| self.remove(key, *below));
+        side_by_side(BATCH * self.shards.len(), remove.collect()).await
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {

@@ -9,6 +9,7 @@
 
 mod choices;
 mod judge;
+mod origin;
 mod store;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,8 @@ use std::time::Duration;
 use tiercache_core::testing::ManualClock;
 use tiercache_core::tier::Tier;
 use tiercache_core::{
-    CacheManager, Clock, Entry, Generation, Key, Level, Restored, Retune, Rules, Stay, Timestamp, Write,
+    CacheManager, Clock, Eager, Entry, Error, Generation, Key, Level, LoadOptions, Restored, Retune, Rules,
+    Stay, Timestamp, Write, Written,
 };
 use tiercache_ram::{Policy, RamConfig, RamTier};
 use tokio::sync::mpsc;
@@ -28,9 +30,12 @@ use tokio::task::AbortHandle;
 
 pub use self::choices::{Choices, shrink};
 use self::judge::{Judge, Kind, Moment, Mutation, Seen};
+use self::origin::{Origin, WINDOW};
 use self::store::{Fate, Gates, Life, Store};
 
 const KEYS: u32 = 3;
+/// Keys of a batch, any of which may be named twice.
+const BATCH: usize = 3;
 const MOST_IN_FLIGHT: usize = 6;
 /// Decisions of a history: some 50 to 80 operations with what happens between their steps.
 pub const DECISIONS: usize = 700;
@@ -90,6 +95,11 @@ struct History {
     clock: Arc<ManualClock>,
     store: Arc<Store>,
     gates: Arc<Gates>,
+    origin: Arc<Origin>,
+    /// When other processes changed a key.
+    elsewhere: Vec<(u8, Moment)>,
+    /// The mutation of a loaded value, and the seconds it lives.
+    loads: BTreeMap<u64, (usize, Option<u64>)>,
     life: Arc<Life>,
     lives: u32,
     manager: CacheManager,
@@ -116,6 +126,8 @@ struct Setup {
     store_at: Level,
     write: Write,
     faults: bool,
+    /// Whether the store takes a batch in one step.
+    batches: bool,
 }
 
 struct Running {
@@ -139,10 +151,21 @@ enum Operation {
         add: bool,
         restored: Option<u64>,
     },
+    Load {
+        key: u8,
+        value: u64,
+        ttl: Option<u64>,
+        tag: Option<u8>,
+        stale: bool,
+        refresh: bool,
+    },
     Touch {
         key: u8,
         ttl: Option<u64>,
     },
+    GetMany([u8; BATCH]),
+    SetMany([(u8, u64); BATCH]),
+    DeleteMany([u8; BATCH]),
     Delete(u8),
     Pop(u8),
     InvalidateTag(u8),
@@ -157,9 +180,26 @@ enum Operation {
 #[derive(Debug)]
 enum Outcome {
     Value(Option<u64>, Option<u64>),
-    Wrote { stored: bool, degraded: bool },
-    Removed { degraded: bool },
-    Popped { value: Option<u64>, degraded: bool },
+    Served {
+        value: u64,
+        stale: bool,
+    },
+    Values(Vec<Option<u64>>),
+    /// Of each whether it was stored and whether a level lagged, unless it failed.
+    WroteEach(Vec<Option<(bool, bool)>>),
+    /// Of each whether a level lagged.
+    RemovedEach(Vec<bool>),
+    Wrote {
+        stored: bool,
+        degraded: bool,
+    },
+    Removed {
+        degraded: bool,
+    },
+    Popped {
+        value: Option<u64>,
+        degraded: bool,
+    },
     Touched(#[expect(dead_code, reason = "printed in the log")] bool),
     Nothing,
     Failed(#[expect(dead_code, reason = "printed in the log")] String),
@@ -177,6 +217,7 @@ impl History {
             store_at: [Level::Dry, Level::Dry, Level::Cold][choices.below(3) as usize],
             write: [Write::Back, Write::Back, Write::Behind, Write::Through][choices.below(4) as usize],
             faults: choices.once_in(2),
+            batches: !choices.once_in(4),
         };
         let (clock, store, gates) = (ManualClock::new(), Arc::<Store>::default(), Arc::<Gates>::default());
         let (life, manager) = open(setup, &clock, &store, &gates).await;
@@ -188,6 +229,9 @@ impl History {
             setup,
             clock,
             store,
+            origin: Arc::new(Origin::new(gates.clone())),
+            elsewhere: Vec::new(),
+            loads: BTreeMap::new(),
             gates,
             life,
             lives: 0,
@@ -239,7 +283,16 @@ impl History {
 
     fn operation(&mut self) -> Operation {
         let key = self.choices.below(KEYS) as u8;
-        match self.choices.below(25) {
+        match self.choices.below(34) {
+            24 => Operation::GetMany(self.batch()),
+            25 | 26 => {
+                let keys = self.batch();
+                Operation::SetMany(keys.map(|key| {
+                    self.values += 1;
+                    (key, self.values)
+                }))
+            }
+            27 => Operation::DeleteMany(self.batch()),
             0..=5 => Operation::Get(key),
             6..=7 => Operation::Entry(key),
             8 => Operation::Contains(key),
@@ -256,14 +309,25 @@ impl History {
             16 => Operation::Touch { key, ttl: [None, Some(5)][self.choices.below(2) as usize] },
             17..=19 => Operation::Delete(key),
             20 => Operation::Pop(key),
+            28..=32 => {
+                self.values += 1;
+                let ttl = [None, Some(2), Some(10)][self.choices.below(3) as usize];
+                let tag = [None, None, Some(0), Some(1)][self.choices.below(4) as usize];
+                let (stale, refresh) = (self.choices.once_in(2), self.choices.once_in(3));
+                Operation::Load { key, value: self.values, ttl, tag, stale, refresh }
+            }
             21 => Operation::InvalidateTag(self.choices.below(2) as u8),
             22 => {
                 let levels = self.levels();
                 Operation::Flush(levels[self.choices.below(levels.len() as u32) as usize])
             }
-            23 => Operation::Resize([200, 400, 800, 100_000][self.choices.below(4) as usize]),
+            33 => Operation::Resize([200, 400, 800, 100_000][self.choices.below(4) as usize]),
             _ => Operation::Clear,
         }
+    }
+
+    fn batch(&mut self) -> [u8; BATCH] {
+        std::array::from_fn(|_| self.choices.below(KEYS) as u8)
     }
 
     fn levels(&self) -> Vec<Level> {
@@ -284,6 +348,7 @@ impl History {
         let ahead = [0, 50, 1_000][self.choices.below(3) as usize];
         let name = Key::new("", format!("key-{key}").as_bytes()).expect("a key");
         self.moment += 1;
+        self.elsewhere.push((key, self.moment));
         if self.choices.once_in(4) {
             self.note(format!("{}: another process removes {key}", self.moment));
             self.store.remove_elsewhere(&name, ahead);
@@ -297,6 +362,7 @@ impl History {
                 kind: Kind::Write(self.values),
                 tag: None,
                 deadline: u64::MAX,
+                stale: 0,
                 begun: self.moment,
                 ended: Some(self.moment),
                 certain: false,
@@ -320,6 +386,7 @@ impl History {
             kind,
             tag,
             deadline,
+            stale: 0,
             begun: number,
             ended: None,
             certain: false,
@@ -337,14 +404,30 @@ impl History {
             Operation::Delete(key) | Operation::Pop(key) => {
                 vec![mutate(key, Kind::Remove(None), None, u64::MAX)]
             }
+            Operation::DeleteMany(keys) => {
+                keys.map(|key| mutate(key, Kind::Remove(None), None, u64::MAX)).into()
+            }
+            Operation::SetMany(pairs) => {
+                let begin = |(at, &(key, value)): (usize, &(u8, u64))| {
+                    let begun = number + at as u64;
+                    let mutation = Mutation { begun, ..mutate(key, Kind::Write(value), None, u64::MAX) };
+                    // Of a key that is named twice the later value comes last, from the beginning on.
+                    let replaced = pairs[at + 1..].iter().any(|(later, _)| *later == key);
+                    Mutation { ended: replaced.then_some(begun), ..mutation }
+                };
+                self.moment += BATCH as u64;
+                pairs.iter().enumerate().map(begin).collect()
+            }
             Operation::InvalidateTag(tag) => everywhere(Kind::Remove(Some(tag))),
             Operation::Clear => everywhere(Kind::Remove(None)),
             _ => Vec::new(),
         };
         let mutation = mutations.into_iter().map(|mutation| self.judge.begin(mutation)).collect();
         let (manager, done) = (self.manager.clone(), self.done.clone());
+        self.origin.at(self.moment, clock);
+        let origin = self.origin.clone();
         let task = tokio::spawn(async move {
-            let outcome = perform(&manager, what).await;
+            let outcome = perform(&manager, &origin, what).await;
             // The history may be over.
             let _ = done.send((number, outcome));
         });
@@ -357,7 +440,7 @@ impl History {
         let which = self.choices.below(self.gates.waiting() as u32) as usize;
         let mut fate = Fate::Go;
         if self.setup.faults && self.choices.once_in(8) {
-            fate = if self.choices.once_in(3) { Fate::Hang } else { Fate::Fail };
+            fate = [Fate::Hang, Fate::Fail, Fate::Fail, Fate::Part][self.choices.below(4) as usize];
             self.tally.faults += 1;
             self.lossy_at = Moment::MAX;
         }
@@ -404,13 +487,54 @@ impl History {
 
     /// Runs everything that can go on, and judges what ended.
     async fn quiesce(&mut self) -> Result<(), String> {
+        self.origin.at(self.moment, self.clock.now().as_millis());
         // In paused time this wakes when nothing else can run.
         tokio::time::sleep(Duration::from_millis(1)).await;
+        for loaded in self.origin.begun() {
+            self.note(format!("   {loaded:?}"));
+            // It is as if it had been written, whole, when the origin was asked.
+            let number = self.judge.begin(Mutation {
+                key: loaded.key,
+                kind: Kind::Write(loaded.value),
+                tag: loaded.tag,
+                // It lives from when it is brought.
+                deadline: u64::MAX,
+                stale: loaded.stale,
+                begun: loaded.asked,
+                ended: Some(loaded.asked),
+                certain: false,
+                failed: false,
+                degraded: false,
+                life: u32::MAX,
+            });
+            self.loads.insert(loaded.value, (number, loaded.ttl));
+        }
+        for (value, clock) in self.origin.brought() {
+            if let Some(&(number, Some(ttl))) = self.loads.get(&value) {
+                self.judge.mutation(number).deadline = clock + ttl * 1_000;
+            }
+        }
+        self.judge_store()?;
         while let Ok((number, outcome)) = self.ended.try_recv() {
             let Some(running) = self.running.remove(&number) else { continue };
             self.moment += 1;
             self.note(format!("{number}: {outcome:?} at {}", self.moment));
             self.judge_outcome(running, outcome)?;
+        }
+        Ok(())
+    }
+
+    /// Nothing that was loaded before another process changed a key stands where that process would find it.
+    fn judge_store(&self) -> Result<(), String> {
+        for &(key, changed) in &self.elsewhere {
+            let name = Key::new("", format!("key-{key}").as_bytes()).expect("a key");
+            let Some(value) = self.store.value(&name) else { continue };
+            if self.origin.asked(number(&value)).is_some_and(|asked| asked < changed) {
+                let value = number(&value);
+                return Err(format!(
+                    "value {value} of key {key}, loaded before {changed}, stands over what came then"
+                ));
+            }
         }
         Ok(())
     }
@@ -424,6 +548,7 @@ impl History {
             begun: running.begun,
             ended: now,
             clock: running.clock,
+            stale: false,
             life,
         };
         let mut end = |certain: bool, degraded: bool| {
@@ -438,6 +563,35 @@ impl History {
                 if let Some(value) = value {
                     self.tally.hits += 1;
                     self.judge.judge(seen(key, value, generation, self.lives))?;
+                }
+            }
+            (Operation::Load { key, .. }, Outcome::Served { value, stale }) => {
+                self.tally.reads += 1;
+                self.judge.judge(Seen { stale, ..seen(key, value, None, self.lives) })?;
+            }
+            (Operation::GetMany(keys), Outcome::Values(values)) => {
+                for (key, value) in keys.into_iter().zip(values) {
+                    self.tally.reads += 1;
+                    if let Some(value) = value {
+                        self.tally.hits += 1;
+                        self.judge.judge(seen(key, value, None, self.lives))?;
+                    }
+                }
+            }
+            (Operation::SetMany(_), Outcome::WroteEach(written)) => {
+                for (number, written) in running.mutation.iter().zip(written) {
+                    let mutation = self.judge.mutation(*number);
+                    mutation.failed = written.is_none();
+                    if mutation.ended.is_none() {
+                        let (stored, degraded) = written.unwrap_or((true, true));
+                        (mutation.ended, mutation.certain, mutation.degraded) = (Some(now), stored, degraded);
+                    }
+                }
+            }
+            (Operation::DeleteMany(_), Outcome::RemovedEach(degraded)) => {
+                for (number, degraded) in running.mutation.iter().zip(degraded) {
+                    let mutation = self.judge.mutation(*number);
+                    (mutation.ended, mutation.certain, mutation.degraded) = (Some(now), true, degraded);
                 }
             }
             (_, Outcome::Wrote { stored, degraded }) => end(stored, degraded),
@@ -523,8 +677,8 @@ impl History {
         self.moment += 1;
         self.judge.settle(self.moment);
         for key in 0..KEYS as u8 {
-            let (manager, gates) = (self.manager.clone(), self.gates.clone());
-            let mut last = tokio::spawn(async move { perform(&manager, Operation::Get(key)).await });
+            let (manager, gates, origin) = (self.manager.clone(), self.gates.clone(), self.origin.clone());
+            let mut last = tokio::spawn(async move { perform(&manager, &origin, Operation::Get(key)).await });
             let last = loop {
                 tokio::select! {
                     biased;
@@ -543,8 +697,16 @@ impl History {
             let (begun, clock) = (self.moment, self.clock.now().as_millis());
             self.moment += 1;
             if let Some(value) = value {
-                let seen =
-                    Seen { key, value, generation: None, begun, ended: self.moment, clock, life: self.lives };
+                let seen = Seen {
+                    key,
+                    value,
+                    generation: None,
+                    begun,
+                    ended: self.moment,
+                    clock,
+                    stale: false,
+                    life: self.lives,
+                };
                 self.judge.judge(seen)?;
             } else if let Some(value) = self.judge.last_value(key, clock, self.lossy_at) {
                 return Err(format!("value {value} of key {key} is lost, though nothing could lose it"));
@@ -571,6 +733,7 @@ async fn open(
         gates: gates.clone(),
         dead: false.into(),
         local: setup.store_is_local,
+        batches: setup.batches,
         shared: setup.shared,
     });
     let ram =
@@ -589,7 +752,7 @@ async fn open(
     (life, builder.build().await.expect("a manager"))
 }
 
-async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
+async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) -> Outcome {
     let name = |key: u8| format!("key-{key}");
     let outcome = match what {
         Operation::Get(key) => {
@@ -598,6 +761,19 @@ async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
         Operation::Entry(key) => manager.entry(name(key)).await.map(|entry| {
             let generation = entry.as_ref().map(|entry| entry.generation.get());
             Outcome::Value(entry.map(|entry| number(&entry.value)), generation)
+        }),
+        Operation::GetMany(keys) => manager.get_many(&keys.map(name)).await.map(|values| {
+            Outcome::Values(values.into_iter().map(|value| value.map(|value| number(&value))).collect())
+        }),
+        Operation::SetMany(pairs) => {
+            let written = manager.set_many(pairs.map(|(key, value)| (name(key), format!("{value}")))).await;
+            let each = |written: Result<Written, Error>| {
+                written.ok().map(|written| (written.stored, !written.degraded.is_empty()))
+            };
+            Ok(Outcome::WroteEach(written.into_iter().map(each).collect()))
+        }
+        Operation::DeleteMany(keys) => manager.delete_many(&keys.map(name)).await.map(|removed| {
+            Outcome::RemovedEach(removed.iter().map(|removed| !removed.degraded.is_empty()).collect())
         }),
         Operation::Contains(key) => manager.contains(name(key)).await.map(|_| Outcome::Nothing),
         Operation::Set { key, value, tag, add, restored: Some(deadline), .. } => {
@@ -629,6 +805,24 @@ async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
                 stored: written.stored,
                 degraded: !written.degraded.is_empty(),
             })
+        }
+        Operation::Load { key, value, ttl, tag, stale, refresh } => {
+            let mut options = LoadOptions::new().limit(Duration::from_secs(20));
+            if let Some(ttl) = ttl {
+                options = options.ttl(Duration::from_secs(ttl));
+            }
+            if let Some(tag) = tag {
+                options = options.tag("t", tag.to_string());
+            }
+            options = match (stale, refresh) {
+                (true, true) => options.stale_while_revalidate(WINDOW),
+                (true, false) => options.stale_if_error(WINDOW),
+                (false, true) => options.eager(Eager::After(0.5)),
+                (false, false) => options,
+            };
+            let loader = origin.loader(key, value, ttl, tag, if stale { WINDOW } else { Duration::ZERO });
+            let served = manager.get_or_load(name(key), loader).options(&options).entry().await;
+            served.map(|served| Outcome::Served { value: number(&served.value), stale: served.is_stale() })
         }
         Operation::Touch { key, ttl } => {
             manager.touch(name(key), ttl.map(Duration::from_secs)).await.map(Outcome::Touched)

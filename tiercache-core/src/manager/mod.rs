@@ -12,6 +12,7 @@ mod flow;
 mod guard;
 mod keys;
 mod load;
+mod many;
 mod pending;
 mod read;
 mod recorder;
@@ -36,8 +37,8 @@ pub use builder::{Builder, Write};
 pub use close::{CloseReport, LevelReport};
 pub use keys::Keys;
 pub use load::{
-    Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Of, Raw, Reason, Served,
-    View, Warm, Warmed,
+    Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of, Plain, Raw,
+    Reason, Served, View, Warm, Warmed,
 };
 pub use read::EntryInfo;
 pub use remove::{Popped, Removed};

@@ -25,7 +25,7 @@ use tokio::sync::watch;
 
 use super::counters::Count;
 use super::slot::Slot;
-use super::stripes::Stripe;
+use super::stripes::{Reading, Stripe};
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
 use crate::tier::{Cause, Left, Look, Put, Scope, Spill, TryGet};
@@ -42,7 +42,7 @@ pub(super) struct Found {
 
 impl Found {
     /// What answers a `get`.
-    fn is_value(&self) -> bool {
+    pub(super) fn is_value(&self) -> bool {
         !self.stale && !self.entry.is_nothing()
     }
 }
@@ -158,33 +158,6 @@ impl CacheManager {
         self.shared.check_open()?;
         Ok(self.shared.look(key).await.is_some())
     }
-
-    /// The values of many keys, in the order of the keys.
-    ///
-    /// # Errors
-    /// As for [`CacheManager::get`]; one invalid key fails the call before anything is read.
-    pub async fn get_many<K: AsKey>(&self, keys: &[K]) -> Result<Vec<Option<Bytes>>> {
-        let keys = keys.iter().map(|key| self.key(key)).collect::<Result<Vec<_>>>()?;
-        let mut values: Vec<Option<Bytes>> = keys.iter().map(|key| self.shared.hit(*key)).collect();
-        let missing: Vec<usize> = (0..keys.len()).filter(|&at| values[at].is_none()).collect();
-        // A bounded number of slow reads at a time, each owned by a task of its own.
-        for chunk in missing.chunks(16) {
-            if let [at] = chunk {
-                values[*at] = self.shared.find(keys[*at]).await?.map(|found| found.entry.value);
-                continue;
-            }
-            let mut reads = tokio::task::JoinSet::new();
-            for &at in chunk {
-                let (shared, key) = (self.shared.clone(), keys[at].to_key());
-                reads.spawn(async move { (at, shared.find(key.as_ref()).await) });
-            }
-            while let Some(read) = reads.join_next().await {
-                let (at, found) = read.map_err(|_| crate::Error::Panicked { what: "a tier" })?;
-                values[at] = found?.map(|found| found.entry.value);
-            }
-        }
-        Ok(values)
-    }
 }
 
 impl EntryInfo {
@@ -273,7 +246,7 @@ impl Shared {
     }
 
     /// What RAM and the way down have that is only stale. Under the stripe: what was removed or replaced is not there.
-    fn stale_above(&self, stripe: &Stripe, key: KeyRef<'_>, now: Timestamp) -> Option<Found> {
+    pub(super) fn stale_above(&self, stripe: &Stripe, key: KeyRef<'_>, now: Timestamp) -> Option<Found> {
         let resting = self.slots().filter_map(|slot| Some((slot.level, slot.resident()?.peek(key)?.entry)));
         let way = self.flow.pending.get(key).map(|item| (item.to, item.entry));
         let floor = stripe.floor(key.hash64());
@@ -286,30 +259,15 @@ impl Shared {
     async fn find_below(&self, key: KeyRef<'_>, mut wait: Wait) -> Option<Found> {
         loop {
             match wait {
-                Wait::Join(mut reading) => {
-                    self.flow.counters.count(Count::Joined);
-                    // An error means that the reader was dropped half-way: somebody else must read.
-                    if let Ok(answer) = reading.wait_for(Option::is_some).await {
-                        let found = answer.as_ref().and_then(|found| Option::clone(found));
-                        drop(answer);
-                        // No flight is told of an invalidation of many: the read may have begun before one that
-                        // ended before this call.
-                        let now = self.flow.now();
-                        let kept = |found: &Found| match found.stale {
-                            false => self.flow.is_alive(key, &found.entry, now),
-                            true => !self.flow.is_dead(key, &found.entry, now),
-                        };
-                        if found.as_ref().is_none_or(kept) {
-                            return found;
-                        }
+                Wait::Join(reading) => {
+                    if let Some(found) = self.join_read(key, reading).await {
+                        return found;
                     }
                 }
                 Wait::Read { floor, answer } => {
                     let reading = Announced { shared: self, hash: key.hash64(), answer };
                     let found = self.read_below(key, floor).await;
-                    let found = found.and_then(|(found, flushed)| self.publish(key, found, flushed));
-                    reading.answer.send_replace(Some(Arc::new(found.clone())));
-                    return found;
+                    return reading.end(key, found);
                 }
             }
             match self.find_at_once(key) {
@@ -320,8 +278,31 @@ impl Shared {
         }
     }
 
+    /// Waits for another's read; `None` when it came to nothing.
+    pub(super) async fn join_read(&self, key: KeyRef<'_>, mut reading: Reading) -> Option<Option<Found>> {
+        self.flow.counters.count(Count::Joined);
+        // An error means that the reader was dropped half-way: somebody else must read.
+        let answer = reading.wait_for(Option::is_some).await.ok()?;
+        let found = answer.as_ref().and_then(|found| Option::clone(found));
+        drop(answer);
+        // No flight is told of an invalidation of many: the read may have begun before one that ended before this
+        // call, whether it reached the level or not.
+        let now = self.flow.now();
+        let believed = |found: &Found| {
+            let stands = match found.stale {
+                false => self.flow.is_alive(key, &found.entry, now),
+                true => !self.flow.is_dead(key, &found.entry, now),
+            };
+            stands
+                && self
+                    .slot(found.level)
+                    .is_none_or(|slot| !Doubt::of(self, slot, key).touches(key, &found.entry))
+        };
+        found.as_ref().is_none_or(believed).then_some(found)
+    }
+
     /// Steps 2 to 4, under the stripe.
-    fn find_at_once(&self, key: KeyRef<'_>) -> AtOnce {
+    pub(super) fn find_at_once(&self, key: KeyRef<'_>) -> AtOnce {
         let flow = &self.flow;
         let now = flow.now();
         let hash = key.hash64();
@@ -411,34 +392,54 @@ impl Shared {
                     self.read_slot(slot, key, &mut budget).await
                 }
             };
-            if let Some(entry) = entry
-                && (entry.generation >= floor || seeded("read-below-floor"))
-                && !self.flow.is_dead(key, &entry, self.flow.now())
-                && !doubt.touches(key, &entry)
-            {
-                if slot.profile.shared {
-                    self.stripes.lock(key.hash64()).meet(key.hash64(), entry.generation);
-                }
-                let is_alive = self.flow.is_alive(key, &entry, self.flow.now());
-                let found = (Found { entry, level: slot.level, stale: !is_alive }, flushed);
-                if is_alive {
-                    return Some(found);
-                }
-                stale.get_or_insert(found);
+            match self.believe(slot, key, floor, entry, &doubt) {
+                Some(found) if !found.stale => return Some((found, flushed)),
+                Some(found) => stale = stale.or(Some((found, flushed))),
+                None => {}
             }
-            // What this level gave up meanwhile is on its way past us.
-            if let Some(item) = self.flow.pending.get(key)
-                && self.flow.is_alive(key, &item.entry, self.flow.now())
-            {
-                let flushed = self.slot(item.to).map_or(0, |slot| slot.flushed.load(Ordering::Acquire));
-                return Some((Found { entry: item.entry, level: item.to, stale: false }, flushed));
+            if let Some(found) = self.find_passing(key) {
+                return Some(found);
             }
         }
         stale
     }
 
+    /// What a level answered, if a reader that began above that floor may believe it.
+    pub(super) fn believe(
+        &self,
+        slot: &Slot,
+        key: KeyRef<'_>,
+        floor: Generation,
+        entry: Option<Entry>,
+        doubt: &Doubt,
+    ) -> Option<Found> {
+        let entry = entry?;
+        let now = self.flow.now();
+        let believed = (entry.generation >= floor || seeded("read-below-floor"))
+            && !self.flow.is_dead(key, &entry, now)
+            && !doubt.touches(key, &entry);
+        if !believed {
+            return None;
+        }
+        if slot.profile.shared {
+            self.stripes.lock(key.hash64()).meet(key.hash64(), entry.generation);
+        }
+        let stale = !self.flow.is_alive(key, &entry, now);
+        Some(Found { entry, level: slot.level, stale })
+    }
+
+    /// What a level gave up while it was asked is on its way past us.
+    pub(super) fn find_passing(&self, key: KeyRef<'_>) -> Option<(Found, u64)> {
+        let item = self.flow.pending.get(key)?;
+        if !self.flow.is_alive(key, &item.entry, self.flow.now()) {
+            return None;
+        }
+        let flushed = self.slot(item.to).map_or(0, |slot| slot.flushed.load(Ordering::Acquire));
+        Some((Found { entry: item.entry, level: item.to, stale: false }, flushed))
+    }
+
     /// Asks one level within what is left of the request's time. Trouble is a miss.
-    async fn read_slot(&self, slot: &Slot, key: &Key, budget: &mut Budget) -> Option<Entry> {
+    pub(super) async fn read_slot(&self, slot: &Slot, key: &Key, budget: &mut Budget) -> Option<Entry> {
         let limit = budget.left(slot.limits().read_timeout);
         if limit.is_zero() {
             return None;
@@ -446,6 +447,11 @@ impl Shared {
         let started = tokio::time::Instant::now();
         let answer = slot.call("get", limit, slot.tier.get(key)).await;
         budget.spend(started.elapsed());
+        self.note_read(slot, key, answer)
+    }
+
+    /// The answer to a read; trouble is a miss.
+    pub(super) fn note_read(&self, slot: &Slot, key: &Key, answer: Result<Option<Entry>>) -> Option<Entry> {
         let answer = answer.and_then(|entry| {
             // What a mutation of this process takes from now on must be above what it may have seen.
             entry.as_ref().map_or(Ok(()), |entry| self.flow.join(slot.tier.name(), entry.generation))?;
@@ -540,7 +546,7 @@ impl Shared {
 /// Removals that have not reached a level that other processes write to: what is found there may be from before them,
 /// since nobody can tell when another process wrote it.
 #[derive(Default)]
-struct Doubt {
+pub(super) struct Doubt {
     /// Whether a removal of the key lags. Not even the newest generation is above doubt then: another process may
     /// have counted to the same number.
     key: bool,
@@ -548,7 +554,7 @@ struct Doubt {
 }
 
 impl Doubt {
-    fn of(shared: &Shared, slot: &Slot, key: KeyRef<'_>) -> Self {
+    pub(super) fn of(shared: &Shared, slot: &Slot, key: KeyRef<'_>) -> Self {
         if !slot.profile.shared {
             return Self::default();
         }
@@ -566,7 +572,7 @@ impl Doubt {
 }
 
 /// What could be decided without waiting.
-enum AtOnce {
+pub(super) enum AtOnce {
     Found(Found),
     /// At most what is only stale.
     Nowhere(Option<Found>),
@@ -574,18 +580,27 @@ enum AtOnce {
 }
 
 /// What to wait for.
-enum Wait {
+pub(super) enum Wait {
     /// Another's read.
-    Join(super::stripes::Reading),
+    Join(Reading),
     /// Levels that have to be asked, in a flight that has been registered.
     Read { floor: Generation, answer: watch::Sender<Option<Arc<Option<Found>>>> },
 }
 
 /// A read that others may join, until it is dropped: with its answer sent, or without one.
-struct Announced<'a> {
-    shared: &'a Shared,
-    hash: u64,
-    answer: watch::Sender<Option<Arc<Option<Found>>>>,
+pub(super) struct Announced<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) hash: u64,
+    pub(super) answer: watch::Sender<Option<Arc<Option<Found>>>>,
+}
+
+impl Announced<'_> {
+    /// Step 6: publishes what was found below, if anything, and tells those who wait.
+    pub(super) fn end(self, key: KeyRef<'_>, found: Option<(Found, u64)>) -> Option<Found> {
+        let found = found.and_then(|(found, flushed)| self.shared.publish(key, found, flushed));
+        self.answer.send_replace(Some(Arc::new(found.clone())));
+        found
+    }
 }
 
 impl Drop for Announced<'_> {
@@ -598,18 +613,18 @@ impl Drop for Announced<'_> {
 
 /// The time one request may wait for tiers in total: the longest of the deadlines of those it asked.
 #[derive(Default)]
-struct Budget {
+pub(super) struct Budget {
     granted: Duration,
     spent: Duration,
 }
 
 impl Budget {
-    fn left(&mut self, timeout: Duration) -> Duration {
+    pub(super) fn left(&mut self, timeout: Duration) -> Duration {
         self.granted = self.granted.max(timeout);
         self.granted.saturating_sub(self.spent).min(timeout)
     }
 
-    fn spend(&mut self, time: Duration) {
+    pub(super) fn spend(&mut self, time: Duration) {
         self.spent += time;
     }
 }

@@ -104,6 +104,12 @@ impl Slot {
         self.lagging.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// How long a removal may take that somebody waits for.
+    pub(super) fn removal_timeout(&self) -> Duration {
+        let Limits { read_timeout, write_timeout } = self.limits();
+        write_timeout.min(read_timeout.max(Duration::from_secs(1)))
+    }
+
     /// Whether the breaker keeps calls away now.
     pub(super) fn is_open(&self) -> bool {
         self.breaker.is_open(self.clock.now())
@@ -147,6 +153,34 @@ impl Slot {
             }
         }
         result
+    }
+}
+
+impl Slot {
+    /// [`Slot::call`] for a batch of so many items: an answer for each. It failed if every item did.
+    pub(super) async fn call_many<T>(
+        &self,
+        op: &'static str,
+        limit: Duration,
+        count: usize,
+        batch: impl Future<Output = Vec<Result<T>>>,
+    ) -> Vec<Result<T>> {
+        let operation = async {
+            let mut answers = batch.await;
+            if answers.len() != count {
+                let said = format!("{} answers to {count} questions", answers.len());
+                return Err(Error::unavailable(self.tier.name(), op, said));
+            }
+            match answers.pop() {
+                Some(Err(error)) if answers.iter().all(Result::is_err) => Err(error),
+                last => {
+                    answers.extend(last);
+                    Ok(answers)
+                }
+            }
+        };
+        let answers = self.call(op, limit, operation).await;
+        answers.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
     }
 }
 

@@ -78,6 +78,17 @@ pub(super) struct Joined {
     pub(super) batch: Arc<RemovalBatch>,
 }
 
+impl Joined {
+    /// What the shared removal came to for this mutation, once it has. The newest of those that shared it comes last, and the others are as if they had come just before.
+    pub(super) fn outcome(&self) -> RemovalOutcome {
+        let outcome = self.batch.outcome.get().cloned().unwrap_or_default();
+        match outcome.newest == self.generation {
+            true => outcome,
+            false => RemovalOutcome { generation: self.generation, ..outcome },
+        }
+    }
+}
+
 /// What came of it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RemovalOutcome {
@@ -365,6 +376,13 @@ impl Stripe {
         let flight = self.flights.iter().find(|flight| flight.hash == hash);
         let writing = flight.map(|flight| flight.writing.as_slice()).unwrap_or_default();
         writing.iter().filter(|ticket| ticket.generation() < generation).cloned().collect()
+    }
+
+    /// Whether a write to `level` is under way that a mutation of that generation comes after.
+    pub(super) fn is_written_before(&self, hash: u64, level: Level, generation: Generation) -> bool {
+        let flight = self.flights.iter().find(|flight| flight.hash == hash);
+        let mut writing = flight.map(|flight| flight.writing.as_slice()).unwrap_or_default().iter();
+        writing.any(|ticket| ticket.to() == level && ticket.generation() < generation)
     }
 
     /// Takes the announcement back.

@@ -72,18 +72,6 @@ impl CacheManager {
         }
     }
 
-    /// Keeps many values with the levels' defaults, each on its own: the results are in the order of the pairs.
-    pub async fn set_many<K: AsKey, V: Into<Bytes>>(
-        &self,
-        pairs: impl IntoIterator<Item = (K, V)>,
-    ) -> Vec<Result<Written>> {
-        let mut results = Vec::new();
-        for (key, value) in pairs {
-            results.push(self.set(key, value).await);
-        }
-        results
-    }
-
     /// Gives the entry of `key` a new time to live from now; `None` for one without a deadline. Returns whether
     /// there was such an entry.
     ///
@@ -110,9 +98,31 @@ impl CacheManager {
 
 pub(super) type Work = Pin<Box<dyn Future<Output = Result<Written>> + Send>>;
 
-pub(super) enum Begun {
+/// A write that is over, or what is left of it.
+pub(super) enum Begun<Left = Work> {
     Done(Result<Written>),
-    Slow(Work),
+    Slow(Left),
+}
+
+/// A write that has its generation and waits for a level: its flight is registered.
+pub(super) struct Unfinished {
+    pub(super) key: Key,
+    pub(super) entry: Entry,
+    /// Its place in a removal of the copies below, unless these are fenced.
+    pub(super) removal: Option<Joined>,
+    pub(super) flight: InFlight<Arc<Shared>>,
+}
+
+impl Unfinished {
+    /// What is left of it.
+    fn finish(self, made: Made) -> Work {
+        Box::pin(async move {
+            let Self { key, entry, removal, flight } = self;
+            let result = flight.shared.clone().finish_write(key, entry, removal, made).await;
+            drop(flight);
+            result
+        })
+    }
 }
 
 /// What an entry that is written was made of.
@@ -139,6 +149,14 @@ pub(super) enum Lower {
 impl Shared {
     /// The whole write if nothing has to be waited for, else what is left of it.
     pub(super) fn write_at_once(self: &Arc<Self>, key: Key, draft: Draft) -> Begun {
+        match self.begin_write(key, draft) {
+            Begun::Done(result) => Begun::Done(result),
+            Begun::Slow(unfinished) => Begun::Slow(unfinished.finish(Made::Anew)),
+        }
+    }
+
+    /// Likewise; what is left can be finished together with others.
+    pub(super) fn begin_write(self: &Arc<Self>, key: Key, draft: Draft) -> Begun<Unfinished> {
         // Only a deadline needs the exact time; a stay may begin a few milliseconds early.
         let exact = !matches!(draft.ttl, Ttl::Unset);
         let now = if exact { self.flow.now() } else { self.flow.recently() };
@@ -150,7 +168,7 @@ impl Shared {
         let hash = key.hash64();
         let mut stripe = self.stripes.lock(hash);
         entry.generation = self.flow.next_generation();
-        self.write_locked(&mut stripe, key, entry, now, Made::Anew)
+        self.begin_locked(&mut stripe, key, entry, now, Made::Anew)
     }
 
     /// Steps 1 to 5 for an entry that has its generation.
@@ -162,6 +180,20 @@ impl Shared {
         now: Timestamp,
         made: Made,
     ) -> Begun {
+        match self.begin_locked(stripe, key, entry, now, made) {
+            Begun::Done(result) => Begun::Done(result),
+            Begun::Slow(unfinished) => Begun::Slow(unfinished.finish(made)),
+        }
+    }
+
+    fn begin_locked(
+        self: &Arc<Self>,
+        stripe: &mut Stripe,
+        key: Key,
+        entry: Entry,
+        now: Timestamp,
+        made: Made,
+    ) -> Begun<Unfinished> {
         let (hash, generation) = (key.hash64(), entry.generation);
         stripe.mutate(hash, generation);
         let fenced =
@@ -179,12 +211,7 @@ impl Shared {
         stripe.mutate(hash, generation);
         let removal = (!fenced).then(|| stripe.join_removal(hash, generation));
         let flight = InFlight { shared: self.clone(), hash };
-        Begun::Slow(Box::pin(async move {
-            let shared = flight.shared.clone();
-            let result = shared.finish_write(key, entry, removal, made).await;
-            drop(flight);
-            result
-        }))
+        Begun::Slow(Unfinished { key, entry, removal, flight })
     }
 
     /// Step 3, as far as it goes without waiting.
@@ -262,7 +289,7 @@ impl Shared {
         removal: Option<Joined>,
         made: Made,
     ) -> Result<Written> {
-        let (hash, mut generation) = (key.hash64(), entry.generation);
+        let mut generation = entry.generation;
         let mut degraded = Vec::new();
         if let Some(joined) = removal {
             let outcome = self.remove_lower(&key, &joined).await;
@@ -276,41 +303,12 @@ impl Shared {
             entry.generation = generation;
         }
         let now = self.flow.now();
-        if self.write != Write::Through {
-            let mut stripe = self.stripes.lock(hash);
-            stripe.detach(hash);
-            if stripe.is_overtaken(hash, generation) {
-                // A later mutation has begun: it is as if this had come just before it. What this one
-                // replaces must not be there any more when it returns.
-                self.forget_in_ram(&key, generation);
-                return Ok(Written { stored: true, generation, degraded });
-            }
-            if let Some(level) = self.publish_in_ram(&key, &entry, now) {
-                self.flow.counters.count(Count::Set);
-                self.flow.recorder.stored(now, || Flow::record(&key, &entry, level));
-                if self.write == Write::Behind
-                    && let Some(slot) = self.durable(entry.levels)
-                {
-                    let item = Item::new(entry, level, slot.level);
-                    for (key, item) in self.flow.pending.push(key, item, true) {
-                        self.flow.counters.count(Count::Overflowed);
-                        tracing::debug!(
-                            ?key,
-                            generation = item.entry.generation.get(),
-                            "copy dropped, no room"
-                        );
-                    }
-                }
-                return Ok(Written { stored: true, generation, degraded });
-            }
+        if self.publish_late(&key, &entry, now) {
+            return Ok(Written { stored: true, generation, degraded });
         }
-        let candidates: Vec<&Slot> = match (self.write, self.durable(entry.levels)) {
-            (Write::Through, Some(slot)) => vec![slot],
-            _ => self.lower_slots().filter(|slot| entry.levels.contains(slot.level)).collect(),
-        };
         let mut refused = None;
         let mut limit = 0;
-        for slot in candidates {
+        for slot in self.candidates(entry.levels) {
             let mut put = self.put_below(slot, &key, &entry, now).await;
             if self.write == Write::Through && matches!(put, Ok(Put::Stored | Put::Unchanged)) {
                 // A level may keep what it took in a buffer of its own for a moment.
@@ -318,17 +316,11 @@ impl Shared {
                 put = synced.and(put);
             }
             match put {
-                Ok(Put::Stored | Put::Unchanged | Put::Superseded) => {
-                    self.flow.counters.count(Count::Set);
-                    let stripe = self.stripes.lock(hash);
-                    if stripe.floor(hash) <= generation {
-                        self.flow.recorder.stored(now, || Flow::record(&key, &entry, slot.level));
-                        if self.write == Write::Through
-                            && let Some(level) = self.publish_in_ram(&key, &entry, now)
-                        {
-                            self.flow.recorder.moved(now, &key, generation, Some(level));
-                        }
-                    }
+                Ok(Put::Superseded) if made != Made::Anew => {
+                    return Ok(Written { stored: false, generation, degraded });
+                }
+                Ok(put @ (Put::Stored | Put::Unchanged | Put::Superseded)) => {
+                    self.kept_below(slot, &key, &entry, put, now);
                     return Ok(Written { stored: true, generation, degraded });
                 }
                 Ok(Put::TooLarge | Put::Full) => {
@@ -345,6 +337,60 @@ impl Shared {
         Err(refused.unwrap_or(Error::TooLarge { size: entry.value.len() as u64, limit }))
     }
 
+    /// Steps 4 and 5 of a write that had to wait. Whether it is over: a level in RAM took it, or a later mutation
+    /// has begun.
+    pub(super) fn publish_late(&self, key: &Key, entry: &Entry, now: Timestamp) -> bool {
+        if self.write == Write::Through {
+            return false;
+        }
+        let hash = key.hash64();
+        let mut stripe = self.stripes.lock(hash);
+        stripe.detach(hash);
+        if stripe.is_overtaken(hash, entry.generation) {
+            // It is as if this had come just before that. What this one replaces must not be there any more when it
+            // returns.
+            self.forget_in_ram(key, entry.generation);
+            return true;
+        }
+        let Some(level) = self.publish_in_ram(key, entry, now) else { return false };
+        self.flow.counters.count(Count::Set);
+        self.flow.recorder.stored(now, || Flow::record(key, entry, level));
+        if self.write == Write::Behind
+            && let Some(slot) = self.durable(entry.levels)
+        {
+            let item = Item::new(entry.clone(), level, slot.level);
+            for (key, item) in self.flow.pending.push(key.clone(), item, true) {
+                self.flow.counters.count(Count::Overflowed);
+                tracing::debug!(?key, generation = item.entry.generation.get(), "copy dropped, no room");
+            }
+        }
+        true
+    }
+
+    /// The levels outside RAM to be tried in turn for an entry that must reach one.
+    pub(super) fn candidates(&self, levels: Levels) -> Vec<&Slot> {
+        match (self.write, self.durable(levels)) {
+            (Write::Through, Some(slot)) => vec![slot],
+            _ => self.lower_slots().filter(|slot| levels.contains(slot.level)).collect(),
+        }
+    }
+
+    /// What follows when a level outside RAM has an entry that was set, or a newer one.
+    pub(super) fn kept_below(&self, slot: &Slot, key: &Key, entry: &Entry, put: Put, now: Timestamp) {
+        self.flow.counters.count(Count::Set);
+        let stripe = self.stripes.lock(key.hash64());
+        // What another process has put there since may have been read already.
+        if put == Put::Superseded || stripe.is_overtaken(key.hash64(), entry.generation) {
+            return;
+        }
+        self.flow.recorder.stored(now, || Flow::record(key, entry, slot.level));
+        if self.write == Write::Through
+            && let Some(level) = self.publish_in_ram(key, entry, now)
+        {
+            self.flow.recorder.moved(now, key, entry.generation, Some(level));
+        }
+    }
+
     /// Writes to a level outside RAM, visible to reads and to later mutations while it lasts.
     async fn put_below(
         self: &Arc<Self>,
@@ -353,24 +399,31 @@ impl Shared {
         entry: &Entry,
         now: Timestamp,
     ) -> Result<Put> {
-        let writing = {
-            let mut stripe = self.stripes.lock(key.hash64());
-            // From here on reads may find it, so nothing older may be found before it; and if a later mutation
-            // has begun, what this one replaces must be gone all the same when it returns.
-            self.forget_in_ram(key, entry.generation);
-            if stripe.is_overtaken(key.hash64(), entry.generation) {
-                return Ok(Put::Superseded);
-            }
-            let item = Item { writing: true, ..Item::new(entry.clone(), slot.level, slot.level) };
-            self.flow.pending.push(key.clone(), item, false);
-            stripe.detach(key.hash64());
-            Writing::begin(self.clone(), &mut stripe, key, entry, slot.level)
-        };
+        let Some(writing) = self.begin_below(slot, key, entry) else { return Ok(Put::Superseded) };
         let result = self.write_below(slot, &writing, now).await;
-        let stripe = self.stripes.lock(key.hash64());
-        self.flow.pending.take(key.as_ref(), entry.generation);
-        drop(stripe);
+        self.end_below(key, entry);
         result
+    }
+
+    /// Begins such a write, unless a later mutation has begun.
+    pub(super) fn begin_below(self: &Arc<Self>, slot: &Slot, key: &Key, entry: &Entry) -> Option<Writing> {
+        let mut stripe = self.stripes.lock(key.hash64());
+        // From here on reads may find it, so nothing older may be found before it; and if a later mutation has
+        // begun, what this one replaces must be gone all the same when it returns.
+        self.forget_in_ram(key, entry.generation);
+        if stripe.is_overtaken(key.hash64(), entry.generation) {
+            return None;
+        }
+        let item = Item { writing: true, ..Item::new(entry.clone(), slot.level, slot.level) };
+        self.flow.pending.push(key.clone(), item, false);
+        stripe.detach(key.hash64());
+        Some(Writing::begin(self.clone(), &mut stripe, key, entry, slot.level))
+    }
+
+    /// Ends it.
+    pub(super) fn end_below(&self, key: &Key, entry: &Entry) {
+        let _stripe = self.stripes.lock(key.hash64());
+        self.flow.pending.take(key.as_ref(), entry.generation);
     }
 
     /// The write itself. A tier that was not told in time may have committed what a mutation has overtaken: that
@@ -380,6 +433,12 @@ impl Shared {
         let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
         let result =
             slot.call("put", slot.limits().write_timeout, slot.tier.put(key, entry, hold, ticket)).await;
+        self.judge_write(slot, ticket, result)
+    }
+
+    /// What became of a write that a level has answered.
+    pub(super) fn judge_write(&self, slot: &Slot, ticket: &Ticket, result: Result<Put>) -> Result<Put> {
+        let key = ticket.key();
         let mut stripe = self.stripes.lock(key.hash64());
         if ticket.holds() {
             if matches!(result, Ok(Put::Stored)) {

@@ -15,6 +15,7 @@
 //!
 //! A caller waits no longer than its options say, and a dropped one stops only waiting.
 
+mod many;
 mod options;
 mod run;
 mod value;
@@ -33,6 +34,7 @@ use serde::de::DeserializeOwned;
 
 pub use self::options::{Eager, LoadOptions, Loaded};
 pub(super) use self::run::{Failure, Loading, Loads};
+use self::value::sealed;
 pub use self::value::{Loadable, Of, Raw, View};
 pub use self::warm::{Warm, Warmed};
 use super::{CacheManager, TypedCache};
@@ -82,6 +84,61 @@ impl<A> Served<A> {
     }
 }
 
+/// What brings a value that is missing.
+pub trait Loader<S>: Send + 'static {
+    /// What it brings: see [`Loadable`].
+    type Value;
+    /// Why it could not.
+    type Error: Into<BoxError>;
+
+    /// Loads.
+    fn load(
+        self,
+        context: LoadContext<S>,
+    ) -> impl Future<Output = Result<Self::Value, Self::Error>> + Send + 'static;
+}
+
+/// A loader that needs not be told anything.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain<L>(L);
+
+/// A loader that is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<L>(L);
+
+impl<S, L, F, R, E> Loader<S> for Plain<L>
+where
+    L: FnOnce() -> F + Send + 'static,
+    F: Future<Output = Result<R, E>> + Send + 'static,
+    E: Into<BoxError>,
+{
+    type Value = R;
+    type Error = E;
+
+    fn load(self, _: LoadContext<S>) -> impl Future<Output = Result<R, E>> + Send + 'static {
+        (self.0)()
+    }
+}
+
+impl<S, L, F, R, E> Loader<S> for Told<L>
+where
+    L: FnOnce(LoadContext<S>) -> F + Send + 'static,
+    F: Future<Output = Result<R, E>> + Send + 'static,
+    E: Into<BoxError>,
+{
+    type Value = R;
+    type Error = E;
+
+    fn load(self, context: LoadContext<S>) -> impl Future<Output = Result<R, E>> + Send + 'static {
+        (self.0)(context)
+    }
+}
+
+/// What a caller gets whose loader is an `L`.
+type Answer<V, L> = <<L as Loader<<V as sealed::View>::Shared>>::Value as Loadable<
+    <V as sealed::View>::Value,
+>>::Answer<<V as sealed::View>::Shared>;
+
 /// A read that loads what is missing: options, then `.await`.
 #[must_use = "nothing is read until it is awaited"]
 pub struct Load<'a, V, K, L> {
@@ -110,19 +167,15 @@ impl CacheManager {
     /// takes is answered all the same.
     ///
     /// Dropping the future stops only the waiting: a load that began goes on.
-    pub fn get_or_load<K, L, F, R, E>(
-        &self,
-        key: K,
-        loader: L,
-    ) -> Load<'_, Raw, K, impl FnOnce(LoadContext<Bytes>) -> F + Send + use<K, L, F, R, E>>
+    pub fn get_or_load<K, L, F, R, E>(&self, key: K, loader: L) -> Load<'_, Raw, K, Plain<L>>
     where
         K: AsKey,
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<R, E>> + Send + 'static,
         R: Loadable<Bytes>,
-        E: Into<BoxError> + 'static,
+        E: Into<BoxError>,
     {
-        self.get_or_load_with(key, move |_| loader())
+        Load::new(self, key, Plain(loader))
     }
 
     /// As [`CacheManager::get_or_load`], where the loader is told about the key, the value that is there if it is stale,
@@ -130,15 +183,15 @@ impl CacheManager {
     ///
     /// # Errors
     /// As for [`CacheManager::get_or_load`].
-    pub fn get_or_load_with<K, L, F, R, E>(&self, key: K, loader: L) -> Load<'_, Raw, K, L>
+    pub fn get_or_load_with<K, L, F, R, E>(&self, key: K, loader: L) -> Load<'_, Raw, K, Told<L>>
     where
         K: AsKey,
         L: FnOnce(LoadContext<Bytes>) -> F + Send + 'static,
         F: Future<Output = Result<R, E>> + Send + 'static,
         R: Loadable<Bytes>,
-        E: Into<BoxError> + 'static,
+        E: Into<BoxError>,
     {
-        Load { manager: self, key, loader, options: LoadOptions::default(), view: PhantomData }
+        Load::new(self, key, Told(loader))
     }
 }
 
@@ -148,19 +201,15 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> TypedCache<T> {
     ///
     /// # Errors
     /// As for [`CacheManager::get_or_load`]; [`Error::Codec`] when what was loaded does not encode.
-    pub fn get_or_load<K, L, F, R, E>(
-        &self,
-        key: K,
-        loader: L,
-    ) -> Load<'_, Of<T>, K, impl FnOnce(LoadContext<Arc<T>>) -> F + Send + use<T, K, L, F, R, E>>
+    pub fn get_or_load<K, L, F, R, E>(&self, key: K, loader: L) -> Load<'_, Of<T>, K, Plain<L>>
     where
         K: AsKey,
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<R, E>> + Send + 'static,
         R: Loadable<T>,
-        E: Into<BoxError> + 'static,
+        E: Into<BoxError>,
     {
-        self.get_or_load_with(key, move |_| loader())
+        Load::new(&self.manager, key, Plain(loader))
     }
 
     /// As [`TypedCache::get_or_load`], where the loader is told about the key, the value that is there if it is stale,
@@ -168,19 +217,23 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> TypedCache<T> {
     ///
     /// # Errors
     /// As for [`TypedCache::get_or_load`].
-    pub fn get_or_load_with<K, L, F, R, E>(&self, key: K, loader: L) -> Load<'_, Of<T>, K, L>
+    pub fn get_or_load_with<K, L, F, R, E>(&self, key: K, loader: L) -> Load<'_, Of<T>, K, Told<L>>
     where
         K: AsKey,
         L: FnOnce(LoadContext<Arc<T>>) -> F + Send + 'static,
         F: Future<Output = Result<R, E>> + Send + 'static,
         R: Loadable<T>,
-        E: Into<BoxError> + 'static,
+        E: Into<BoxError>,
     {
-        Load { manager: &self.manager, key, loader, options: LoadOptions::default(), view: PhantomData }
+        Load::new(&self.manager, key, Told(loader))
     }
 }
 
 impl<'a, V, K, L> Load<'a, V, K, L> {
+    fn new(manager: &'a CacheManager, key: K, loader: L) -> Self {
+        Self { manager, key, loader, options: LoadOptions::default(), view: PhantomData }
+    }
+
     /// All options at once, instead of those given so far.
     pub fn options(self, options: &LoadOptions) -> Self {
         Self { options: options.clone(), ..self }
@@ -196,17 +249,14 @@ impl<'a, V, K, L> Load<'a, V, K, L> {
 #[must_use = "nothing is read until it is awaited"]
 pub struct LoadEntry<'a, V, K, L>(Load<'a, V, K, L>);
 
-impl<'a, V, K, L, F, R, E> IntoFuture for Load<'a, V, K, L>
+impl<'a, V, K, L> IntoFuture for Load<'a, V, K, L>
 where
     V: View,
     K: AsKey,
-    L: FnOnce(LoadContext<V::Shared>) -> F + Send + 'static,
-    F: Future<Output = Result<R, E>> + Send + 'static,
-    R: Loadable<V::Value>,
-    E: Into<BoxError> + 'static,
+    L: Loader<V::Shared, Value: Loadable<V::Value>>,
 {
-    type Output = Result<R::Answer<V::Shared>>;
-    type IntoFuture = LoadFuture<'a, R::Answer<V::Shared>>;
+    type Output = Result<Answer<V, L>>;
+    type IntoFuture = LoadFuture<'a, Answer<V, L>>;
 
     #[inline]
     fn into_future(self) -> Self::IntoFuture {
@@ -218,33 +268,30 @@ where
         };
         if let Some(look) = options.look(shared)
             && let Some(value) = V::hit(manager, key, look)
-            && let Some(answer) = R::answer(Some(value))
+            && let Some(answer) = L::Value::answer(Some(value))
         {
             return LoadFuture(State::Ready(Some(Ok(answer))));
         }
         let key = key.to_key();
         LoadFuture(State::Waiting(Box::pin(async move {
-            Ok(run::obtain::<V, R, L, F, E>(manager, key, loader, options).await?.value)
+            Ok(run::obtain::<V, L>(manager, key, loader, options).await?.value)
         })))
     }
 }
 
-impl<'a, V, K, L, F, R, E> IntoFuture for LoadEntry<'a, V, K, L>
+impl<'a, V, K, L> IntoFuture for LoadEntry<'a, V, K, L>
 where
     V: View,
     K: AsKey,
-    L: FnOnce(LoadContext<V::Shared>) -> F + Send + 'static,
-    F: Future<Output = Result<R, E>> + Send + 'static,
-    R: Loadable<V::Value>,
-    E: Into<BoxError> + 'static,
+    L: Loader<V::Shared, Value: Loadable<V::Value>>,
 {
-    type Output = Result<Served<R::Answer<V::Shared>>>;
-    type IntoFuture = LoadFuture<'a, Served<R::Answer<V::Shared>>>;
+    type Output = Result<Served<Answer<V, L>>>;
+    type IntoFuture = LoadFuture<'a, Served<Answer<V, L>>>;
 
     fn into_future(self) -> Self::IntoFuture {
         let Load { manager, key, loader, options, .. } = self.0;
         match manager.key(&key) {
-            Ok(key) => LoadFuture(State::Waiting(Box::pin(run::obtain::<V, R, L, F, E>(
+            Ok(key) => LoadFuture(State::Waiting(Box::pin(run::obtain::<V, L>(
                 manager,
                 key.to_key(),
                 loader,

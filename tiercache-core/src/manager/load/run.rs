@@ -15,10 +15,10 @@ use super::super::set::Ttl;
 use super::super::stripes::Stripe;
 use super::super::write::{Begun, Made};
 use super::super::{CacheManager, InFlight, Shared};
-use super::{Eager, LoadContext, LoadOptions, Loadable, Loaded, Reason, Served, View};
+use super::{Answer, Eager, LoadContext, LoadOptions, Loadable, Loaded, Loader, Reason, Served, View};
 use crate::bugs::seeded;
 use crate::tier::{Dead, Look, Removal};
-use crate::{BoxError, COARSE_SLACK_MILLIS, Entry, Error, Generation, Key, Result, Timestamp};
+use crate::{COARSE_SLACK_MILLIS, Entry, Error, Generation, Key, Result, Timestamp};
 
 /// Failures in a row that lengthen the pause.
 const MOST_DOUBLED: u32 = 5;
@@ -36,7 +36,7 @@ pub(in crate::manager) struct Loading {
 }
 
 /// What came of a load: the entry, whether or not it was kept.
-type Outcome = Result<Entry>;
+pub(super) type Outcome = Result<Entry>;
 
 /// A load that failed.
 #[derive(Clone, Debug)]
@@ -119,7 +119,7 @@ impl LoadOptions {
     }
 
     /// Whether a hit on `entry` is to refresh it.
-    fn is_due(&self, loads: &Loads, entry: &Entry, now: Timestamp) -> bool {
+    pub(super) fn is_due(&self, loads: &Loads, entry: &Entry, now: Timestamp) -> bool {
         let end = entry.fresh_until();
         if end.is_never() {
             return false;
@@ -139,14 +139,14 @@ impl LoadOptions {
     }
 
     /// The entry of what was loaded, and whether it is to be kept.
-    fn entry<V: View>(
+    pub(super) fn entry<V: View>(
         &self,
         loaded: Loaded<Option<V::Value>>,
         generation: Generation,
-        now: Timestamp,
         cost: Duration,
-        chance: f64,
+        shared: &Shared,
     ) -> Result<(Entry, bool)> {
+        let (now, chance) = (shared.flow.now(), shared.loads.chance());
         let Loaded { value, store, ttl, tags, content_type } = loaded;
         let nothing = value.is_none();
         let (bytes, decoded) = match value {
@@ -185,7 +185,7 @@ impl LoadOptions {
 }
 
 /// Who loads.
-enum Turn {
+pub(super) enum Turn {
     /// Another does.
     Join(watch::Receiver<Option<Outcome>>),
     /// This caller does.
@@ -197,11 +197,11 @@ enum Turn {
 }
 
 /// A load from its begin to its end, however it ends.
-struct Leading {
+pub(super) struct Leading {
     flight: InFlight<Arc<Shared>>,
     key: Key,
-    generation: Generation,
-    outcome: watch::Sender<Option<Outcome>>,
+    pub(super) generation: Generation,
+    pub(super) outcome: watch::Sender<Option<Outcome>>,
     ended: bool,
 }
 
@@ -230,18 +230,15 @@ impl Drop for Leading {
 }
 
 /// Steps 2 to 6, for one caller.
-pub(super) async fn obtain<V, R, L, F, E>(
+pub(super) async fn obtain<V, L>(
     cache: &CacheManager,
     key: Key,
     loader: L,
     options: LoadOptions,
-) -> Result<Served<R::Answer<V::Shared>>>
+) -> Result<Served<Answer<V, L>>>
 where
     V: View,
-    L: FnOnce(LoadContext<V::Shared>) -> F + Send + 'static,
-    F: Future<Output = Result<R, E>> + Send + 'static,
-    R: Loadable<V::Value>,
-    E: Into<BoxError> + 'static,
+    L: Loader<V::Shared, Value: Loadable<V::Value>>,
 {
     options.check()?;
     let shared = &cache.shared;
@@ -251,7 +248,7 @@ where
         let ended = shared.stripes.lock(key.hash64()).loads_ended();
         let present = shared.search(key.as_ref()).await?;
         let present = match present {
-            Some(found) => Present::<V, R>::of(cache, &key, found)?,
+            Some(found) => Present::<V, L::Value>::of(cache, &key, found)?,
             None => None,
         };
         let now = shared.flow.now();
@@ -260,7 +257,7 @@ where
                 if options.is_due(&shared.loads, &present.found.entry, now)
                     && let Some(loader) = loader.take()
                 {
-                    refresh::<V, R, L, F, E>(shared, &key, loader, options, &present);
+                    refresh::<V, L>(shared, &key, loader, options, &present);
                 }
                 return Ok(present.served(now));
             }
@@ -295,7 +292,7 @@ where
                     present: stale.and_then(|stale| stale.context(now)),
                 };
                 let seen = stale.map(|stale| stale.found.entry.generation);
-                let work = lead::<V, R, L, F, E>(leading, loader, context, options.clone(), seen, permit);
+                let work = lead::<V, L>(leading, loader, context, options.clone(), seen, permit);
                 shared.runtime.spawn(work);
                 (outcome, true)
             }
@@ -319,7 +316,7 @@ where
             true => None,
             false => V::unpack(cache, key.as_ref(), &entry)?,
         };
-        match R::answer(value) {
+        match L::Value::answer(value) {
             Some(value) => {
                 let age = shared.flow.now().since(entry.created);
                 return Ok(Served { value, level: None, age, stale: false });
@@ -366,7 +363,7 @@ impl<V: View, R: Loadable<V::Value>> Present<V, R> {
     }
 }
 
-enum Waited {
+pub(super) enum Waited {
     Ended(Outcome),
     /// The caller's patience ended first.
     Late(Error),
@@ -374,7 +371,7 @@ enum Waited {
     Lost,
 }
 
-async fn wait(
+pub(super) async fn wait(
     outcome: &mut watch::Receiver<Option<Outcome>>,
     begun: Instant,
     options: &LoadOptions,
@@ -399,18 +396,15 @@ async fn wait(
 }
 
 /// Begins a refresh ahead of time, unless one is under way, failed of late, or there are too many.
-fn refresh<V, R, L, F, E>(
+fn refresh<V, L>(
     shared: &Arc<Shared>,
     key: &Key,
     loader: L,
     options: LoadOptions,
-    present: &Present<V, R>,
+    present: &Present<V, L::Value>,
 ) where
     V: View,
-    L: FnOnce(LoadContext<V::Shared>) -> F + Send + 'static,
-    F: Future<Output = Result<R, E>> + Send + 'static,
-    R: Loadable<V::Value>,
-    E: Into<BoxError> + 'static,
+    L: Loader<V::Shared, Value: Loadable<V::Value>>,
 {
     let ended = shared.stripes.lock(key.hash64()).loads_ended();
     let Turn::Lead(leading) = shared.take_turn(key, ended, true, false) else { return };
@@ -424,11 +418,11 @@ fn refresh<V, R, L, F, E>(
         present: present.context(shared.flow.now()),
     };
     let seen = Some(present.found.entry.generation);
-    shared.runtime.spawn(lead::<V, R, L, F, E>(leading, loader, context, options, seen, Some(permit)));
+    shared.runtime.spawn(lead::<V, L>(leading, loader, context, options, seen, Some(permit)));
 }
 
 /// A load, from step 4 on.
-async fn lead<V, R, L, F, E>(
+async fn lead<V, L>(
     mut leading: Leading,
     loader: L,
     context: LoadContext<V::Shared>,
@@ -437,39 +431,26 @@ async fn lead<V, R, L, F, E>(
     refreshing: Option<OwnedSemaphorePermit>,
 ) where
     V: View,
-    L: FnOnce(LoadContext<V::Shared>) -> F + Send + 'static,
-    F: Future<Output = Result<R, E>> + Send + 'static,
-    R: Loadable<V::Value>,
-    E: Into<BoxError> + 'static,
+    L: Loader<V::Shared, Value: Loadable<V::Value>>,
 {
     let shared = leading.flight.shared.clone();
-    let counters = &shared.flow.counters;
-    counters.count(if refreshing.is_some() { Count::Refreshed } else { Count::Loaded });
-    let mut stopped = shared.loads.stopped.clone();
+    shared.flow.counters.count(if refreshing.is_some() { Count::Refreshed } else { Count::Loaded });
+    let mut stopped = shared.loads.stopped();
     let work = async {
-        let _permit = shared.loads.running.clone().acquire_owned().await.map_err(|_| Error::Closed)?;
+        let _permit = shared.loads.permit().await?;
         let made = match shared.claim(&mut leading, seen).await {
             Claim::Made(made) => made,
             Claim::Found(entry) => return Ok(entry),
         };
         let started = Instant::now();
-        let loading = async {
-            let loaded = caught("a loader", async {
-                loader(context).await.map_err(|error| Error::Load { source: Arc::from(error.into()) })
-            });
-            match tokio::time::timeout(options.limit, loaded).await {
-                Ok(loaded) => loaded,
-                Err(_) => Err(Error::TimedOut { backend: "the loader", op: "load", after: options.limit }),
-            }
-        };
-        let loaded = loading.await?.loaded();
-        let cost = started.elapsed();
-        let cost_millis = u64::try_from(cost.as_millis()).unwrap_or(u64::MAX);
-        shared.loads.longest.fetch_max(cost_millis, Ordering::Relaxed);
-        let (now, chance) = (shared.flow.now(), shared.loads.chance());
-        let (entry, keep) = options.entry::<V>(loaded, leading.generation, now, cost, chance)?;
+        let loading = caught("a loader", async {
+            loader.load(context).await.map_err(|error| Error::Load { source: Arc::from(error.into()) })
+        });
+        let loaded = shared.loads.within(options.limit, loading).await?.loaded();
+        let cost = shared.loads.took(started);
+        let (entry, keep) = options.entry::<V>(loaded, leading.generation, cost, &shared)?;
         if keep {
-            shared.keep(&leading, entry.clone(), now, made).await;
+            shared.keep(&leading, entry.clone(), made).await;
         }
         Ok(entry)
     };
@@ -477,29 +458,59 @@ async fn lead<V, R, L, F, E>(
         outcome = work => outcome,
         _ = stopped.wait_for(|stopped| *stopped) => Err(Error::Closed),
     };
-    if let Err(error) = &outcome {
-        counters.count(Count::LoadFailed);
-        tracing::debug!(key = ?leading.key, %error, "load failed");
-    }
-    leading.end(outcome, |stripe, leading, error| shared.note_failure(stripe, leading, error, &options));
+    shared.end_load(leading, outcome, &options);
 }
 
 /// What a load may store on.
-enum Claim {
+pub(super) enum Claim {
     Made(Made),
     /// Another process has set the key meanwhile.
     Found(Entry),
 }
 
 impl Loads {
-    fn refresh(&self) -> Option<OwnedSemaphorePermit> {
+    /// Leave to refresh in the background, if not too many do.
+    pub(super) fn refresh(&self) -> Option<OwnedSemaphorePermit> {
         self.refreshing.clone().try_acquire_owned().ok()
+    }
+
+    /// Leave to load.
+    pub(super) async fn permit(&self) -> Result<OwnedSemaphorePermit> {
+        self.running.clone().acquire_owned().await.map_err(|_| Error::Closed)
+    }
+
+    /// Becomes true when the cache ends.
+    pub(super) fn stopped(&self) -> watch::Receiver<bool> {
+        self.stopped.clone()
+    }
+
+    /// What `loading` says within that time.
+    pub(super) async fn within<T>(
+        &self,
+        limit: Duration,
+        loading: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let late = |_| Error::TimedOut { backend: "the loader", op: "load", after: limit };
+        tokio::time::timeout(limit, loading).await.map_err(late)?
+    }
+
+    /// Notes how long a load took.
+    pub(super) fn took(&self, started: Instant) -> Duration {
+        let cost = started.elapsed();
+        self.longest.fetch_max(u64::try_from(cost.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        cost
     }
 }
 
 impl Shared {
     /// Step 3.
-    fn take_turn(self: &Arc<Self>, key: &Key, ended: u64, has_stale: bool, take_over: bool) -> Turn {
+    pub(super) fn take_turn(
+        self: &Arc<Self>,
+        key: &Key,
+        ended: u64,
+        has_stale: bool,
+        take_over: bool,
+    ) -> Turn {
         let hash = key.hash64();
         let mut stripe = self.stripes.lock(hash);
         if let Some(loading) = stripe.loading(key) {
@@ -525,7 +536,7 @@ impl Shared {
     }
 
     /// Step 4: makes sure that what other processes do to the key from now on is newer than the load.
-    async fn claim(self: &Arc<Self>, leading: &mut Leading, seen: Option<Generation>) -> Claim {
+    pub(super) async fn claim(self: &Arc<Self>, leading: &mut Leading, seen: Option<Generation>) -> Claim {
         if let Some(seen) = seen {
             return Claim::Made(Made::Of(seen));
         }
@@ -573,8 +584,8 @@ impl Shared {
     }
 
     /// Step 5.
-    async fn keep(self: &Arc<Self>, leading: &Leading, entry: Entry, now: Timestamp, made: Made) {
-        let (key, generation) = (&leading.key, leading.generation);
+    pub(super) async fn keep(self: &Arc<Self>, leading: &Leading, entry: Entry, made: Made) {
+        let (key, generation, now) = (&leading.key, leading.generation, self.flow.now());
         let begun = {
             let mut stripe = self.stripes.lock(leading.flight.hash);
             let overtaken =
@@ -595,6 +606,15 @@ impl Shared {
             Ok(_) => self.flow.counters.count(Count::Refused),
             Err(error) => tracing::debug!(?key, %error, "what was loaded could not be kept"),
         }
+    }
+
+    /// Step 6.
+    pub(super) fn end_load(&self, leading: Leading, outcome: Outcome, options: &LoadOptions) {
+        if let Err(error) = &outcome {
+            self.flow.counters.count(Count::LoadFailed);
+            tracing::debug!(key = ?leading.key, %error, "load failed");
+        }
+        leading.end(outcome, |stripe, leading, error| self.note_failure(stripe, leading, error, options));
     }
 
     fn note_failure(&self, stripe: &mut Stripe, leading: &Leading, error: &Error, options: &LoadOptions) {

@@ -101,7 +101,8 @@ pub trait Loadable<T>: Send + 'static {
 }
 
 impl<T> Loaded<T> {
-    fn map<U>(self, map: impl FnOnce(T) -> U) -> Loaded<U> {
+    /// The same, of another value.
+    pub fn map<U>(self, map: impl FnOnce(T) -> U) -> Loaded<U> {
         let Self { value, store, ttl, tags, content_type } = self;
         Loaded { value: map(value), store, ttl, tags, content_type }
     }

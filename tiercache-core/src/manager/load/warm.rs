@@ -15,8 +15,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::run::obtain;
-use super::value::{Loadable, Of, Raw, View};
-use super::{LoadContext, LoadOptions, Loaded};
+use super::value::{Of, Raw, View};
+use super::{LoadContext, LoadOptions, Loadable, Served, Told};
 use crate::manager::{CacheManager, TypedCache};
 use crate::{AsKey, BoxError, Error, Key, Result};
 
@@ -268,8 +268,8 @@ where
 {
     // Whatever the loader brings, "there is none" is an answer here.
     let load =
-        move |context: LoadContext<V::Shared>| async move { loader(context.key).await.map(Loadable::loaded) };
-    let served = obtain::<V, Loaded<Option<V::Value>>, _, _, E>(manager, key, load, options).await?;
+        |context: LoadContext<V::Shared>| async move { loader(context.key).await.map(Loadable::loaded) };
+    let served: Served<Option<V::Shared>> = obtain::<V, _>(manager, key, Told(load), options).await?;
     if served.is_stale() {
         return Err(Error::Load {
             source: Arc::from(BoxError::from("what is there is stale, and its load failed")),
