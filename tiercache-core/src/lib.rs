@@ -13,6 +13,7 @@ mod entry;
 pub mod envelope;
 mod error;
 mod key;
+pub mod lease;
 mod level;
 mod manager;
 pub mod memo;
@@ -24,17 +25,20 @@ pub mod testing;
 pub mod tier;
 mod time;
 pub mod tracking;
+pub mod transaction;
 
 pub use codec::{Codec, Packing};
 pub use encryption::{EncryptionConfig, OldKey};
 pub use entry::{Decoded, Entry, Extras, Generation, Tags};
 pub use error::{BoxError, Error, Result};
 pub use key::{AsKey, ContentKey, Key, KeyRef, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES};
+pub use lease::Leasing;
 pub use level::{Level, Levels, Stay};
 pub use manager::{
-    BlockingCache, Builder, CacheManager, CloseReport, Eager, EntryInfo, Keys, LevelReport, LevelStats,
-    Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of, Plain,
-    Popped, Raw, Reason, Removed, Served, Set, Stats, TypedCache, View, Write, Written,
+    Addition, BlockingCache, Builder, CacheManager, CloseReport, Eager, EntryInfo, Keys, LevelReport,
+    LevelStats, Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader,
+    Lock, LockGuard, Of, Plain, Popped, Raw, Reason, Removed, Served, Set, Stats, Told, Transaction,
+    TypedCache, Value, View, Write, Written,
 };
 pub use memo::{default_cache, set_default};
 pub use rules::{Rule, Rules};

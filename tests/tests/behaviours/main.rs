@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod conditions;
+mod counters;
 mod cached;
 mod durability;
 mod keys;
 mod levels;
 mod life;
+mod locks;
 mod memo;
 mod tracking;
+mod transactions;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Builder, CacheManager, CloseReport, EntryInfo, Popped, Removed, Set, Stats, Written};
+use super::{Addition, Builder, CacheManager, CloseReport, EntryInfo, Popped, Removed, Set, Stats, Written};
 use crate::tracking::{Query, Record};
 use crate::{AsKey, Error, Level, Result};
 
@@ -146,6 +146,43 @@ impl BlockingCache {
     /// As for [`BlockingCache::get`].
     pub fn touch(&self, key: impl AsKey, ttl: impl Into<Option<Duration>>) -> Result<bool> {
         self.wait("touch", self.manager.touch(key, ttl))?
+    }
+
+    /// See [`CacheManager::incr`]: adds `by`, which may be negative.
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::get`], and as there.
+    pub fn incr(&self, key: impl AsKey, by: i64) -> Result<i64> {
+        self.incr_with(key, |addition| addition.by(by))
+    }
+
+    /// See [`CacheManager::incr`]: `options` adds them, such as `|addition| addition.by(3).start(10).ttl(ttl)`.
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::incr`].
+    pub fn incr_with(
+        &self,
+        key: impl AsKey,
+        options: impl FnOnce(Addition<'_>) -> Addition<'_>,
+    ) -> Result<i64> {
+        let addition = options(self.manager.incr(key));
+        self.wait("incr", addition.into_future())?
+    }
+
+    /// See [`CacheManager::counter`].
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::get`].
+    pub fn counter(&self, key: impl AsKey) -> Result<Option<i64>> {
+        self.wait("counter", self.manager.counter(key))?
+    }
+
+    /// See [`CacheManager::remove_counter`].
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::incr`].
+    pub fn remove_counter(&self, key: impl AsKey) -> Result<bool> {
+        self.wait("remove_counter", self.manager.remove_counter(key))?
     }
 
     /// See [`CacheManager::invalidate_tag`].

@@ -6,12 +6,16 @@
 mod blocking;
 mod builder;
 mod close;
+mod conditional;
+mod count;
 mod counters;
 mod fences;
 mod flow;
 mod guard;
 mod keys;
+mod lessor;
 mod load;
+mod lock;
 mod many;
 mod pending;
 mod read;
@@ -22,6 +26,7 @@ mod sink;
 mod slot;
 mod stats;
 mod stripes;
+mod transaction;
 mod typed;
 mod write;
 
@@ -33,21 +38,26 @@ use tokio::sync::watch;
 pub use blocking::BlockingCache;
 pub use builder::{Builder, Write};
 pub use close::{CloseReport, LevelReport};
+pub use count::Addition;
 pub use keys::Keys;
 pub(crate) use load::memo;
 pub use load::{
     Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of, Plain, Raw,
-    Reason, Served, View,
+    Reason, Served, Told, View,
 };
+pub use lock::{Lock, LockGuard};
 pub use read::EntryInfo;
 pub use remove::{Popped, Removed};
 pub use set::Set;
 pub use slot::Limits;
 pub use stats::{LevelStats, Stats};
+pub use transaction::{Transaction, Value};
 pub use typed::TypedCache;
 pub use write::Written;
 
 use self::flow::Flow;
+use self::lessor::Lessor;
+use self::lock::Locks;
 use self::slot::Slot;
 use self::stripes::Stripes;
 use crate::{AsKey, Error, KeyRef, Level, Result};
@@ -72,6 +82,10 @@ pub(crate) struct Shared {
     stripes: Stripes,
     loads: load::Loads,
     write: Write,
+    /// The level that has the counters, where it was chosen.
+    counters: Option<Level>,
+    lessor: Lessor,
+    locks: Locks,
     closed: AtomicBool,
     /// Invalidations of many that some level has not made durable yet. Their fences are not forgotten.
     invalidating: AtomicUsize,

@@ -139,6 +139,9 @@ impl Config {
         if let Some(every) = self.settings.sweep {
             builder = builder.sweep_every(every);
         }
+        if let Some(level) = self.settings.counters {
+            builder = builder.counters(level);
+        }
         for (level, prepared) in Level::ALL.into_iter().zip(self.levels) {
             let Some(PreparedLevel { tier, read_timeout, write_timeout }) = prepared else { continue };
             let tier = (tier.open)(clock.clone())
