@@ -2,7 +2,7 @@
 
 use proc_macro2::{Literal, Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
-use syn::{Attribute, Error, Expr, GenericParam, Generics, Ident, ItemFn, Result};
+use syn::{Attribute, Error, Expr, GenericParam, Generics, Ident, ItemFn, Result, ReturnType};
 
 use crate::function::{Argument, Returns, arguments, returns};
 use crate::options::{Cache, Key, Options, Version};
@@ -114,6 +114,14 @@ impl Cached<'_> {
         }
     }
 
+    /// Where the type it returns stands.
+    fn returned(&self) -> Span {
+        match &self.function.sig.output {
+            ReturnType::Type(_, ty) => at(ty),
+            ReturnType::Default => Span::call_site(),
+        }
+    }
+
     fn is_async(&self) -> bool {
         self.function.sig.asyncness.is_some()
     }
@@ -161,7 +169,7 @@ impl Cached<'_> {
         });
         let run = self.run();
         // What the type lacks is shown where it stands.
-        let returned = at(&returns.kind);
+        let returned = self.returned();
         let hit_of = quote_spanned!(returned=> __memo.hit::<#kind>(__cache, &mut __key, #validator));
         let miss =
             quote_spanned!(returned=> __memo.miss::<#kind>(__cache, &mut __key, #of, __anew, #validator));
@@ -226,7 +234,7 @@ impl Cached<'_> {
         } else {
             quote!(::core::result::Result::<_, ::core::convert::Infallible>::Ok(#call))
         };
-        let returned = at(&self.returns.kind);
+        let returned = self.returned();
         match (self.is_async(), self.is_owned()) {
             (true, true) => {
                 quote_spanned!(returned=> __miss.owned(__errors, { #(#prepared)* async move { #call } }).await)
@@ -416,8 +424,10 @@ impl Cached<'_> {
             true => quote!(#work.await),
             false => quote!(__memo.wait(__cache, #call, #work)),
         };
+        // Not the caller's `value`, if there is one among the arguments.
+        let kept = Ident::new("value", Span::mixed_site());
         let primed = done(
-            quote_spanned!(at(kind)=> __memo.prime::<#kind>(__cache, __key, #of, |__options| { #(#tags)* __options }, value)),
+            quote_spanned!(self.returned()=> __memo.prime::<#kind>(__cache, __key, #of, |__options| { #(#tags)* __options }, #kept)),
             "prime",
         );
         let one = done(quote!(__memo.invalidate(__cache, __key)), "invalidate");
@@ -456,7 +466,7 @@ impl Cached<'_> {
             #[doc = ""]
             #[doc = "# Errors"]
             #[doc = "When no level took it, it does not serialise, or there is no cache."]
-            #vis #asyncness fn #prime #generics (#(#for_value,)* value: #value) -> #krate::Result<#krate::Written> #clause {
+            #vis #asyncness fn #prime #generics (#(#for_value,)* #kept: #value) -> #krate::Result<#krate::Written> #clause {
                 #begin
                 #key
                 #primed
