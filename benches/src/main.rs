@@ -5,6 +5,7 @@ mod disk;
 mod hits;
 mod hot;
 mod keys;
+mod load;
 mod measure;
 mod memory;
 #[cfg(feature = "remote")]
@@ -13,9 +14,10 @@ mod remote;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-cargo xtask bench hot|disk|memory|hits|remote [--json] [--only KIND=NAME,…] [FILE…]
+cargo xtask bench hot|load|disk|memory|hits|remote [--json] [--only KIND=NAME,…] [FILE…]
 
   hot      a hit, a miss, a set, a promotion in RAM, beside other caches and frameworks
+  load     hits, misses and herds of loads through the cache
   disk     gets and puts of the disk level, beside databases and the machine's own limits
   memory   bytes of RAM per entry
   hits     hit ratios on traces, one key per line; without a file on made-up ones
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Some("disk") => disk::run(&options),
         Some("hits") => hits::run(&options),
         Some("hot") => hot::run(&options),
+        Some("load") => load::run(&options),
         Some("memory") => memory::run(&options),
         #[cfg(feature = "remote")]
         Some("remote") => remote::run(&options),
