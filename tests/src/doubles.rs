@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use tiercache_core::lease::{Claim, Holder, Lease};
 use tiercache_core::testing::Op;
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
-    Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, PutItem, Removal, Resident,
+    Scope, Sizing, Spill, Swept, Usage,
 };
 use tiercache_core::transaction::Transactions;
 use tiercache_core::{Clock, Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
@@ -98,6 +98,18 @@ impl<H: Hooks> Tier for Hooked<H> {
         self.around(Op::Remove, self.inner.remove(key, below)).await
     }
 
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
+        self.around(Op::GetMany, self.inner.get_many(keys)).await
+    }
+
+    async fn put_many(&self, items: &[PutItem<'_>]) -> Vec<Result<Put>> {
+        self.around(Op::PutMany, self.inner.put_many(items)).await
+    }
+
+    async fn remove_many(&self, items: &[(Key, Generation)]) -> Vec<Result<Removal>> {
+        self.around(Op::RemoveMany, self.inner.remove_many(items)).await
+    }
+
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
         self.around(Op::Clear, self.inner.clear(namespace, below)).await
     }
@@ -145,6 +157,10 @@ impl<H: Hooks> Tier for Hooked<H> {
     /// As they are: nothing befalls transactions.
     fn transactions(&self) -> Option<&dyn Transactions> {
         self.inner.transactions()
+    }
+
+    fn sizing(&self) -> Option<&dyn Sizing> {
+        self.inner.sizing()
     }
 }
 

@@ -156,6 +156,11 @@ dropped!(
         }
     }
 );
+dropped!(
+    a_dropped_load,
+    |key, place| if place == "nowhere" && key == place { Some("loaded") } else { UNCHANGED(key, place) },
+    |cache, key| cache.get_or_load(key, || async { Ok::<_, Error>("loaded") }).await?
+);
 dropped!(a_dropped_touch, UNCHANGED, |cache, key| cache.touch(key, Duration::from_secs(60)).await?);
 dropped!(a_dropped_delete, REMOVED, |cache, key| cache.delete(key).await?);
 dropped!(

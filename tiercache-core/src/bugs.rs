@@ -20,9 +20,13 @@ mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Every bug, and the rule it breaks.
-    pub const ALL: [(&str, &str); 27] = [
+    pub const ALL: [(&str, &str); 36] = [
         ("adds-again", "an addition is made once"),
         ("add-extends-life", "only set and touch change a deadline"),
+        ("batch-answers-shift", "of a batch each answer is that of its own key"),
+        ("batch-behind-is-done", "of a batch each removal overtakes what is ahead of it"),
+        ("batch-partly-is-whole", "of a batch what failed has not reached the level"),
+        ("batch-without-floors", "of a batch each read is judged by its own floor"),
         ("behind-is-done", "another process that is ahead is overtaken"),
         ("deadline-unchecked", "the deadline is checked on every answer"),
         ("delete-skips-lower", "a removal reaches every level"),
@@ -34,6 +38,10 @@ mod chosen {
         ("generations-restart", "generations go on where the last process ended"),
         ("hit-ignores-fences", "a hit is older than no invalidation"),
         ("join-detached-read", "a get joins no read that began before a mutation"),
+        ("join-detached-load", "a caller joins no load that began before a mutation"),
+        ("load-outlives-fence", "a caller joins no load whose value an invalidation killed"),
+        ("load-stored-unchecked", "what was loaded before a mutation is not stored after it"),
+        ("load-unclaimed", "what was loaded before another process changed a key is not stored over that"),
         ("no-floor", "a mutation raises the floor of operations in flight"),
         ("no-permit", "a write below commits only while its permit holds"),
         ("no-scope-fence", "an invalidation of many is seen by every read"),
@@ -43,6 +51,7 @@ mod chosen {
         ("publish-unchecked", "what was read before a mutation is not published after it"),
         ("read-below-floor", "what is below the floor is not answered to those who came later"),
         ("removal-overtakes-write", "a removal waits for the writes that were sent before it"),
+        ("restore-extends-life", "what comes from another cache keeps its deadline"),
         ("set-leaves-lower", "a set fences older copies below"),
         ("sink-below-floor", "what is being replaced does not begin to sink"),
         ("spill-drops", "an entry is at every moment in a tier or on its way"),

@@ -2,6 +2,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -45,6 +46,12 @@ pub struct Extras {
     pub content_type: Option<String>,
     /// The caller's own fields.
     pub user: BTreeMap<String, String>,
+    /// How long before its deadline the entry turns stale: a miss to `get`, an answer to reads that accept it.
+    pub stale: Duration,
+    /// Whether it says that there is no value: a miss to `get`, an answer to a load.
+    pub nothing: bool,
+    /// How long it took to load.
+    pub cost: Duration,
     /// The value as the typed view decoded it. Not stored.
     pub decoded: OnceLock<Decoded>,
 }
@@ -52,7 +59,15 @@ pub struct Extras {
 impl Extras {
     /// Whether a store has nothing to keep of these.
     pub fn is_plain(&self) -> bool {
-        self.tags.is_empty() && self.stays == [None; 3] && self.content_type.is_none() && self.user.is_empty()
+        self.tags.is_empty()
+            && self.stays == [None; 3]
+            && self.content_type.is_none()
+            && self.user.is_empty()
+            && self.load_notes() == Self::default().load_notes()
+    }
+
+    fn load_notes(&self) -> (Duration, bool, Duration) {
+        (self.stale, self.nothing, self.cost)
     }
 }
 
@@ -63,6 +78,8 @@ impl fmt::Debug for Extras {
             .field("stays", &self.stays)
             .field("content_type", &self.content_type)
             .field("user", &self.user)
+            .field("stale", &self.stale)
+            .field("nothing", &self.nothing)
             .finish_non_exhaustive()
     }
 }
@@ -73,6 +90,7 @@ impl PartialEq for Extras {
             && self.stays == other.stays
             && self.content_type == other.content_type
             && self.user == other.user
+            && self.load_notes() == other.load_notes()
     }
 }
 
@@ -113,6 +131,23 @@ impl Entry {
     #[inline]
     pub fn is_live(&self, now: Timestamp) -> bool {
         now < self.deadline
+    }
+
+    /// When it turns stale: the first moment at which `get` does not answer with it any more.
+    #[inline]
+    pub fn fresh_until(&self) -> Timestamp {
+        self.deadline.before(self.extras.as_ref().map_or(Duration::ZERO, |extras| extras.stale))
+    }
+
+    /// Whether `get` may answer with it at `now`, as far as time tells.
+    #[inline]
+    pub fn is_fresh(&self, now: Timestamp) -> bool {
+        now < self.fresh_until()
+    }
+
+    /// Whether it says that there is no value.
+    pub fn is_nothing(&self) -> bool {
+        self.extras.as_ref().is_some_and(|extras| extras.nothing)
     }
 
     /// The tags, which most entries do not have.

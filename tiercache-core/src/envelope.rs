@@ -36,6 +36,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use serde::{Deserialize, Serialize};
@@ -554,6 +555,10 @@ struct Wire {
     stays: [Option<u64>; 3],
     content_type: Option<String>,
     user: BTreeMap<String, String>,
+    /// Milliseconds that it is stale for, whether it says that there is no value, milliseconds the load took. Last,
+    /// and left out where a load noted nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    load: Option<(u64, bool, u64)>,
 }
 
 impl From<&Extras> for Wire {
@@ -563,13 +568,23 @@ impl From<&Extras> for Wire {
             stays: extras.stays.map(|stay| stay.map(Stay::as_millis)),
             content_type: extras.content_type.clone(),
             user: extras.user.clone(),
+            load: Some((millis(extras.stale), extras.nothing, millis(extras.cost)))
+                .filter(|notes| *notes != (0, false, 0)),
         }
     }
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl From<Wire> for Extras {
     fn from(wire: Wire) -> Self {
+        let (stale, nothing, cost) = wire.load.unwrap_or_default();
         Self {
+            stale: Duration::from_millis(stale),
+            nothing,
+            cost: Duration::from_millis(cost),
             tags: wire.tags,
             stays: wire.stays.map(|stay| stay.map(Stay::from_millis)),
             content_type: wire.content_type,

@@ -68,6 +68,12 @@ pub enum Error {
         /// What is wrong with it and what is allowed.
         reason: String,
     },
+    /// A loader failed, with its error as the source. All who waited for the load share it.
+    #[error("the loader failed: {source}")]
+    Load {
+        /// The loader's error.
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
     /// A value could not be encoded or decoded as the type asked for.
     #[error("the value is not {what}: {reason}")]
     Codec {

@@ -16,8 +16,10 @@ mod key;
 pub mod lease;
 mod level;
 mod manager;
+pub mod memo;
 pub mod rules;
 pub mod secret;
+mod side_by_side;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod tier;
@@ -33,9 +35,12 @@ pub use key::{AsKey, ContentKey, Key, KeyRef, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES
 pub use lease::Leasing;
 pub use level::{Level, Levels, Stay};
 pub use manager::{
-    Addition, BlockingCache, Builder, CacheManager, CloseReport, EntryInfo, Keys, LevelReport, LevelStats,
-    Limits, Lock, LockGuard, Popped, Removed, Set, Stats, Transaction, TypedCache, Value, Write, Written,
+    Addition, BlockingCache, Builder, CacheManager, CloseReport, Eager, EntryInfo, Keys, LevelReport,
+    LevelStats, Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader,
+    Lock, LockGuard, Of, Origin, Plain, Popped, Raw, Reason, Removed, Restored, Retune, Scan, Served, Set,
+    Stats, Told, Transaction, TypedCache, Value, View, Warm, Warmed, Write, Written,
 };
+pub use memo::{default_cache, set_default};
 pub use rules::{Rule, Rules};
 pub use secret::{Address, Secret};
 pub use tier::Tier;

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::entry::Decoded;
+pub use crate::side_by_side::{Call, side_by_side};
 use crate::transaction::Transactions;
 use crate::{Entry, Generation, Key, KeyRef, Leasing, Result, Stay, Timestamp};
 
@@ -24,6 +25,9 @@ use crate::{Entry, Generation, Key, KeyRef, Leasing, Result, Stay, Timestamp};
 /// - A tier that gives up live entries for room hands each to its [`Spill`] *before* it stops answering for it.
 /// - Any future may be dropped at any point: the operation happens whole or not at all.
 /// - No blocking work runs on the runtime's threads.
+/// - A batch is its items, each called on its own, in any order: one answer for each in the order of the items, the
+///   same contract for each, and one that fails fails no other. A store that can makes it one round trip; the batch may
+///   be larger than what the store takes at once, name a key twice, or be empty.
 #[async_trait]
 pub trait Tier: fmt::Debug + Send + Sync + 'static {
     /// For logs, metrics and errors, such as `ram` or `local`.
@@ -44,6 +48,24 @@ pub trait Tier: fmt::Debug + Send + Sync + 'static {
     /// Forgets `key` as far as its generation is below `below`, durably where the tier is durable. A shared tier
     /// leaves a mark for a while, so that a write with a lower generation that arrives late is refused.
     async fn remove(&self, key: &Key, below: Generation) -> Result<Removal>;
+
+    /// [`Tier::get`] of many keys. As it stands here, the calls are made side by side, some at a time.
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
+        side_by_side(AT_ONCE, keys.iter().map(|key| self.get(key)).collect()).await
+    }
+
+    /// [`Tier::put`] of many entries. Each permit is asked where its own entry is committed, or right before the
+    /// request that has it is sent. As it stands here, the calls are made side by side, some at a time.
+    async fn put_many(&self, items: &[PutItem<'_>]) -> Vec<Result<Put>> {
+        let calls = items.iter().map(|item| self.put(item.key, item.entry, item.hold, item.permit));
+        side_by_side(AT_ONCE, calls.collect()).await
+    }
+
+    /// [`Tier::remove`] of many keys, each as far as it is below its generation. As it stands here, the calls are
+    /// made side by side, some at a time.
+    async fn remove_many(&self, items: &[(Key, Generation)]) -> Vec<Result<Removal>> {
+        side_by_side(AT_ONCE, items.iter().map(|(key, below)| self.remove(key, *below)).collect()).await
+    }
 
     /// Forgets every entry (of `namespace`, or of all) whose generation is below `below`, durably likewise.
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()>;
@@ -94,6 +116,37 @@ pub trait Tier: fmt::Debug + Send + Sync + 'static {
     /// The tier as one that changes several keys as one step.
     fn transactions(&self) -> Option<&dyn Transactions> {
         None
+    }
+
+    /// The tier as one, not in this process's memory, whose limit can be changed while it is used.
+    fn sizing(&self) -> Option<&dyn Sizing> {
+        None
+    }
+}
+
+/// Calls of a batch under way at a time, where a tier makes them one by one.
+const AT_ONCE: usize = 16;
+
+/// One of many entries to keep: what [`Tier::put`] takes.
+#[derive(Clone, Copy)]
+pub struct PutItem<'a> {
+    /// Its key.
+    pub key: &'a Key,
+    /// What is to be kept.
+    pub entry: &'a Entry,
+    /// For how long.
+    pub hold: Hold,
+    /// Whether it still may be.
+    pub permit: &'a dyn Permit,
+}
+
+impl fmt::Debug for PutItem<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PutItem")
+            .field("key", self.key)
+            .field("entry", self.entry)
+            .field("hold", &self.hold)
+            .finish_non_exhaustive()
     }
 }
 
@@ -429,6 +482,20 @@ pub trait Counting: Tier {
 
     /// Forgets the counter of `key`; returns whether there was one.
     async fn remove_counter(&self, key: &Key) -> Result<bool>;
+}
+
+/// A tier whose limit in bytes can be changed while it is used. Those in this process's memory have
+/// [`Resident::resize`].
+pub trait Sizing: Tier {
+    /// Whether it could have that limit. Nothing changes.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config), beginning with `max_size: `.
+    fn check(&self, capacity: u64) -> Result<()>;
+
+    /// Changes the limit, to one that [`Sizing::check`] allows. What no longer fits is given up as for want of room,
+    /// at the latest when something is put.
+    fn resize(&self, capacity: u64);
 }
 
 /// How far a shared or persistent store's record of the highest generation reaches. A tier whose store cannot tell

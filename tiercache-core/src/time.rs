@@ -38,6 +38,12 @@ impl Timestamp {
         Self(self.0.saturating_add(millis))
     }
 
+    /// This point less `by`; [`Timestamp::NEVER`] stays what it is.
+    pub fn before(self, by: Duration) -> Self {
+        let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        if self.is_never() { self } else { Self(self.0.saturating_sub(by)) }
+    }
+
     /// How long after `earlier` this is; zero when it is not.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))

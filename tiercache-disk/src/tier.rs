@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use async_trait::async_trait;
 use tiercache_core::tier::{
     Cause, Dead, FenceLog, Hold, Index, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal,
-    Scope, Spill, Swept, TryGet, Usage,
+    Scope, Sizing, Spill, Swept, TryGet, Usage,
 };
 use tiercache_core::{Clock, Entry, Error, Generation, Key, KeyRef, Result, Tier, Timestamp};
 
@@ -165,6 +165,35 @@ impl Tier for DiskTier {
         Ok(Removal::DONE)
     }
 
+    /// What blocks is read on one other thread.
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
+        if let Err(error) = self.store.check_open() {
+            return vec![Err(error); keys.len()];
+        }
+        let mut answers = vec![Ok(None); keys.len()];
+        let mut blocking = Vec::new();
+        for (at, key) in keys.iter().enumerate() {
+            match self.try_get(key.as_ref()) {
+                TryGet::Done(answer) => answers[at] = Ok(answer),
+                TryGet::WouldBlock => blocking.push((at, key.clone())),
+            }
+        }
+        let places: Vec<usize> = blocking.iter().map(|(at, _)| *at).collect();
+        if places.is_empty() {
+            return answers;
+        }
+        let look = |store: &Store, key: &Key| match store.look(key.as_ref(), true) {
+            Look::Hit(entry) => Some(entry),
+            Look::Miss | Look::WouldBlock => None,
+        };
+        let read = move |store: &Store| blocking.iter().map(|(_, key)| look(store, key)).collect::<Vec<_>>();
+        match self.blocking(read).await {
+            Ok(found) => places.into_iter().zip(found).for_each(|(at, found)| answers[at] = Ok(found)),
+            Err(error) => places.into_iter().for_each(|at| answers[at] = Err(error.clone())),
+        }
+        answers
+    }
+
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
         let scope = namespace.map_or(Scope::All, |namespace| Scope::Namespace(namespace.to_owned()));
         self.store.fence(&scope, below).await
@@ -176,7 +205,7 @@ impl Tier for DiskTier {
         Ok(Usage {
             entries: Some(store.index.entries()),
             bytes: Some(store.index.bytes()),
-            capacity: Some(store.max_size),
+            capacity: Some(store.max_size.load(Ordering::Relaxed)),
             damaged: store.damaged.load(Ordering::Relaxed),
             evicted: store.evicted.load(Ordering::Relaxed),
         })
@@ -261,6 +290,22 @@ impl Tier for DiskTier {
 
     fn fences(&self) -> Option<&dyn FenceLog> {
         Some(self)
+    }
+
+    fn sizing(&self) -> Option<&dyn Sizing> {
+        Some(self)
+    }
+}
+
+/// Segments keep the size they have; as many as no longer fit go, oldest first, when the next one is needed.
+impl Sizing for DiskTier {
+    fn check(&self, capacity: u64) -> Result<()> {
+        let segment_size = Some(u64::from(self.store.log.segment_size));
+        DiskConfig { max_size: capacity, segment_size, ..DiskConfig::default() }.segment().map(drop)
+    }
+
+    fn resize(&self, capacity: u64) {
+        self.store.max_size.store(capacity, Ordering::Relaxed);
     }
 }
 

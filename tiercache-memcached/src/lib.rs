@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod batch;
 mod config;
 mod counting;
 mod fences;
@@ -8,6 +9,7 @@ mod names;
 mod record;
 mod server;
 mod tier;
+mod wire;
 
 pub use config::MemcachedConfig;
 pub use tier::MemcachedTier;

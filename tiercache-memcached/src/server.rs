@@ -14,14 +14,16 @@ use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
 use crate::MemcachedConfig;
+use crate::batch::by_name;
 use crate::record::Record;
+use crate::wire::{DialWire, Write};
 
 pub(crate) const NAME: &str = "memcached";
 
 /// How long a record is relied on without asking for it again.
 const FRESH: Duration = Duration::from_secs(1);
 /// A connection that nobody used for so long is asked whether it still works.
-const IDLE: Duration = Duration::from_secs(1);
+pub(crate) const IDLE: Duration = Duration::from_secs(1);
 /// How often a change is tried that others keep overtaking.
 pub(crate) const TRIES: usize = 200;
 
@@ -30,6 +32,8 @@ pub(crate) struct Server {
     /// As it is dialled.
     pub(crate) address: String,
     pool: Pool<Dial>,
+    /// For writes of many items at once.
+    wires: Pool<DialWire>,
     timeout: Duration,
     connect_timeout: Duration,
     /// The name of the record's item.
@@ -89,17 +93,11 @@ impl Server {
         record: String,
         servers: Arc<BTreeSet<String>>,
     ) -> Result<Self> {
-        let pool = Pool::builder(Dial(address.clone()))
-            .max_size(config.connections)
-            .runtime(deadpool::Runtime::Tokio1)
-            .wait_timeout(Some(config.timeout))
-            .create_timeout(Some(config.connect_timeout))
-            .recycle_timeout(Some(config.timeout))
-            .build()
-            .map_err(|error| Error::unavailable(NAME, "open", error))?;
+        let clients = pool(Dial(address.clone()), config.connections, config)?;
+        let wires = pool(DialWire(address.clone()), config.connections.div_ceil(4), config)?;
         let MemcachedConfig { timeout, connect_timeout, .. } = *config;
         let (known, reading) = (Mutex::default(), tokio::sync::Mutex::default());
-        Ok(Self { address, pool, timeout, connect_timeout, record, servers, known, reading })
+        Ok(Self { address, pool: clients, wires, timeout, connect_timeout, record, servers, known, reading })
     }
 
     /// The item of that name with what `wanted` asks for.
@@ -132,6 +130,32 @@ impl Server {
             let at = found.iter().position(|item| item.key.as_deref() == Some(name.as_bytes()));
             at.map(|at| found.swap_remove(at))
         }))
+    }
+
+    /// Those of many items that are there, each in the place of its name, in one round trip.
+    pub(crate) async fn get_many(
+        &self,
+        op: &'static str,
+        names: &[String],
+        wanted: &[&str],
+    ) -> Result<Vec<Option<MetaValue>>> {
+        let asked = async || {
+            let mut client = self.client(op).await?;
+            self.answer(op, client.meta_get_multi(names, Some(wanted))).await
+        };
+        Ok(by_name(names, again!(self, asked())?))
+    }
+
+    /// Makes many writes in one, each on its own condition.
+    pub(crate) async fn set_many(&self, op: &'static str, writes: &[Write<'_>]) -> Result<Vec<Written>> {
+        if writes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let wire = self.wires.get().await;
+        let mut wire =
+            wire.map_err(|error| self.refused(op, error, |error| Error::unavailable(NAME, op, error)))?;
+        let written = self.in_time(op, wire.set_many(writes)).await?;
+        written.map_err(|error| Error::unavailable(NAME, op, error))
     }
 
     /// Writes an item if it is still the one with that CAS; without a CAS, if there is none.
@@ -318,6 +342,7 @@ impl Server {
     /// Closes idle connections, and forgets what was known: if the server was started again it knows nothing either.
     fn hang_up(&self) {
         let _ = self.pool.retain(|_, _| false);
+        let _ = self.wires.retain(|_, _| false);
         if let Some(known) = &mut *self.known.lock().unwrap_or_else(PoisonError::into_inner) {
             known.read = None;
         }
@@ -325,6 +350,7 @@ impl Server {
 
     pub(crate) fn close(&self) {
         self.pool.close();
+        self.wires.close();
     }
 
     /// Reads the record, changes it, and writes it if that made a difference. A record that is gone, or that somebody
@@ -388,14 +414,24 @@ impl Server {
     }
 
     async fn client(&self, op: &'static str) -> Result<Object<Dial>> {
+        self.pool.get().await.map_err(|error| self.refused(op, error, |error| lost(op, error)))
+    }
+
+    /// Why a pool gives out no connection.
+    fn refused<E: fmt::Display>(
+        &self,
+        op: &'static str,
+        error: PoolError<E>,
+        backend: impl FnOnce(E) -> Error,
+    ) -> Error {
         let timed_out = |after| Error::TimedOut { backend: NAME, op, after };
-        self.pool.get().await.map_err(|error| match error {
+        match error {
             PoolError::Timeout(TimeoutType::Create) => timed_out(self.connect_timeout),
             PoolError::Timeout(_) => timed_out(self.timeout),
             PoolError::Closed => Error::Closed,
-            PoolError::Backend(error) => lost(op, error),
+            PoolError::Backend(error) => backend(error),
             other => Error::unavailable(NAME, op, other.to_string()),
-        })
+        }
     }
 
     /// What a reading call of the client says, in time.
@@ -418,6 +454,17 @@ impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
     }
+}
+
+fn pool<M: managed::Manager>(dial: M, size: usize, config: &MemcachedConfig) -> Result<Pool<M>> {
+    Pool::builder(dial)
+        .max_size(size)
+        .runtime(deadpool::Runtime::Tokio1)
+        .wait_timeout(Some(config.timeout))
+        .create_timeout(Some(config.connect_timeout))
+        .recycle_timeout(Some(config.timeout))
+        .build()
+        .map_err(|error| Error::unavailable(NAME, "open", error))
 }
 
 /// Whether an error tells that a connection had died: the call may work on another.

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tiercache_core::envelope::{Damage, HEADER_BYTES, Header};
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Permit, Profile, Put, Removal, Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Permit, Profile, Put, PutItem, Removal, Spill, Swept, Usage,
 };
 use tiercache_core::{Codec, Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -23,14 +23,14 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use crate::MemcachedConfig;
 use crate::names::{Names, exact, expiry, flags};
 use crate::record::Record;
-use crate::server::{NAME, Server, Stands, TRIES, Written};
+use crate::server::{Known, NAME, Server, Stands, TRIES, Written};
 
 /// What an item takes beside its value: its header, its name and flags.
 const ITEM_OVERHEAD: u64 = 512;
 /// From so many bytes on compression and encryption are left to other threads.
 const LARGE: usize = 64 << 10;
 /// How long a removal is remembered: longer than any write may be late.
-const REMOVAL_MARK: Duration = Duration::from_secs(60);
+pub(crate) const REMOVAL_MARK: Duration = Duration::from_secs(60);
 /// What a mark of removal begins with; its generation follows.
 const MARK: [u8; 7] = *b"removed";
 
@@ -129,16 +129,9 @@ impl Tier for MemcachedTier {
 
     async fn put(&self, key: &Key, entry: &Entry, hold: Hold, permit: &dyn Permit) -> Result<Put> {
         let server = self.shared.server(key)?;
-        // The encoded key has one byte more, the length of the namespace.
-        let plain = (HEADER_BYTES + key.encoded().len() - 1 + entry.value.len()) as u64;
-        if plain > self.shared.max_entry_bytes {
-            // What it would be once it is packed is not known before.
-            return Ok(Put::TooLarge);
-        }
-        let envelope = match self.shared.encode(key, entry).await? {
-            Ok(envelope) if envelope.len() as u64 <= self.shared.max_entry_bytes => envelope,
-            Ok(_) | Err(Damage::TooLarge) => return Ok(Put::TooLarge),
-            Err(damage) => return Err(Error::unavailable(NAME, "put", damage)),
+        let envelope = match self.shared.envelope(key, entry).await? {
+            Ok(envelope) => envelope,
+            Err(put) => return Ok(put),
         };
         self.shared.put(server, key, entry, &envelope, hold, permit).await
     }
@@ -146,6 +139,18 @@ impl Tier for MemcachedTier {
     async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
         let server = self.shared.server(key)?;
         self.shared.remove(server, key, below).await
+    }
+
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
+        self.shared.get_batch(keys).await
+    }
+
+    async fn put_many(&self, items: &[PutItem<'_>]) -> Vec<Result<Put>> {
+        self.shared.put_batch(items).await
+    }
+
+    async fn remove_many(&self, items: &[(Key, Generation)]) -> Vec<Result<Removal>> {
+        self.shared.remove_batch(items).await
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
@@ -215,10 +220,23 @@ impl Shared {
         server.ok_or_else(|| Error::Config("servers: there is none".to_owned()))
     }
 
-    async fn get(&self, server: &Server, key: &Key) -> Result<Option<Entry>> {
+    pub(crate) async fn get(&self, server: &Server, key: &Key) -> Result<Option<Entry>> {
         let known = server.known("get").await?;
         let name = self.names.entry(&known.record, key);
-        let Some(found) = server.get("get", &name, &["v", "c"]).await? else { return Ok(None) };
+        let found = server.get("get", &name, &["v", "c"]).await?;
+        self.entry_of(server, &known, key, &name, found).await
+    }
+
+    /// The entry that was found under the name of a key, if it is one that lives.
+    pub(crate) async fn entry_of(
+        &self,
+        server: &Server,
+        known: &Known,
+        key: &Key,
+        name: &str,
+        found: Option<MetaValue>,
+    ) -> Result<Option<Entry>> {
+        let Some(found) = found else { return Ok(None) };
         let bytes = Bytes::from(found.data.unwrap_or_default());
         if mark_of(&bytes).is_some() {
             return Ok(None);
@@ -230,10 +248,26 @@ impl Shared {
                 tracing::warn!(server = server.address, ?key, %damage, "damaged");
                 // What is sealed under another key may be another process's.
                 if let Some(cas) = found.cas.filter(|_| damage != Damage::UnknownKey) {
-                    server.delete("get", &name, cas).await?;
+                    server.delete("get", name, cas).await?;
                 }
                 Ok(None)
             }
+        }
+    }
+
+    /// The envelope of an entry, or what a put of it comes to without.
+    pub(crate) async fn envelope(&self, key: &Key, entry: &Entry) -> Result<Result<Vec<u8>, Put>> {
+        self.open()?;
+        // The encoded key has one byte more, the length of the namespace.
+        let plain = (HEADER_BYTES + key.encoded().len() - 1 + entry.value.len()) as u64;
+        if plain > self.max_entry_bytes {
+            // What it would be once it is packed is not known before.
+            return Ok(Err(Put::TooLarge));
+        }
+        match self.encode(key, entry).await? {
+            Ok(envelope) if envelope.len() as u64 <= self.max_entry_bytes => Ok(Ok(envelope)),
+            Ok(_) | Err(Damage::TooLarge) => Ok(Err(Put::TooLarge)),
+            Err(damage) => Err(Error::unavailable(NAME, "put", damage)),
         }
     }
 
@@ -258,7 +292,7 @@ impl Shared {
         elsewhere(move || codec.decode_for(key.as_ref(), &bytes)).await
     }
 
-    async fn put(
+    pub(crate) async fn put(
         &self,
         server: &Server,
         key: &Key,
@@ -315,8 +349,8 @@ impl Shared {
         Err(Error::unavailable(NAME, "put", "the key changes faster than it can be written"))
     }
 
-    async fn remove(&self, server: &Server, key: &Key, below: Generation) -> Result<Removal> {
-        let mark = [&MARK[..], &below.get().to_le_bytes()].concat();
+    pub(crate) async fn remove(&self, server: &Server, key: &Key, below: Generation) -> Result<Removal> {
+        let mark = mark(below);
         let expiry = format!("T{}", REMOVAL_MARK.as_secs() + 1);
         let flag = format!("F{}", flags(below));
         for _ in 0..TRIES {
@@ -377,6 +411,11 @@ fn standing(found: &MetaValue) -> Standing {
         (None, Ok(header)) => Standing::Entry(header.generation, header.identity()),
         (None, Err(_)) => Standing::Garbage,
     }
+}
+
+/// What stands in the place of an entry that was removed.
+pub(crate) fn mark(below: Generation) -> Vec<u8> {
+    [&MARK[..], &below.get().to_le_bytes()].concat()
 }
 
 /// The generation of a mark of removal, if this is one.

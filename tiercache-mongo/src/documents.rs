@@ -15,6 +15,7 @@
 //! one `findAndModify` that inserts where nothing is; that it met something of no lower rank comes back as a
 //! duplicate key.
 
+use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -49,6 +50,7 @@ pub(crate) struct Documents {
 }
 
 /// An entry as it stands in the store.
+#[derive(Clone)]
 pub(crate) struct Found {
     rank: i64,
     pub(crate) bytes: Vec<u8>,
@@ -61,6 +63,42 @@ impl Found {
     pub(crate) fn generation(&self) -> Generation {
         generation(self.rank)
     }
+}
+
+/// Why an entry was not read with others.
+pub(crate) struct InFile;
+
+/// What a document says of an entry.
+enum Looked {
+    /// All there is; `None` for the mark of a removal.
+    Done(Option<Found>),
+    InFile {
+        rank: i64,
+        exactly: Bson,
+        file: Option<ObjectId>,
+    },
+}
+
+impl Looked {
+    fn at(mut document: Document) -> Self {
+        let exactly = document.get("rank").cloned().unwrap_or(Bson::Null);
+        // What has no rank has no bytes either: it is damaged.
+        let Some(rank) = number(&document, "rank") else {
+            return Self::Done(Some(Found { rank: 0, bytes: Vec::new(), file: None, exactly }));
+        };
+        match document.remove("body") {
+            _ if is_mark(rank) => Self::Done(None),
+            Some(Bson::Binary(body)) => {
+                Self::Done(Some(Found { rank, bytes: body.bytes, file: None, exactly }))
+            }
+            _ => Self::InFile { rank, exactly, file: document.get_object_id("file").ok() },
+        }
+    }
+}
+
+/// The fields that reading takes.
+fn wanted() -> Document {
+    doc! { "rank": 1, "body": 1, "file": 1 }
 }
 
 /// An entry as it is to be written.
@@ -117,23 +155,13 @@ impl Documents {
     pub(crate) async fn read(&self, name: &str) -> Result<Option<Found>> {
         let mut missing = None;
         loop {
-            let wanted = doc! { "rank": 1, "body": 1, "file": 1 };
-            let Some(mut found) = self.entries.find_one(doc! { "_id": name }).projection(wanted).await?
-            else {
+            let Some(found) = self.entries.find_one(doc! { "_id": name }).projection(wanted()).await? else {
                 return Ok(None);
             };
-            let exactly = found.get("rank").cloned().unwrap_or(Bson::Null);
-            // What has no rank has no bytes either: it is damaged.
-            let Some(rank) = number(&found, "rank") else {
-                return Ok(Some(Found { rank: 0, bytes: Vec::new(), file: None, exactly }));
+            let (rank, exactly, file) = match Looked::at(found) {
+                Looked::Done(found) => return Ok(found),
+                Looked::InFile { rank, exactly, file } => (rank, exactly, file),
             };
-            if is_mark(rank) {
-                return Ok(None);
-            }
-            if let Some(Bson::Binary(body)) = found.remove("body") {
-                return Ok(Some(Found { rank, bytes: body.bytes, file: None, exactly }));
-            }
-            let file = found.get_object_id("file").ok();
             // The file of an entry that is replaced meanwhile goes away: the next look finds the other.
             let bytes = match file.filter(|_| file != missing) {
                 Some(id) => match self.files.download(id).await? {
@@ -147,6 +175,27 @@ impl Documents {
             };
             return Ok(Some(Found { rank, bytes, file, exactly }));
         }
+    }
+
+    /// Those of many entries that are in documents, each in the place of its name; `Err` for one in a file, which is to
+    /// be read by itself.
+    pub(crate) async fn read_many(
+        &self,
+        names: &[String],
+    ) -> Result<Vec<std::result::Result<Option<Found>, InFile>>> {
+        let named = doc! { "_id": { "$in": names.to_vec() } };
+        let mut cursor = self.entries.find(named).projection(wanted()).await?;
+        let mut found = HashMap::with_capacity(names.len());
+        while let Some(document) = cursor.try_next().await? {
+            let name = document.get_str("_id").unwrap_or_default().to_owned();
+            found.insert(name, Looked::at(document));
+        }
+        let each = |name: &String| match found.get(name) {
+            None => Ok(None),
+            Some(Looked::Done(found)) => Ok(found.clone()),
+            Some(Looked::InFile { .. }) => Err(InFile),
+        };
+        Ok(names.iter().map(each).collect())
     }
 
     /// Removes a copy that makes no sense, and no other.

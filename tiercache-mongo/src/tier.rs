@@ -14,15 +14,15 @@ use mongodb::error::{ErrorKind, Result as DriverResult};
 use mongodb::{Collection, Database};
 use tiercache_core::envelope::{Damage, Header};
 use tiercache_core::tier::{
-    Cause, Counting, Dead, FenceLog, HighWater, Hold, Left, Listed, ListedEntry, Listing, Permit, Profile,
-    Put, Removal, Scope, Spill, Swept, Usage,
+    Call, Cause, Counting, Dead, FenceLog, HighWater, Hold, Left, Listed, ListedEntry, Listing, Permit,
+    Profile, Put, Removal, Scope, Spill, Swept, Usage, side_by_side,
 };
 use tiercache_core::{Codec, Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
 
 use crate::MongoConfig;
 use crate::config::MAX_INLINE;
 use crate::counters::{Added, Addition, Counters};
-use crate::documents::{Body, Documents, Found, Written, expiry, generation, number};
+use crate::documents::{Body, Documents, Found, InFile, Written, expiry, generation, number};
 use crate::ids;
 use crate::large::Files;
 use crate::leases::Leases;
@@ -35,6 +35,9 @@ const LONG: usize = 128 << 10;
 const ROOM_EVERY: Duration = Duration::from_secs(10);
 /// Entries removed for room in a sweep.
 const EVICTED: i64 = 100;
+/// Keys in one question, and files that are read at a time.
+const QUESTIONS: usize = 256;
+const FILES_AT_ONCE: usize = 8;
 /// No upload goes on for longer.
 const LONGEST_UPLOAD: Duration = Duration::from_secs(300);
 
@@ -156,6 +159,33 @@ impl MongoTier {
         self.store
             .detach("remove a damaged entry", async move { store.documents.discard(&name, &found).await });
         Ok(None)
+    }
+
+    async fn get_chunk(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
+        self.store.look();
+        let names: Vec<String> = keys.iter().map(|key| ids::entry(key.as_ref())).collect();
+        let store = self.store.clone();
+        let reading = async move { store.documents.read_many(&names).await };
+        let found = match self.store.link.run("get", reading).await {
+            Ok(found) => found,
+            Err(error) => return vec![Err(error); keys.len()],
+        };
+        let answer = |(key, found)| -> Call<'_, _> { Box::pin(self.found_or_read(key, found)) };
+        side_by_side(FILES_AT_ONCE, keys.iter().zip(found).map(answer).collect()).await
+    }
+
+    async fn found_or_read(
+        &self,
+        key: &Key,
+        found: std::result::Result<Option<Found>, InFile>,
+    ) -> Result<Option<Entry>> {
+        match found {
+            Ok(Some(found)) if !self.store.state.is_dead(key.namespace(), found.generation()) => {
+                self.checked(key, found).await
+            }
+            Ok(_) => Ok(None),
+            Err(InFile) => self.get(key).await,
+        }
     }
 
     /// The envelope of an entry, and that of it without its value; `None` when it is more than the tier takes.
@@ -329,6 +359,16 @@ impl Tier for MongoTier {
                 Ok(removal)
             })
             .await
+    }
+
+    /// What is in documents by one question, what is in files side by side. Writes have no request of many: each is
+    /// conditional.
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
+        let mut answers = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(QUESTIONS) {
+            answers.extend(self.get_chunk(keys).await);
+        }
+        answers
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {

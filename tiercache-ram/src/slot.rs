@@ -1,6 +1,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tiercache_core::tier::{Hold, Look, Resting};
@@ -19,7 +20,8 @@ pub(crate) struct Slot {
     /// The newest invalidation this entry is known to have outlived.
     checked: AtomicU64,
     stamp: Stamp,
-    deadline: Timestamp,
+    /// When it turns stale. Its deadline is later by what the extras say.
+    fresh_until: Timestamp,
     stay: u64,
     used: AtomicU64,
     value: Bytes,
@@ -61,12 +63,12 @@ impl Slot {
     pub(crate) fn new(key: Key, entry: Entry, hold: Hold, weight: u32) -> Self {
         Self {
             stamp: Stamp::of(&entry),
+            fresh_until: entry.fresh_until(),
             extras: entry.extras.map_or_else(OnceLock::new, OnceLock::from),
             created: entry.created,
             weight,
             uses: AtomicU32::new(0),
             checked: AtomicU64::new(0),
-            deadline: entry.deadline,
             stay: hold.stay.as_millis(),
             used: AtomicU64::new(hold.now.as_millis()),
             value: entry.value,
@@ -101,7 +103,7 @@ impl Slot {
 
     #[inline]
     fn answers(&self, look: Look) -> bool {
-        look.now.after_millis(look.slack) < self.until()
+        look.now.after_millis(look.slack) < self.stays_until().min(self.fresh_until)
             && (self.generation() >= look.valid_from || self.checked.load(Relaxed) >= look.valid_from.get())
     }
 
@@ -116,7 +118,16 @@ impl Slot {
     /// When it leaves if nobody uses it.
     #[inline]
     pub(crate) fn until(&self) -> Timestamp {
-        Timestamp::from_millis(self.used.load(Relaxed).saturating_add(self.stay)).min(self.deadline)
+        self.stays_until().min(self.deadline())
+    }
+
+    #[inline]
+    fn stays_until(&self) -> Timestamp {
+        Timestamp::from_millis(self.used.load(Relaxed).saturating_add(self.stay))
+    }
+
+    fn deadline(&self) -> Timestamp {
+        self.fresh_until.after(self.extras.get().map_or(Duration::ZERO, |extras| extras.stale))
     }
 
     pub(crate) fn revalidate(&self, valid_from: Generation) {
@@ -141,7 +152,7 @@ impl Slot {
             value: self.value.clone(),
             generation: self.generation(),
             created: self.created,
-            deadline: self.deadline,
+            deadline: self.deadline(),
             levels: Levels::from_bits(self.stamp.0 as u8),
             explicit_ttl: self.stamp.0 & EXPLICIT_TTL != 0,
             extras: self.extras.get().cloned(),

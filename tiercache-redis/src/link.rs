@@ -93,6 +93,11 @@ impl Script {
         Self { code, hash }
     }
 
+    /// The call of the script by its hash.
+    pub(crate) fn call(&self, keys: &[&[u8]], args: &[&[u8]]) -> Cmd {
+        self.command("EVALSHA", keys, args)
+    }
+
     fn command(&self, name: &'static str, keys: &[&[u8]], args: &[&[u8]]) -> Cmd {
         let code = if name == "EVAL" { &self.code } else { &self.hash };
         let mut cmd = redis::cmd(name);
@@ -148,6 +153,32 @@ impl Link {
         self.sent(cmd, None).await
     }
 
+    /// Sends commands in one write and waits for their answers, each on its own. Not for clusters, where what belongs
+    /// to several nodes goes by single commands side by side.
+    pub(crate) async fn pipeline(&self, commands: Vec<Cmd>) -> RedisResult<Vec<RedisResult<Value>>> {
+        let (connection, number) = self.connection().await?;
+        let Connection::One(mut connection) = connection else {
+            return Err(RedisError::from((ErrorKind::Client, "a cluster takes no pipeline of many keys")));
+        };
+        let count = commands.len();
+        let mut pipeline = redis::Pipeline::with_capacity(count);
+        for command in commands {
+            pipeline.add_command(command);
+        }
+        let said = pipeline.ignore_errors().query_async::<Value>(&mut connection).await;
+        self.heed(&said, number);
+        let Value::Array(answers) = said? else { return Err(out_of_step()) };
+        if answers.len() != count {
+            self.distrust(number);
+            return Err(out_of_step());
+        }
+        let answers: Vec<_> = answers.into_iter().map(Value::extract_error).collect();
+        for answer in &answers {
+            self.heed(answer, number);
+        }
+        Ok(answers)
+    }
+
     /// Sends a command to one node of a cluster, given as `host:port`.
     pub(crate) async fn query_at(&self, cmd: &Cmd, host: &str, port: u16) -> RedisResult<Value> {
         self.sent(cmd, Some((host, port))).await
@@ -155,11 +186,15 @@ impl Link {
 
     /// Runs a script, which the server may not know yet.
     pub(crate) async fn eval(&self, script: &Script, keys: &[&[u8]], args: &[&[u8]]) -> RedisResult<Value> {
-        let unknown = ErrorKind::Server(ServerErrorKind::NoScript);
-        match self.query(&script.command("EVALSHA", keys, args)).await {
-            Err(error) if error.kind() == unknown => self.query(&script.command("EVAL", keys, args)).await,
+        match self.query(&script.call(keys, args)).await {
+            Err(error) if is_unknown_script(&error) => self.query(&script.command("EVAL", keys, args)).await,
             answer => answer,
         }
+    }
+
+    /// Tells the server of a script.
+    pub(crate) async fn load(&self, script: &Script) -> RedisResult<()> {
+        self.query(redis::cmd("SCRIPT").arg("LOAD").arg(&script.code)).await.map(drop)
     }
 
     /// Stops using the connection of that number: its answers are not to be believed.
@@ -201,15 +236,20 @@ impl Link {
                 answer.and_then(Value::extract_error)
             }
         };
+        self.heed(&answer, number);
+        answer
+    }
+
+    /// Learns from an answer how the connection of that number is.
+    fn heed<T>(&self, answer: &RedisResult<T>, number: u64) {
         if !answer.as_ref().is_err_and(RedisError::is_timeout) {
             self.unanswered.store(0, Ordering::Relaxed);
         }
-        if let Err(error) = &answer
+        if let Err(error) = answer
             && self.ends_connection(error)
         {
             self.distrust(number);
         }
-        answer
     }
 
     /// The connection in use, once there is one; fails as the last attempt to make one did.
@@ -285,6 +325,15 @@ impl std::error::Error for AtOpen {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.source)
     }
+}
+
+/// Whether the server does not know the script that was called by its hash; nothing was done then.
+pub(crate) fn is_unknown_script(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+}
+
+fn out_of_step() -> RedisError {
+    RedisError::from((ErrorKind::UnexpectedReturnType, "answers do not match the commands"))
 }
 
 fn not_here(error: &RedisError) -> bool {

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use redis::{RedisError, RedisResult, Value, cmd};
 use tiercache_core::envelope::{Damage, MAGIC};
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, Removal, Scope, Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, PutItem, Removal, Scope, Spill, Swept,
+    Usage,
 };
 use tiercache_core::{Codec, Entry, Error, Generation, Key, Leasing, Level, Result, Tier, Timestamp};
 use tokio::sync::OnceCell;
@@ -21,11 +22,11 @@ use crate::listing::{Listings, Sweeper};
 use crate::{NAME, RedisConfig};
 
 /// How long a removal is remembered: longer than any write may be late.
-const REMOVAL_MARK: Duration = Duration::from_secs(60);
+pub(crate) const REMOVAL_MARK: Duration = Duration::from_secs(60);
 /// The longest life the server is told of; beyond, the entry stays for ever and its deadline decides.
 const LONGEST_LIFE: u64 = 1 << 50;
 /// How often a read or a write is begun anew because the connection or the era changed under it.
-const ATTEMPTS: usize = 4;
+pub(crate) const ATTEMPTS: usize = 4;
 
 /// Packing or sealing more bytes than that would hold up the runtime's thread.
 const COSTLY: usize = 64 << 10;
@@ -43,7 +44,7 @@ pub struct RedisTier {
     pub(crate) leases: Leases,
     pub(crate) listings: Listings,
     sweeper: Sweeper,
-    scripts: Scripts,
+    pub(crate) scripts: Scripts,
     max_entry_bytes: u64,
     last_generation: Generation,
     pub(crate) damaged: AtomicU64,
@@ -56,9 +57,9 @@ pub struct RedisTier {
 }
 
 #[derive(Debug)]
-struct Scripts {
-    put: Script,
-    remove: Script,
+pub(crate) struct Scripts {
+    pub(crate) put: Script,
+    pub(crate) remove: Script,
     discard: Script,
     add: Script,
     uncount: Script,
@@ -174,26 +175,114 @@ impl RedisTier {
         for _ in 0..ATTEMPTS {
             let (record, number) = self.ledger.current_over().await?;
             let name = self.ledger.names().entry(&record.era, key);
-            let answer = match self.link().query(cmd("GET").arg(&name)).await {
-                // Somebody else's under our name.
-                Err(error) if error.code() == Some("WRONGTYPE") => {
-                    self.damaged.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(tier = NAME, ?key, "something else stands in an entry's place, removed");
-                    self.link().query(cmd("UNLINK").arg(&name)).await?;
-                    return Ok(None);
-                }
-                answer => answer?,
-            };
-            if self.link().number() != number {
+            let answer = self.link().query(cmd("GET").arg(&name)).await;
+            if self.link().number() != number && answer.is_ok() {
                 // It may come from a server that went back in time.
                 continue;
             }
-            return Ok(match answer {
-                Value::Nil => None,
-                value => Some((Bytes::from(typed::<Vec<u8>>(value)?), name, number, record)),
-            });
+            let value = self.value_of(key, &name, answer).await?;
+            return Ok(value.map(|bytes| (bytes, name, number, record)));
         }
         Err(RedisError::from((redis::ErrorKind::Client, "the connection changes too often")))
+    }
+
+    /// The bytes in the answer to a `GET`.
+    pub(crate) async fn value_of(
+        &self,
+        key: &Key,
+        name: &[u8],
+        answer: RedisResult<Value>,
+    ) -> RedisResult<Option<Bytes>> {
+        match answer {
+            // Somebody else's under our name.
+            Err(error) if error.code() == Some("WRONGTYPE") => {
+                self.damaged.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(tier = NAME, ?key, "something else stands in an entry's place, removed");
+                self.link().query(cmd("UNLINK").arg(name)).await?;
+                Ok(None)
+            }
+            Ok(Value::Nil) => Ok(None),
+            answer => Ok(Some(Bytes::from(typed::<Vec<u8>>(answer?)?))),
+        }
+    }
+
+    /// The entry that these bytes are, if they are one that lives.
+    pub(crate) async fn entry_of(
+        &self,
+        key: &Key,
+        name: &[u8],
+        bytes: Bytes,
+        number: u64,
+        record: &Record,
+    ) -> Result<Option<Entry>> {
+        if is_mark(&bytes) {
+            return Ok(None);
+        }
+        match self.decode(key, &bytes).await? {
+            Ok(entry) => Ok((!record.kills(key, &entry)).then_some(entry)),
+            // Somebody else may have the key.
+            Err(damage @ Damage::UnknownKey) => {
+                self.damaged.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(tier = NAME, ?key, %damage, "an entry cannot be read");
+                Ok(None)
+            }
+            Err(damage) => {
+                self.damaged_entry(key, name, &bytes, number, damage).await;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The envelope of an entry, or what a put of it comes to without.
+    pub(crate) async fn envelope_of(&self, key: &Key, entry: &Entry) -> Result<Result<Vec<u8>, Put>> {
+        match self.encode(key, entry).await? {
+            Ok(envelope) if envelope.len() as u64 <= self.max_entry_bytes => Ok(Ok(envelope)),
+            Ok(_) | Err(Damage::TooLarge) => Ok(Err(Put::TooLarge)),
+            Err(damage) => Err(Error::unavailable(NAME, "put", damage)),
+        }
+    }
+
+    /// What the script says became of a put.
+    pub(crate) fn put_of(
+        &self,
+        generation: Generation,
+        answer: RedisResult<(Vec<u8>, Value)>,
+    ) -> Result<Put> {
+        let (name, answer) = match answer {
+            Ok(answered) => answered,
+            Err(error) if error.code() == Some("OOM") => return Ok(Put::Full),
+            Err(error) => return Err(self.failed("put")(error)),
+        };
+        match word(&answer) {
+            b"stored" => {
+                self.ledger.confirmed(name, generation);
+                Ok(Put::Stored)
+            }
+            b"unchanged" => Ok(Put::Unchanged),
+            b"superseded" => Ok(Put::Superseded),
+            _ => Err(self.failed("put")(nonsense())),
+        }
+    }
+
+    /// What the script says became of a removal.
+    pub(crate) fn removal_of(
+        &self,
+        below: Generation,
+        answer: RedisResult<(Vec<u8>, Value)>,
+    ) -> Result<Removal> {
+        let (name, answer) = answer.map_err(self.failed("remove"))?;
+        let Value::Array(answer) = answer else { return Err(self.failed("remove")(nonsense())) };
+        match answer[..] {
+            [Value::Int(found), Value::Int(marked)] if found >= 0 => {
+                let found = Generation::new(found.unsigned_abs());
+                if marked == 0 {
+                    return Ok(Removal::Behind(found));
+                }
+                self.ledger.confirmed(name, below);
+                Ok(Removal::Done { over: found })
+            }
+            _ => Err(self.failed("remove")(nonsense())),
+        }
     }
 
     async fn encode(&self, key: &Key, entry: &Entry) -> Result<Result<Vec<u8>, Damage>> {
@@ -262,35 +351,17 @@ impl Tier for RedisTier {
 
     async fn get(&self, key: &Key) -> Result<Option<Entry>> {
         self.check_open()?;
-        let (bytes, name, number, record) = match self.fetch(key).await {
-            Ok(Some(fetched)) => fetched,
-            Ok(None) => return Ok(None),
-            Err(error) => return Err(self.failed("get")(error)),
-        };
-        if is_mark(&bytes) {
-            return Ok(None);
-        }
-        match self.decode(key, &bytes).await? {
-            Ok(entry) => Ok((!record.kills(key, &entry)).then_some(entry)),
-            // Somebody else may have the key.
-            Err(damage @ Damage::UnknownKey) => {
-                self.damaged.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(tier = NAME, ?key, %damage, "an entry cannot be read");
-                Ok(None)
-            }
-            Err(damage) => {
-                self.damaged_entry(key, &name, &bytes, number, damage).await;
-                Ok(None)
-            }
+        match self.fetch(key).await.map_err(self.failed("get"))? {
+            Some((bytes, name, number, record)) => self.entry_of(key, &name, bytes, number, &record).await,
+            None => Ok(None),
         }
     }
 
     async fn put(&self, key: &Key, entry: &Entry, hold: Hold, permit: &dyn Permit) -> Result<Put> {
         self.check_open()?;
-        let envelope = match self.encode(key, entry).await? {
-            Ok(envelope) if envelope.len() as u64 <= self.max_entry_bytes => envelope,
-            Ok(_) | Err(Damage::TooLarge) => return Ok(Put::TooLarge),
-            Err(damage) => return Err(Error::unavailable(NAME, "put", damage)),
+        let envelope = match self.envelope_of(key, entry).await? {
+            Ok(envelope) => envelope,
+            Err(put) => return Ok(put),
         };
         self.ledger.cover(entry.generation).await?;
         let record = self.ledger.current().await.map_err(self.failed("put"))?;
@@ -307,27 +378,14 @@ impl Tier for RedisTier {
                 &[&envelope, life.as_bytes()],
             )
             .await;
-        let (name, answer) = match answer {
-            Ok(answered) => answered,
-            Err(error) if error.code() == Some("OOM") => return Ok(Put::Full),
-            Err(error) => return Err(self.failed("put")(error)),
-        };
-        match word(&answer) {
-            b"stored" => {
-                self.ledger.confirmed(name, entry.generation);
-                Ok(Put::Stored)
-            }
-            b"unchanged" => Ok(Put::Unchanged),
-            b"superseded" => Ok(Put::Superseded),
-            _ => Err(self.failed("put")(nonsense())),
-        }
+        self.put_of(entry.generation, answer)
     }
 
     async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
         self.check_open()?;
         self.ledger.cover(below).await?;
         let life = REMOVAL_MARK.as_millis().to_string();
-        let (name, answer) = self
+        let answer = self
             .change(
                 self.link(),
                 &self.scripts.remove,
@@ -335,20 +393,20 @@ impl Tier for RedisTier {
                 |names, era| names.entry(era, key),
                 &[&mark(below), life.as_bytes()],
             )
-            .await
-            .map_err(self.failed("remove"))?;
-        let Value::Array(answer) = answer else { return Err(self.failed("remove")(nonsense())) };
-        match answer[..] {
-            [Value::Int(found), Value::Int(marked)] if found >= 0 => {
-                let found = Generation::new(found.unsigned_abs());
-                if marked == 0 {
-                    return Ok(Removal::Behind(found));
-                }
-                self.ledger.confirmed(name, below);
-                Ok(Removal::Done { over: found })
-            }
-            _ => Err(self.failed("remove")(nonsense())),
-        }
+            .await;
+        self.removal_of(below, answer)
+    }
+
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
+        self.get_batch(keys).await
+    }
+
+    async fn put_many(&self, items: &[PutItem<'_>]) -> Vec<Result<Put>> {
+        self.put_batch(items).await
+    }
+
+    async fn remove_many(&self, items: &[(Key, Generation)]) -> Vec<Result<Removal>> {
+        self.remove_batch(items).await
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
@@ -504,7 +562,7 @@ pub(crate) fn generation_of(bytes: &[u8]) -> Option<Generation> {
 
 /// For how many milliseconds the server should keep something; 0 for ever. Never less than was asked for, and at
 /// least a moment.
-fn life(now: Timestamp, until: Timestamp) -> u64 {
+pub(crate) fn life(now: Timestamp, until: Timestamp) -> u64 {
     if until.is_never() {
         return 0;
     }

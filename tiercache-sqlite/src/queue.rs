@@ -12,7 +12,7 @@ use crate::step::Step;
 use crate::tier::NAME;
 
 /// The most calls of one transaction.
-const BATCH: usize = 256;
+pub(crate) const BATCH: usize = 256;
 
 /// Why a call failed.
 #[derive(Clone, Debug)]

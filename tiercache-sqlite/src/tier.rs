@@ -1,10 +1,12 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
+use rusqlite::Connection;
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, Removal, Scope, Spill, Swept, Usage,
+    Call, Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, PutItem, Removal, Scope, Sizing,
+    Spill, Swept, Usage, side_by_side,
 };
 use tiercache_core::transaction::Transactions;
 use tiercache_core::{Clock, Entry, Error, Generation, Key, Leasing, Packing, Result, Tier, Timestamp};
@@ -13,7 +15,7 @@ use crate::config::{DEFAULT_SHARDS, MAX_VALUE, SqliteConfig, Synchronous};
 use crate::fences::Purge;
 use crate::open::{Setup, check_library, open_shard};
 use crate::place::Dir;
-use crate::queue::Failure;
+use crate::queue::{BATCH, Failure};
 use crate::read::lookup;
 use crate::room::due;
 use crate::shard::{Common, Shard, answer, lock};
@@ -73,7 +75,7 @@ impl SqliteTier {
             codec,
             packs: config.compression != Packing::None,
             setup: Setup { patience: config.busy_timeout, synchronous: config.synchronous },
-            share: config.max_size / u64::from(count),
+            share: AtomicU64::new(config.max_size / u64::from(count)),
             inline_max: config.inline_max,
             spill: Default::default(),
             damaged: Default::default(),
@@ -199,7 +201,7 @@ impl SqliteTier {
     async fn image(&self, key: &Key, entry: &Entry, hold: Hold) -> Result<Image, Unready> {
         let shard = self.shard(key);
         let length = entry.value.len() as u64;
-        if length > MAX_VALUE || (length > self.common.share && !self.common.packs) {
+        if length > MAX_VALUE || (length > self.common.share() && !self.common.packs) {
             return Err(Unready::TooLarge);
         }
         if entry.value.len() <= QUICK {
@@ -213,6 +215,24 @@ impl SqliteTier {
         tokio::task::spawn_blocking(move || Image::new(&shard, (&key, &entry, hold), true))
             .await
             .unwrap_or_else(|error| Err(Unready::Failed(std::io::Error::other(error))))
+    }
+}
+
+/// Looks keys of a shard up, each in its place of the batch.
+async fn read_many(shard: &Arc<Shard>, keys: Vec<(usize, Key)>) -> Vec<(usize, Result<Option<Entry>>)> {
+    let places: Vec<usize> = keys.iter().map(|(at, _)| *at).collect();
+    let work = move |shard: &Shard, connection: &Connection| {
+        let look = |(at, key): (usize, Key)| {
+            let found =
+                lookup(shard, connection, &key).map_err(|error| shard.failed("get", error).into_error("get"));
+            let found = found.and_then(|found| found.map_err(|error| Error::unavailable(NAME, "get", error)));
+            (at, found)
+        };
+        Ok(keys.into_iter().map(look).collect())
+    };
+    match shard.read("get", work).await {
+        Ok(found) => found,
+        Err(error) => places.into_iter().map(|at| (at, Err(error.clone()))).collect(),
     }
 }
 
@@ -251,7 +271,7 @@ impl Tier for SqliteTier {
         Profile {
             persistent: true,
             shared: true,
-            max_entry_bytes: Some(self.common.share.min(MAX_VALUE)),
+            max_entry_bytes: Some(self.common.share().min(MAX_VALUE)),
             last_generation: self.last_generation,
         }
     }
@@ -304,6 +324,33 @@ impl Tier for SqliteTier {
         removed.map_err(|failure| failure.into_error("remove"))
     }
 
+    /// One thread and one connection for the keys of a shard.
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
+        if let Err(error) = self.check_open() {
+            return vec![Err(error); keys.len()];
+        }
+        let mut shards: Vec<Vec<(usize, Key)>> = vec![Vec::new(); self.shards.len()];
+        keys.iter().enumerate().for_each(|(at, key)| shards[self.shard_of(key)].push((at, key.clone())));
+        let shards = self.shards.iter().zip(shards).filter(|(_, keys)| !keys.is_empty());
+        let read = shards.map(|(shard, keys)| -> Call<'_, _> { Box::pin(read_many(shard, keys)) });
+        let found = side_by_side(self.shards.len(), read.collect()).await;
+        let mut found: Vec<_> = found.into_iter().flatten().collect();
+        found.sort_unstable_by_key(|(at, _)| *at);
+        found.into_iter().map(|(_, found)| found).collect()
+    }
+
+    /// So many at once that a shard's writer finds what one transaction can do waiting.
+    async fn put_many(&self, items: &[PutItem<'_>]) -> Vec<Result<Put>> {
+        let put = items.iter().map(|item| self.put(item.key, item.entry, item.hold, item.permit));
+        side_by_side(BATCH * self.shards.len(), put.collect()).await
+    }
+
+    /// Likewise.
+    async fn remove_many(&self, items: &[(Key, Generation)]) -> Vec<Result<Removal>> {
+        let remove = items.iter().map(|(key, below)| self.remove(key, *below));
+        side_by_side(BATCH * self.shards.len(), remove.collect()).await
+    }
+
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
         self.check_open()?;
         let scope = namespace.map_or(Scope::All, |namespace| Scope::Namespace(namespace.to_owned()));
@@ -327,7 +374,7 @@ impl Tier for SqliteTier {
         Ok(Usage {
             entries: Some(entries),
             bytes: Some(bytes),
-            capacity: Some(self.common.share * self.shards.len() as u64),
+            capacity: Some(self.common.share() * self.shards.len() as u64),
             damaged: self.common.damaged.load(Ordering::Relaxed),
             evicted: self.common.evicted.load(Ordering::Relaxed),
         })
@@ -384,11 +431,13 @@ impl Tier for SqliteTier {
             shard.stop();
             readers.extend(shard.close_readers(self.readers).await);
         }
-        let threads = std::mem::take(&mut *lock(&self.threads));
+        let (threads, common) = (std::mem::take(&mut *lock(&self.threads)), self.common.clone());
         let work = move || {
             // The connection that closes last brings the log home.
             drop(readers);
-            threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count()
+            let panicked = threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
+            common.members.leave();
+            panicked
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(0) => Ok(()),
@@ -414,5 +463,21 @@ impl Tier for SqliteTier {
 
     fn transactions(&self) -> Option<&dyn Transactions> {
         Some(self)
+    }
+
+    fn sizing(&self) -> Option<&dyn Sizing> {
+        Some(self)
+    }
+}
+
+/// The limit is this process's: others that have the level open go by their own.
+impl Sizing for SqliteTier {
+    fn check(&self, capacity: u64) -> Result<()> {
+        let shards = u32::try_from(self.shards.len()).ok();
+        SqliteConfig { max_size: capacity, shards, ..SqliteConfig::default() }.check()
+    }
+
+    fn resize(&self, capacity: u64) {
+        self.common.share.store(capacity / self.shards.len() as u64, Ordering::Relaxed);
     }
 }

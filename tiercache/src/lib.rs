@@ -4,6 +4,8 @@ mod builtin;
 pub mod config;
 mod from_config;
 mod registry;
+mod reload;
+pub mod transfer;
 pub mod units;
 
 /// What an implementation of [`Tier`] or [`Tracking`] is marked with.
@@ -11,10 +13,13 @@ pub use async_trait::async_trait;
 pub use config::{Config, ConfigError};
 pub use from_config::{FromConfig, from_config, from_yaml};
 pub use registry::{Place, Registry};
+pub use reload::{Change, Reload};
 pub use tiercache_core as core;
 pub use tiercache_core::*;
 #[cfg(feature = "disk")]
 pub use tiercache_disk as disk;
+#[cfg(feature = "macros")]
+pub use tiercache_macros::cached;
 #[cfg(feature = "memcached")]
 pub use tiercache_memcached as memcached;
 #[cfg(feature = "ram")]
@@ -29,5 +34,7 @@ pub use tiercache_tracking as tracking_stores;
 pub mod prelude {
     pub use tiercache_core::{AsKey, BlockingCache, CacheManager, Error, Key, Level, Stay};
 
+    #[cfg(feature = "macros")]
+    pub use crate::cached;
     pub use crate::{FromConfig, Registry};
 }

@@ -25,6 +25,8 @@ pub(super) struct Mutation {
     pub tag: Option<u8>,
     /// The time after which the written or touched value is dead.
     pub deadline: u64,
+    /// How much longer it may be answered as stale.
+    pub stale: u64,
     pub begun: Moment,
     /// When it ended; none while it has not, or nobody can tell.
     pub ended: Option<Moment>,
@@ -58,6 +60,8 @@ pub(super) struct Seen {
     pub ended: Moment,
     /// The time when the read began.
     pub clock: u64,
+    /// Whether it was told to be stale.
+    pub stale: bool,
     pub life: u32,
 }
 
@@ -104,7 +108,7 @@ impl Judge {
             other.key == key && other.kind == Kind::Touch && overlaps
         });
         let deadline = touches.map(|touch| touch.deadline).fold(written.deadline, u64::max);
-        if clock >= deadline {
+        if clock >= if seen.stale { deadline.saturating_add(written.stale) } else { deadline } {
             return Err(format!("value {value} was read at {clock}, after its deadline {deadline}"));
         }
         for other in later().filter(|other| other.certain && (other.life == life || !other.degraded)) {

@@ -10,6 +10,7 @@
 mod choices;
 mod counts;
 mod judge;
+mod origin;
 mod store;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,10 @@ use std::time::Duration;
 
 use tiercache_core::testing::ManualClock;
 use tiercache_core::tier::Tier;
-use tiercache_core::{CacheManager, Clock, Error, Generation, Key, Level, Rules, Stay, Write};
+use tiercache_core::{
+    CacheManager, Clock, Eager, Entry, Error, Generation, Key, Level, LoadOptions, Restored, Retune, Rules,
+    Stay, Timestamp, Write, Written,
+};
 use tiercache_ram::{Policy, RamConfig, RamTier};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -28,9 +32,12 @@ use tokio::task::AbortHandle;
 pub use self::choices::{Choices, shrink};
 use self::counts::{Counts, Made};
 use self::judge::{Judge, Kind, Moment, Mutation, Seen};
+use self::origin::{Origin, WINDOW};
 use self::store::{Fate, Gates, Life, Store};
 
 const KEYS: u32 = 3;
+/// Keys of a batch, any of which may be named twice.
+const BATCH: usize = 3;
 const MOST_IN_FLIGHT: usize = 6;
 /// Decisions of a history: some 50 to 80 operations with what happens between their steps.
 pub const DECISIONS: usize = 700;
@@ -90,6 +97,11 @@ struct History {
     clock: Arc<ManualClock>,
     store: Arc<Store>,
     gates: Arc<Gates>,
+    origin: Arc<Origin>,
+    /// When other processes changed a key.
+    elsewhere: Vec<(u8, Moment)>,
+    /// The mutation of a loaded value, and the seconds it lives.
+    loads: BTreeMap<u64, (usize, Option<u64>)>,
     life: Arc<Life>,
     lives: u32,
     manager: CacheManager,
@@ -119,6 +131,8 @@ struct Setup {
     store_at: Level,
     write: Write,
     faults: bool,
+    /// Whether the store takes a batch in one step.
+    batches: bool,
     /// Whether counters stand in RAM, and not in the store.
     counts_in_ram: bool,
 }
@@ -142,6 +156,7 @@ enum Operation {
         ttl: Option<u64>,
         tag: Option<u8>,
         only: Only,
+        restored: Option<u64>,
     },
     /// Sets the value in place of one that was read before.
     Compare {
@@ -158,6 +173,17 @@ enum Operation {
         key: u8,
         ttl: u64,
     },
+    Load {
+        key: u8,
+        value: u64,
+        ttl: Option<u64>,
+        tag: Option<u8>,
+        stale: bool,
+        refresh: bool,
+    },
+    GetMany([u8; BATCH]),
+    SetMany([(u8, u64); BATCH]),
+    DeleteMany([u8; BATCH]),
     Delete(u8),
     Pop(u8),
     InvalidateTag(u8),
@@ -179,6 +205,8 @@ enum Operation {
         remove: bool,
         give_up: bool,
     },
+    /// Hot gets another size.
+    Resize(u64),
 }
 
 /// The condition of a set.
@@ -192,6 +220,15 @@ enum Only {
 #[derive(Debug)]
 enum Outcome {
     Value(Option<u64>, Option<u64>),
+    Served {
+        value: u64,
+        stale: bool,
+    },
+    Values(Vec<Option<u64>>),
+    /// Of each whether it was stored and whether a level lagged, unless it failed.
+    WroteEach(Vec<Option<(bool, bool)>>),
+    /// Of each whether a level lagged.
+    RemovedEach(Vec<bool>),
     Wrote {
         stored: bool,
         degraded: bool,
@@ -225,6 +262,7 @@ impl History {
             store_at: [Level::Dry, Level::Dry, Level::Cold][choices.below(3) as usize],
             write: [Write::Back, Write::Back, Write::Behind, Write::Through][choices.below(4) as usize],
             faults: choices.once_in(2),
+            batches: !choices.once_in(4),
             counts_in_ram: choices.once_in(3),
         };
         let (clock, store, gates) = (ManualClock::new(), Arc::<Store>::default(), Arc::<Gates>::default());
@@ -237,6 +275,9 @@ impl History {
             setup,
             clock,
             store,
+            origin: Arc::new(Origin::new(gates.clone())),
+            elsewhere: Vec::new(),
+            loads: BTreeMap::new(),
             gates,
             life,
             lives: 0,
@@ -290,25 +331,34 @@ impl History {
 
     fn operation(&mut self) -> Operation {
         let key = self.choices.below(KEYS) as u8;
-        match self.choices.below(30) {
-            28..=29 if self.setup.shared => {
+        match self.choices.below(40) {
+            24 => Operation::GetMany(self.batch()),
+            25 | 26 => {
+                let keys = self.batch();
+                Operation::SetMany(keys.map(|key| {
+                    self.values += 1;
+                    (key, self.values)
+                }))
+            }
+            27 => Operation::DeleteMany(self.batch()),
+            33..=34 if self.setup.shared => {
                 self.values += 2;
                 let values = [self.values - 1, self.values];
                 let keys = [key, (key + 1) % KEYS as u8];
                 let (remove, give_up) = (self.choices.once_in(3), self.choices.once_in(4));
                 Operation::Transact { keys, values, remove, give_up }
             }
-            28..=29 => Operation::Get(key),
-            24..=25 => {
+            33..=34 => Operation::Get(key),
+            35..=36 => {
                 let ttl = [None, None, None, Some(5)][self.choices.below(4) as usize];
                 match self.counts.add(key, self.moment + 1) {
                     Some(bit) => Operation::Add { key, bit, ttl },
                     None => Operation::Counter(key),
                 }
             }
-            26 => Operation::Counter(key),
-            27 if self.choices.once_in(3) => Operation::RemoveCounter(key),
-            27 => Operation::Counter(key),
+            37 => Operation::Counter(key),
+            38 if self.choices.once_in(3) => Operation::RemoveCounter(key),
+            38 => Operation::Counter(key),
             0..=5 => Operation::Get(key),
             6..=7 => Operation::Entry(key),
             8 => Operation::Contains(key),
@@ -318,23 +368,41 @@ impl History {
                 let tag = [None, None, Some(0), Some(1)][self.choices.below(4) as usize];
                 let value = self.values;
                 match (self.choices.below(10), self.known.get(&key)) {
-                    (0, _) => Operation::Set { key, value, ttl, tag, only: Only::Absent },
-                    (1, _) => Operation::Set { key, value, ttl, tag, only: Only::Present },
+                    (0, _) => Operation::Set { key, value, ttl, tag, only: Only::Absent, restored: None },
+                    (1, _) => Operation::Set { key, value, ttl, tag, only: Only::Present, restored: None },
                     (2 | 3, Some(&(with, generation))) => Operation::Compare { key, value, with, generation },
-                    _ => Operation::Set { key, value, ttl, tag, only: Only::Always },
+                    _ => {
+                        // As it came from elsewhere, with the deadline it had there.
+                        let deadline =
+                            || ttl.map_or(u64::MAX, |ttl| self.clock.now().as_millis() + ttl * 1_000);
+                        let restored = self.choices.once_in(6).then(deadline);
+                        Operation::Set { key, value, ttl, tag, only: Only::Always, restored }
+                    }
                 }
             }
             16 if self.choices.once_in(3) => Operation::GetAndTouch { key, ttl: 5 },
             16 => Operation::Touch { key, ttl: [None, Some(5)][self.choices.below(2) as usize] },
             17..=19 => Operation::Delete(key),
             20 => Operation::Pop(key),
+            28..=32 => {
+                self.values += 1;
+                let ttl = [None, Some(2), Some(10)][self.choices.below(3) as usize];
+                let tag = [None, None, Some(0), Some(1)][self.choices.below(4) as usize];
+                let (stale, refresh) = (self.choices.once_in(2), self.choices.once_in(3));
+                Operation::Load { key, value: self.values, ttl, tag, stale, refresh }
+            }
             21 => Operation::InvalidateTag(self.choices.below(2) as u8),
             22 => {
                 let levels = self.levels();
                 Operation::Flush(levels[self.choices.below(levels.len() as u32) as usize])
             }
+            39 => Operation::Resize([200, 400, 800, 100_000][self.choices.below(4) as usize]),
             _ => Operation::Clear,
         }
+    }
+
+    fn batch(&mut self) -> [u8; BATCH] {
+        std::array::from_fn(|_| self.choices.below(KEYS) as u8)
     }
 
     fn levels(&self) -> Vec<Level> {
@@ -355,6 +423,7 @@ impl History {
         let ahead = [0, 50, 1_000][self.choices.below(3) as usize];
         let name = Key::new("", format!("key-{key}").as_bytes()).expect("a key");
         self.moment += 1;
+        self.elsewhere.push((key, self.moment));
         if !self.setup.counts_in_ram && self.choices.once_in(4) {
             if let Some(bit) = self.counts.add(key, self.moment) {
                 self.note(format!("{}: another process adds {bit} to {key}", self.moment));
@@ -375,6 +444,7 @@ impl History {
                 kind: Kind::Write(self.values),
                 tag: None,
                 deadline: u64::MAX,
+                stale: 0,
                 begun: self.moment,
                 ended: Some(self.moment),
                 certain: false,
@@ -399,6 +469,7 @@ impl History {
             kind,
             tag,
             deadline,
+            stale: 0,
             begun: number,
             ended: None,
             certain: false,
@@ -421,6 +492,20 @@ impl History {
             Operation::Delete(key) | Operation::Pop(key) => {
                 vec![mutate(key, Kind::Remove(None), None, u64::MAX)]
             }
+            Operation::DeleteMany(keys) => {
+                keys.map(|key| mutate(key, Kind::Remove(None), None, u64::MAX)).into()
+            }
+            Operation::SetMany(pairs) => {
+                let begin = |(at, &(key, value)): (usize, &(u8, u64))| {
+                    let begun = number + at as u64;
+                    let mutation = Mutation { begun, ..mutate(key, Kind::Write(value), None, u64::MAX) };
+                    // Of a key that is named twice the later value comes last, from the beginning on.
+                    let replaced = pairs[at + 1..].iter().any(|(later, _)| *later == key);
+                    Mutation { ended: replaced.then_some(begun), ..mutation }
+                };
+                self.moment += BATCH as u64;
+                pairs.iter().enumerate().map(begin).collect()
+            }
             Operation::Transact { keys: [a, b], values, remove, .. } => {
                 let other = if remove { Kind::Remove(None) } else { Kind::Write(values[1]) };
                 vec![mutate(a, Kind::Write(values[0]), None, u64::MAX), mutate(b, other, None, u64::MAX)]
@@ -442,8 +527,10 @@ impl History {
         }
         let mutation = mutations.into_iter().map(|mutation| self.judge.begin(mutation)).collect();
         let (manager, done) = (self.manager.clone(), self.done.clone());
+        self.origin.at(self.moment, clock);
+        let origin = self.origin.clone();
         let task = tokio::spawn(async move {
-            let outcome = perform(&manager, what).await;
+            let outcome = perform(&manager, &origin, what).await;
             // The history may be over.
             let _ = done.send((number, outcome));
         });
@@ -460,7 +547,7 @@ impl History {
         let which = self.choices.below(self.gates.waiting() as u32) as usize;
         let mut fate = Fate::Go;
         if self.setup.faults && self.choices.once_in(8) {
-            fate = if self.choices.once_in(3) { Fate::Hang } else { Fate::Fail };
+            fate = [Fate::Hang, Fate::Fail, Fate::Fail, Fate::Part][self.choices.below(4) as usize];
             self.tally.faults += 1;
             self.lossy_at = Moment::MAX;
         }
@@ -516,13 +603,54 @@ impl History {
 
     /// Runs everything that can go on, and judges what ended.
     async fn quiesce(&mut self) -> Result<(), String> {
+        self.origin.at(self.moment, self.clock.now().as_millis());
         // In paused time this wakes when nothing else can run.
         tokio::time::sleep(Duration::from_millis(1)).await;
+        for loaded in self.origin.begun() {
+            self.note(format!("   {loaded:?}"));
+            // It is as if it had been written, whole, when the origin was asked.
+            let number = self.judge.begin(Mutation {
+                key: loaded.key,
+                kind: Kind::Write(loaded.value),
+                tag: loaded.tag,
+                // It lives from when it is brought.
+                deadline: u64::MAX,
+                stale: loaded.stale,
+                begun: loaded.asked,
+                ended: Some(loaded.asked),
+                certain: false,
+                failed: false,
+                degraded: false,
+                life: u32::MAX,
+            });
+            self.loads.insert(loaded.value, (number, loaded.ttl));
+        }
+        for (value, clock) in self.origin.brought() {
+            if let Some(&(number, Some(ttl))) = self.loads.get(&value) {
+                self.judge.mutation(number).deadline = clock + ttl * 1_000;
+            }
+        }
+        self.judge_store()?;
         while let Ok((number, outcome)) = self.ended.try_recv() {
             let Some(running) = self.running.remove(&number) else { continue };
             self.moment += 1;
             self.note(format!("{number}: {outcome:?} at {}", self.moment));
             self.judge_outcome(running, outcome)?;
+        }
+        Ok(())
+    }
+
+    /// Nothing that was loaded before another process changed a key stands where that process would find it.
+    fn judge_store(&self) -> Result<(), String> {
+        for &(key, changed) in &self.elsewhere {
+            let name = Key::new("", format!("key-{key}").as_bytes()).expect("a key");
+            let Some(value) = self.store.value(&name) else { continue };
+            if self.origin.asked(number(&value)).is_some_and(|asked| asked < changed) {
+                let value = number(&value);
+                return Err(format!(
+                    "value {value} of key {key}, loaded before {changed}, stands over what came then"
+                ));
+            }
         }
         Ok(())
     }
@@ -536,6 +664,7 @@ impl History {
             begun: running.begun,
             ended: now,
             clock: running.clock,
+            stale: false,
             life,
         };
         let mut end = |certain: bool, degraded: bool| {
@@ -611,6 +740,35 @@ impl History {
                 running.mutation.iter().for_each(|number| self.judge.mutation(*number).deadline = deadline);
                 if let Some(value) = value {
                     self.judge.judge(seen(key, value, None, self.lives))?;
+                }
+            }
+            (Operation::Load { key, .. }, Outcome::Served { value, stale }) => {
+                self.tally.reads += 1;
+                self.judge.judge(Seen { stale, ..seen(key, value, None, self.lives) })?;
+            }
+            (Operation::GetMany(keys), Outcome::Values(values)) => {
+                for (key, value) in keys.into_iter().zip(values) {
+                    self.tally.reads += 1;
+                    if let Some(value) = value {
+                        self.tally.hits += 1;
+                        self.judge.judge(seen(key, value, None, self.lives))?;
+                    }
+                }
+            }
+            (Operation::SetMany(_), Outcome::WroteEach(written)) => {
+                for (number, written) in running.mutation.iter().zip(written) {
+                    let mutation = self.judge.mutation(*number);
+                    mutation.failed = written.is_none();
+                    if mutation.ended.is_none() {
+                        let (stored, degraded) = written.unwrap_or((true, true));
+                        (mutation.ended, mutation.certain, mutation.degraded) = (Some(now), stored, degraded);
+                    }
+                }
+            }
+            (Operation::DeleteMany(_), Outcome::RemovedEach(degraded)) => {
+                for (number, degraded) in running.mutation.iter().zip(degraded) {
+                    let mutation = self.judge.mutation(*number);
+                    (mutation.ended, mutation.certain, mutation.degraded) = (Some(now), true, degraded);
                 }
             }
             (_, Outcome::Wrote { stored, degraded }) => end(stored, degraded),
@@ -727,8 +885,16 @@ impl History {
             let (begun, clock) = (self.moment, self.clock.now().as_millis());
             self.moment += 1;
             if let Some(value) = value {
-                let seen =
-                    Seen { key, value, generation: None, begun, ended: self.moment, clock, life: self.lives };
+                let seen = Seen {
+                    key,
+                    value,
+                    generation: None,
+                    begun,
+                    ended: self.moment,
+                    clock,
+                    stale: false,
+                    life: self.lives,
+                };
                 self.judge.judge(seen)?;
             } else if let Some(value) = self.judge.last_value(key, clock, self.lossy_at) {
                 return Err(format!("value {value} of key {key} is lost, though nothing could lose it"));
@@ -740,7 +906,8 @@ impl History {
     /// An operation that nothing keeps from its end.
     async fn last(&mut self, what: Operation) -> Outcome {
         let manager = self.manager.clone();
-        let mut last = tokio::spawn(async move { perform(&manager, what).await });
+        let origin = self.origin.clone();
+        let mut last = tokio::spawn(async move { perform(&manager, &origin, what).await });
         loop {
             tokio::select! {
                 biased;
@@ -779,6 +946,7 @@ async fn open(
         gates: gates.clone(),
         dead: false.into(),
         local: setup.store_is_local,
+        batches: setup.batches,
         shared: setup.shared,
     });
     let ram =
@@ -800,7 +968,7 @@ async fn open(
     (life, builder.build().await.expect("a manager"))
 }
 
-async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
+async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) -> Outcome {
     let name = |key: u8| format!("key-{key}");
     let outcome = match what {
         Operation::Get(key) => {
@@ -810,7 +978,34 @@ async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
             let generation = entry.as_ref().map(|entry| entry.generation.get());
             Outcome::Value(entry.map(|entry| number(&entry.value)), generation)
         }),
+        Operation::GetMany(keys) => manager.get_many(&keys.map(name)).await.map(|values| {
+            Outcome::Values(values.into_iter().map(|value| value.map(|value| number(&value))).collect())
+        }),
+        Operation::SetMany(pairs) => {
+            let written = manager.set_many(pairs.map(|(key, value)| (name(key), format!("{value}")))).await;
+            let each = |written: Result<Written, Error>| {
+                written.ok().map(|written| (written.stored, !written.degraded.is_empty()))
+            };
+            Ok(Outcome::WroteEach(written.into_iter().map(each).collect()))
+        }
+        Operation::DeleteMany(keys) => manager.delete_many(&keys.map(name)).await.map(|removed| {
+            Outcome::RemovedEach(removed.iter().map(|removed| !removed.degraded.is_empty()).collect())
+        }),
         Operation::Contains(key) => manager.contains(name(key)).await.map(|_| Outcome::Nothing),
+        Operation::Set { key, value, tag, only, restored: Some(deadline), .. } => {
+            let mut entry = Entry::new(format!("{value}"), Generation::ZERO, Timestamp::EPOCH);
+            entry.deadline = Timestamp::from_millis(deadline);
+            entry.explicit_ttl = !entry.deadline.is_never();
+            if let Some(tag) = tag {
+                entry.extras_mut().tags.insert("t".into(), tag.to_string());
+            }
+            manager.restore(name(key), entry, only != Only::Absent).await.map(|restored| match restored {
+                Restored::Stored(written) => {
+                    Outcome::Wrote { stored: written.stored, degraded: !written.degraded.is_empty() }
+                }
+                Restored::Present | Restored::Expired => Outcome::Wrote { stored: false, degraded: false },
+            })
+        }
         Operation::Compare { key, value, generation, .. } => manager
             .compare_and_set(name(key), Generation::new(generation), format!("{value}"))
             .await
@@ -819,7 +1014,7 @@ async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
             .get_and_touch(name(key), Duration::from_secs(ttl))
             .await
             .map(|entry| Outcome::Value(entry.map(|entry| number(&entry.value)), None)),
-        Operation::Set { key, value, ttl, tag, only } => {
+        Operation::Set { key, value, ttl, tag, only, restored: None } => {
             let mut set = manager.set(name(key), format!("{value}"));
             if let Some(ttl) = ttl {
                 set = set.ttl(Duration::from_secs(ttl));
@@ -836,6 +1031,24 @@ async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
                 stored: written.stored,
                 degraded: !written.degraded.is_empty(),
             })
+        }
+        Operation::Load { key, value, ttl, tag, stale, refresh } => {
+            let mut options = LoadOptions::new().limit(Duration::from_secs(20));
+            if let Some(ttl) = ttl {
+                options = options.ttl(Duration::from_secs(ttl));
+            }
+            if let Some(tag) = tag {
+                options = options.tag("t", tag.to_string());
+            }
+            options = match (stale, refresh) {
+                (true, true) => options.stale_while_revalidate(WINDOW),
+                (true, false) => options.stale_if_error(WINDOW),
+                (false, true) => options.eager(Eager::After(0.5)),
+                (false, false) => options,
+            };
+            let loader = origin.loader(key, value, ttl, tag, if stale { WINDOW } else { Duration::ZERO });
+            let served = manager.get_or_load(name(key), loader).options(&options).entry().await;
+            served.map(|served| Outcome::Served { value: number(&served.value), stale: served.is_stale() })
         }
         Operation::Touch { key, ttl } => {
             manager.touch(name(key), ttl.map(Duration::from_secs)).await.map(Outcome::Touched)
@@ -882,6 +1095,10 @@ async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
             transaction.await.map(Outcome::Transacted)
         }
         Operation::Settle => manager.settle().await.map(|()| Outcome::Nothing),
+        Operation::Resize(bytes) => {
+            let retune = move |_: Option<&_>| Ok(Retune::new().capacity(Level::Hot, bytes));
+            manager.retune(retune).await.map(|()| Outcome::Nothing)
+        }
         Operation::Prune => manager.prune().await.map(|_| Outcome::Nothing),
     };
     outcome.unwrap_or_else(|error| match error {

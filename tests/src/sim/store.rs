@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Permit, Profile, Put, Removal, Scope, Spill, Swept, Tier, TryGet,
-    Usage,
+    Counting, Dead, FenceLog, Hold, Index, Permit, Profile, Put, PutItem, Removal, Scope, Spill, Swept, Tier,
+    TryGet, Usage, side_by_side,
 };
 use tiercache_core::transaction::{Standing, Transacting, Transactions, Work};
 use tiercache_core::{Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
@@ -22,6 +23,9 @@ pub(super) enum Fate {
     Fail,
     /// It answers nothing until it is given up on.
     Hang,
+    /// Of a batch some items fail: every other one before anything happened, or those in between after it did. A step
+    /// of a single operation goes as it should.
+    Part,
 }
 
 /// What outlives the process.
@@ -65,7 +69,7 @@ impl Gates {
         self.at_once.store(at_once, Ordering::Relaxed);
     }
 
-    async fn pass(&self, step: String) -> Fate {
+    pub(super) async fn pass(&self, step: String) -> Fate {
         let (open, gate) = oneshot::channel();
         lock(&self.waiting).push((step, open));
         gate.await.unwrap_or(Fate::Fail)
@@ -82,6 +86,8 @@ pub(super) struct Life {
     /// Knows what it holds, asks permits where it commits, remembers removals: like a local log. Otherwise like
     /// a remote store that knows only what is put and compares generations with what is there.
     pub local: bool,
+    /// A batch is one step, not one for each item.
+    pub batches: bool,
     /// Other processes use it too: it remembers removals, and tells who is behind.
     pub shared: bool,
 }
@@ -97,17 +103,62 @@ impl Life {
         // A transaction is waited for as long as it takes: one that hangs would be one that nobody sees the end of.
         let hangs = what != "transaction";
         match self.gates.pass(format!("before {what}")).await {
-            Fate::Go => {}
+            Fate::Go | Fate::Part => {}
             Fate::Fail => return Err(failed()),
             Fate::Hang if !hangs => return Err(failed()),
             Fate::Hang => std::future::pending().await,
         }
         let answer = effect(&mut *self.alive()?);
         match self.gates.pass(format!("after {what}")).await {
-            Fate::Go => Ok(answer),
+            Fate::Go | Fate::Part => Ok(answer),
             Fate::Fail => Err(failed()),
             Fate::Hang if !hangs => Err(failed()),
             Fate::Hang => std::future::pending().await,
+        }
+    }
+
+    /// A batch: waits, has its effects, waits, answers.
+    async fn steps<T>(
+        &self,
+        what: String,
+        count: usize,
+        mut effect: impl FnMut(&mut Contents, usize) -> T,
+    ) -> Vec<Result<T>> {
+        let failed = || Error::unavailable("store", "step", "told to fail");
+        let all = || (0..count).map(|_| Err(failed())).collect();
+        let before = self.gates.pass(format!("before {what}")).await;
+        match before {
+            Fate::Go | Fate::Part => {}
+            Fate::Fail => return all(),
+            Fate::Hang => std::future::pending().await,
+        }
+        let mut answers: Vec<Result<T>> = match self.alive() {
+            Ok(mut contents) => {
+                let fails = |at: usize| before == Fate::Part && at % 2 == 1;
+                let mut one = |at| if fails(at) { Err(failed()) } else { Ok(effect(&mut contents, at)) };
+                (0..count).map(&mut one).collect()
+            }
+            Err(_) => return all(),
+        };
+        match self.gates.pass(format!("after {what}")).await {
+            Fate::Go => answers,
+            Fate::Part => {
+                answers.iter_mut().step_by(2).for_each(|answer| *answer = Err(failed()));
+                answers
+            }
+            Fate::Fail => all(),
+            Fate::Hang => std::future::pending().await,
+        }
+    }
+}
+
+/// What a removal does to one key.
+fn removed(life: &Life, contents: &mut Contents, key: &Key, below: Generation) -> Removal {
+    match contents.newest(key) {
+        Some(newest) if life.shared && newest >= below => Removal::Behind(newest),
+        newest => {
+            contents.remove(key, below, life.local || life.shared);
+            Removal::Done { over: newest.filter(|_| life.shared).unwrap_or_default() }
         }
     }
 }
@@ -168,6 +219,11 @@ impl Store {
         contents.put(key, &Entry::new(value.to_owned(), generation, now));
     }
 
+    /// What stands under `key`.
+    pub(super) fn value(&self, key: &Key) -> Option<Bytes> {
+        lock(&self.0).entries.get(key).map(|entry| entry.value.clone())
+    }
+
     /// Another process adds to a counter.
     pub(super) fn add_elsewhere(&self, key: &Key, delta: i64, now: Timestamp) -> i64 {
         lock(&self.0).add(key, delta, Timestamp::NEVER, now)
@@ -213,14 +269,38 @@ impl Tier for Life {
 
     async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
         let what = format!("remove {key:?} below {}", below.get());
-        self.step(what, |contents| match contents.newest(key) {
-            Some(newest) if self.shared && newest >= below => Removal::Behind(newest),
-            newest => {
-                contents.remove(key, below, self.local || self.shared);
-                Removal::Done { over: newest.filter(|_| self.shared).unwrap_or_default() }
-            }
+        self.step(what, |contents| removed(self, contents, key, below)).await
+    }
+
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
+        if !self.batches {
+            return side_by_side(keys.len(), keys.iter().map(|key| self.get(key)).collect()).await;
+        }
+        let what = format!("get {keys:?}");
+        self.steps(what, keys.len(), |contents, at| contents.entries.get(&keys[at]).cloned()).await
+    }
+
+    async fn put_many(&self, items: &[PutItem<'_>]) -> Vec<Result<Put>> {
+        if !self.batches {
+            let put = items.iter().map(|item| self.put(item.key, item.entry, item.hold, item.permit));
+            return side_by_side(items.len(), put.collect()).await;
+        }
+        let sent: Vec<bool> = items.iter().map(|item| self.local || item.permit.holds()).collect();
+        let what = format!("put {:?}", items.iter().map(|item| item.key).collect::<Vec<_>>());
+        self.steps(what, items.len(), |contents, at| {
+            let holds = if self.local { items[at].permit.holds() } else { sent[at] };
+            if holds { contents.put(items[at].key, items[at].entry) } else { Put::Superseded }
         })
         .await
+    }
+
+    async fn remove_many(&self, items: &[(Key, Generation)]) -> Vec<Result<Removal>> {
+        if !self.batches {
+            let remove = items.iter().map(|(key, below)| self.remove(key, *below));
+            return side_by_side(items.len(), remove.collect()).await;
+        }
+        let what = format!("remove {items:?}");
+        self.steps(what, items.len(), |contents, at| removed(self, contents, &items[at].0, items[at].1)).await
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {

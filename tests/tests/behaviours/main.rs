@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod cached;
 mod conditions;
 mod counters;
 mod durability;
@@ -9,5 +10,6 @@ mod keys;
 mod levels;
 mod life;
 mod locks;
+mod memo;
 mod tracking;
 mod transactions;

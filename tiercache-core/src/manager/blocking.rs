@@ -1,5 +1,6 @@
 //! The cache for code without an async runtime.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -275,16 +276,69 @@ impl BlockingCache {
         self.wait("close", self.manager.close(deadline))?
     }
 
-    fn wait<T>(&self, call: &'static str, work: impl Future<Output = T>) -> Result<T> {
-        outside(call)?;
-        Ok(self.manager.shared.runtime.block_on(work))
+    pub(super) fn wait<T>(&self, call: &'static str, work: impl Future<Output = T>) -> Result<T> {
+        wait(&self.manager, call, work)
     }
 }
 
+impl From<CacheManager> for BlockingCache {
+    fn from(manager: CacheManager) -> Self {
+        Self { manager, runtime: None }
+    }
+}
+
+/// Blocks the thread until `work` is done.
+pub(super) fn wait<T>(
+    manager: &CacheManager,
+    call: &'static str,
+    work: impl Future<Output = T>,
+) -> Result<T> {
+    outside(call)?;
+    Ok(manager.shared.runtime.block_on(work))
+}
+
+thread_local! {
+    /// Whether this thread is a runtime's and may block all the same, since it is one of those for what blocks.
+    static MAY_BLOCK: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Fails inside an async runtime.
-fn outside(call: &'static str) -> Result<()> {
+pub(super) fn outside(call: &'static str) -> Result<()> {
     match tokio::runtime::Handle::try_current() {
-        Ok(_) => Err(Error::WouldBlockRuntime(call)),
-        Err(_) => Ok(()),
+        Ok(_) if !MAY_BLOCK.get() => Err(Error::WouldBlockRuntime(call)),
+        _ => Ok(()),
+    }
+}
+
+/// Runs `work` on a thread of the runtime's for what blocks, where it may use the cache too. Panics if it does. Once it
+/// began, it goes on when the future is dropped.
+pub(super) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let task = tokio::task::spawn_blocking(move || {
+        let _mark = Mark::set();
+        work()
+    });
+    match task.await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is going down, and with it whoever waits for this.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+/// Threads are used again: the mark goes with what it was set for.
+struct Mark;
+
+impl Mark {
+    fn set() -> Self {
+        MAY_BLOCK.set(true);
+        Self
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        MAY_BLOCK.set(false);
     }
 }

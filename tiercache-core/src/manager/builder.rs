@@ -6,10 +6,11 @@ use tokio::sync::watch;
 
 use super::flow::Flow;
 use super::lessor::Lessor;
+use super::load::Loads;
 use super::lock::Locks;
 use super::slot::{Limits, Slot};
 use super::stripes::Stripes;
-use super::{CacheManager, Running, Shared};
+use super::{CacheManager, Origin, Running, Shared};
 use crate::bugs::seeded;
 use crate::tracking::NoTracking;
 use crate::{Clock, Error, Generation, Level, Result, Rules, SystemClock, Tier, Tracking};
@@ -40,6 +41,9 @@ pub struct Builder {
     counters: Option<Level>,
     pending_bytes: Option<u64>,
     sweep_every: Option<Duration>,
+    max_loads: Option<usize>,
+    max_refreshes: Option<usize>,
+    origin: Option<Origin>,
     manual: bool,
 }
 
@@ -109,9 +113,28 @@ impl Builder {
         self
     }
 
+    /// The most loads that run at once; further ones wait their turn. Default: 1000.
+    pub fn max_loads(mut self, loads: usize) -> Self {
+        self.max_loads = Some(loads);
+        self
+    }
+
+    /// The most values refreshed in the background at once; beyond it they are left as they are, and counted.
+    /// Default: 64.
+    pub fn max_refreshes(mut self, refreshes: usize) -> Self {
+        self.max_refreshes = Some(refreshes);
+        self
+    }
+
     /// Where the time comes from. Default: the machine's clock.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = Some(clock);
+        self
+    }
+
+    /// What the cache is made from, for whoever makes it: [`CacheManager::retune`] hands it back.
+    pub fn origin(mut self, origin: Origin) -> Self {
+        self.origin = Some(origin);
         self
     }
 
@@ -166,14 +189,22 @@ impl Builder {
         for (scope, generation) in fences.into_iter().filter(|_| !seeded("fences-not-remembered")) {
             flow.fences.remove(&scope, generation);
         }
+        let (stop, stopped) = watch::channel(false);
         let shared = Arc::new(Shared {
             lessor: Lessor::of(&slots, &**flow.recorder.tracking()),
             locks: Locks::new(),
             flow,
             slots,
             stripes: Stripes::new(),
+            loads: Loads::new(
+                self.max_loads.unwrap_or(1_000),
+                self.max_refreshes.unwrap_or(64),
+                stopped.clone(),
+            ),
             write: self.write,
             counters: self.counters,
+            sweep_every: watch::Sender::new(self.sweep_every.unwrap_or(Duration::from_secs(1))),
+            origin: tokio::sync::Mutex::new(self.origin),
             closed: AtomicBool::new(false),
             invalidating: AtomicUsize::new(0),
             cleaning: AtomicUsize::new(0),
@@ -182,9 +213,8 @@ impl Builder {
         for slot in shared.slots() {
             slot.tier.attach(Arc::new(shared.chute(slot.level)));
         }
-        let (stop, stopped) = watch::channel(false);
         if !self.manual {
-            shared.start(&stopped, self.sweep_every.unwrap_or(Duration::from_secs(1)));
+            shared.start(&stopped);
         }
         Ok(CacheManager { shared, namespace: "".into(), _running: Arc::new(Running(stop)) })
     }

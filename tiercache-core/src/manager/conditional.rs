@@ -77,7 +77,7 @@ impl CacheManager {
         let touched = async move { shared.get_and_touch(&key, ttl).await };
         let Some(entry) = self.shared.owned(touched, "touch").await?? else { return Ok(None) };
         let level = self.shared.top(entry.levels).map_or(Level::Hot, |top| top.level);
-        Ok(Some(EntryInfo::new(Found { entry, level }, 0, self.shared.flow.now())))
+        Ok(Some(EntryInfo::new(Found { entry, level, stale: false }, 0, self.shared.flow.now())))
     }
 }
 
@@ -138,7 +138,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> TypedCache<T> {
         let key = manager.key(&key)?;
         let Some(found) = manager.shared.find(key).await? else { return Ok(None) };
         let generation = found.entry.generation;
-        Ok(self.decoded(key, found.entry)?.map(|value| (value, generation)))
+        Ok(manager.shared.decoded(key, &found.entry)?.map(|value| (value, generation)))
     }
 
     /// See [`CacheManager::get_and_touch`].
@@ -158,7 +158,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> TypedCache<T> {
             async move { shared.get_and_touch(&key, ttl).await }
         };
         match manager.shared.owned(touched, "touch").await?? {
-            Some(entry) => self.decoded(key.as_ref(), entry),
+            Some(entry) => manager.shared.decoded(key.as_ref(), &entry),
             None => Ok(None),
         }
     }

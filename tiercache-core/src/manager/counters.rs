@@ -37,9 +37,21 @@ pub(super) enum Count {
     Degraded,
     /// Times a level had to be emptied because too many removals waited for it.
     Emptied,
+    /// Loads that somebody waited for.
+    Loaded,
+    /// Loads in the background, of what was there.
+    Refreshed,
+    /// Refreshes that were due while too many ran.
+    RefreshSkipped,
+    /// Callers that joined another's load.
+    LoadJoined,
+    /// Loads that failed.
+    LoadFailed,
+    /// Answers that were stale.
+    ServedStale,
 }
 
-const COUNTS: usize = 15;
+const COUNTS: usize = 21;
 
 impl Count {
     const fn index(self) -> usize {
@@ -57,6 +69,12 @@ impl Count {
             Self::Joined => 12,
             Self::Degraded => 13,
             Self::Emptied => 14,
+            Self::Loaded => 15,
+            Self::Refreshed => 16,
+            Self::RefreshSkipped => 17,
+            Self::LoadJoined => 18,
+            Self::LoadFailed => 19,
+            Self::ServedStale => 20,
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
+
 use super::counters::{Count, Counters};
 use super::fences::Fences;
 use super::pending::{Item, Pending};
@@ -22,7 +24,8 @@ pub(super) struct Flow {
     pub(super) clock: Arc<dyn Clock>,
     /// The clock's coarse time, at hand without a call.
     pub(super) coarse: Arc<AtomicU64>,
-    pub(super) rules: Rules,
+    /// Exchanged whole: who decides by them sees the old ones or the new ones.
+    pub(super) rules: ArcSwap<Rules>,
     pub(super) fences: Arc<Fences>,
     pub(super) pending: Pending,
     pub(super) counters: Counters,
@@ -43,7 +46,7 @@ impl Flow {
         Self {
             coarse: clock.coarse(),
             clock,
-            rules,
+            rules: ArcSwap::from_pointee(rules),
             fences: Arc::default(),
             pending: Pending::new(pending_bytes),
             counters: Counters::default(),
@@ -93,14 +96,14 @@ impl Flow {
         let stay = if last && entry.explicit_ttl {
             crate::Stay::Forever
         } else {
-            self.rules.stay(level, entry.stay(level), entry.tags())
+            self.rules.load().stay(level, entry.stay(level), entry.tags())
         };
         Hold { now, stay }
     }
 
     /// Whether a `get` may answer with it.
     pub(super) fn is_alive(&self, key: KeyRef<'_>, entry: &Entry, now: Timestamp) -> bool {
-        (entry.is_live(now) || seeded("deadline-unchecked")) && !self.fences.hides(key, entry)
+        (entry.is_fresh(now) || seeded("deadline-unchecked")) && !self.fences.hides(key, entry)
     }
 
     /// Whether nobody may ever answer with it.
@@ -117,7 +120,8 @@ impl Flow {
             size: entry.value.len() as u64,
             created: entry.created,
             used: entry.created,
-            deadline: entry.deadline,
+            // To tracking, what `get` does not find is dead.
+            deadline: if entry.is_nothing() { Timestamp::EPOCH } else { entry.fresh_until() },
             hits: 0,
             tags: entry.tags().cloned().unwrap_or_default(),
         }

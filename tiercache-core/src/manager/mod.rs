@@ -14,17 +14,21 @@ mod flow;
 mod guard;
 mod keys;
 mod lessor;
+mod load;
 mod lock;
+mod many;
 mod pending;
 mod read;
 mod recorder;
 mod remove;
+mod retune;
 mod set;
 mod sink;
 mod slot;
 mod stats;
 mod stripes;
 mod transaction;
+mod transfer;
 mod typed;
 mod write;
 
@@ -38,13 +42,20 @@ pub use builder::{Builder, Write};
 pub use close::{CloseReport, LevelReport};
 pub use count::Addition;
 pub use keys::Keys;
+pub(crate) use load::memo;
+pub use load::{
+    Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of, Plain, Raw,
+    Reason, Served, Told, View, Warm, Warmed,
+};
 pub use lock::{Lock, LockGuard};
 pub use read::EntryInfo;
 pub use remove::{Popped, Removed};
+pub use retune::{Origin, Retune};
 pub use set::Set;
 pub use slot::Limits;
 pub use stats::{LevelStats, Stats};
 pub use transaction::{Transaction, Value};
+pub use transfer::{Restored, Scan};
 pub use typed::TypedCache;
 pub use write::Written;
 
@@ -73,11 +84,16 @@ pub(crate) struct Shared {
     /// By [`Level::index`].
     slots: [Option<Slot>; 3],
     stripes: Stripes,
+    loads: load::Loads,
     write: Write,
     /// The level that has the counters, where it was chosen.
     counters: Option<Level>,
     lessor: Lessor,
     locks: Locks,
+    /// How often levels are swept.
+    sweep_every: watch::Sender<std::time::Duration>,
+    /// What the cache was made from. Held while that changes.
+    origin: tokio::sync::Mutex<Option<Origin>>,
     closed: AtomicBool,
     /// Invalidations of many that some level has not made durable yet. Their fences are not forgotten.
     invalidating: AtomicUsize,

@@ -25,7 +25,7 @@ use tokio::sync::watch;
 
 use super::counters::Count;
 use super::slot::Slot;
-use super::stripes::Stripe;
+use super::stripes::{Reading, Stripe};
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
 use crate::tier::{Cause, Left, Look, Put, Scope, Spill, TryGet};
@@ -36,6 +36,15 @@ use crate::{AsKey, Entry, Generation, Key, KeyRef, Level, Result, Tags, Timestam
 pub(super) struct Found {
     pub(super) entry: Entry,
     pub(super) level: Level,
+    /// Whether it is only for those who accept a stale value.
+    pub(super) stale: bool,
+}
+
+impl Found {
+    /// What answers a `get`.
+    pub(super) fn is_value(&self) -> bool {
+        !self.stale && !self.entry.is_nothing()
+    }
 }
 
 /// An entry with everything known about it.
@@ -60,6 +69,8 @@ pub struct EntryInfo {
     pub user: std::collections::BTreeMap<String, String>,
     /// Hits since it was set, this one included, as far as tracking remembers them.
     pub hits: u64,
+    /// Whether it is past its time to live, or its tag expired, and only kept for reads that accept that.
+    pub stale: bool,
 }
 
 impl CacheManager {
@@ -125,6 +136,19 @@ impl CacheManager {
         Ok(Some(EntryInfo::new(found, hits, shared.flow.now())))
     }
 
+    /// The entry of `key` as [`CacheManager::read`] answers it, or one that is stale, marked so: past its time to live
+    /// and within the window it was stored with, or under a tag that expired. Never one that was replaced or removed.
+    ///
+    /// # Errors
+    /// As for [`CacheManager::get`].
+    pub async fn read_stale(&self, key: impl AsKey) -> Result<Option<EntryInfo>> {
+        let key = self.key(&key)?;
+        let found = self.shared.search(key).await?.filter(|found| !found.entry.is_nothing());
+        let Some(found) = found else { return Ok(None) };
+        let hits = self.shared.uncollected(key, found.entry.generation);
+        Ok(Some(EntryInfo::new(found, hits, self.shared.flow.now())))
+    }
+
     /// Whether `get` would find the key. Not a use: nothing is counted, promoted or renewed.
     ///
     /// # Errors
@@ -134,48 +158,22 @@ impl CacheManager {
         self.shared.check_open()?;
         Ok(self.shared.look(key).await.is_some())
     }
-
-    /// The values of many keys, in the order of the keys.
-    ///
-    /// # Errors
-    /// As for [`CacheManager::get`]; one invalid key fails the call before anything is read.
-    pub async fn get_many<K: AsKey>(&self, keys: &[K]) -> Result<Vec<Option<Bytes>>> {
-        let keys = keys.iter().map(|key| self.key(key)).collect::<Result<Vec<_>>>()?;
-        let mut values: Vec<Option<Bytes>> = keys.iter().map(|key| self.shared.hit(*key)).collect();
-        let missing: Vec<usize> = (0..keys.len()).filter(|&at| values[at].is_none()).collect();
-        // A bounded number of slow reads at a time, each owned by a task of its own.
-        for chunk in missing.chunks(16) {
-            if let [at] = chunk {
-                values[*at] = self.shared.find(keys[*at]).await?.map(|found| found.entry.value);
-                continue;
-            }
-            let mut reads = tokio::task::JoinSet::new();
-            for &at in chunk {
-                let (shared, key) = (self.shared.clone(), keys[at].to_key());
-                reads.spawn(async move { (at, shared.find(key.as_ref()).await) });
-            }
-            while let Some(read) = reads.join_next().await {
-                let (at, found) = read.map_err(|_| crate::Error::Panicked { what: "a tier" })?;
-                values[at] = found?.map(|found| found.entry.value);
-            }
-        }
-        Ok(values)
-    }
 }
 
 impl EntryInfo {
     pub(super) fn new(found: Found, hits: u64, now: Timestamp) -> Self {
-        let Found { entry, level } = found;
+        let Found { entry, level, stale } = found;
         let extras = entry.extras.as_deref();
         Self {
             level,
             generation: entry.generation,
             age: now.since(entry.created),
-            time_left: (!entry.deadline.is_never()).then(|| entry.deadline.since(now)),
+            time_left: (!entry.deadline.is_never()).then(|| entry.fresh_until().since(now)),
             tags: extras.map(|extras| extras.tags.clone()).unwrap_or_default(),
             content_type: extras.and_then(|extras| extras.content_type.clone()),
             user: extras.map(|extras| extras.user.clone()).unwrap_or_default(),
             hits,
+            stale,
             value: entry.value,
         }
     }
@@ -192,8 +190,17 @@ impl Shared {
     /// Step 1 of a read: what hot answers without a lock.
     #[inline]
     pub(super) fn hit(&self, key: KeyRef<'_>) -> Option<Bytes> {
-        let slot = self.slots[0].as_ref()?;
-        let value = slot.resident()?.hit(key, self.coarse_look())?;
+        self.hit_with(key, self.coarse_look())
+    }
+
+    #[inline]
+    pub(super) fn hit_with(&self, key: KeyRef<'_>, look: Look) -> Option<Bytes> {
+        let resident = self.slots[0].as_ref()?.resident()?;
+        let value = resident.hit(key, look)?;
+        // Few values are empty, and one that says there is none is.
+        if value.is_empty() && resident.peek(key).is_none_or(|resting| resting.entry.is_nothing()) {
+            return None;
+        }
         self.flow.counters.count(Count::Hit(Level::Hot));
         Some(value)
     }
@@ -214,55 +221,88 @@ impl Shared {
 
     /// Steps 2 to 6: finds, promotes and counts. Allocates nothing for a future unless it has to wait.
     pub(super) async fn find(&self, key: KeyRef<'_>) -> Result<Option<Found>> {
+        Ok(self.search(key).await?.filter(Found::is_value))
+    }
+
+    /// As `find`. When there is nothing better, what is stale, or says that there is no value.
+    pub(super) async fn search(&self, key: KeyRef<'_>) -> Result<Option<Found>> {
         self.check_open()?;
         let found = match self.find_at_once(key) {
             AtOnce::Found(found) => Some(found),
-            AtOnce::Nowhere => None,
-            AtOnce::Wait(wait) => Box::pin(self.find_below(key, wait)).await,
+            AtOnce::Nowhere(stale) => stale,
+            AtOnce::Wait(wait) => match Box::pin(self.find_below(key, wait)).await {
+                Some(found) if !found.stale => Some(found),
+                below => {
+                    let above = self.stale_above(&self.stripes.lock(key.hash64()), key, self.flow.now());
+                    below.into_iter().chain(above).max_by_key(|found| found.entry.generation)
+                }
+            },
         };
-        match &found {
+        match found.as_ref().filter(|found| found.is_value()) {
             Some(found) => self.flow.counters.count(Count::Hit(found.level)),
             None => self.flow.counters.count(Count::Miss),
         }
         Ok(found)
     }
 
+    /// What RAM and the way down have that is only stale. Under the stripe: what was removed or replaced is not there.
+    pub(super) fn stale_above(&self, stripe: &Stripe, key: KeyRef<'_>, now: Timestamp) -> Option<Found> {
+        let resting = self.slots().filter_map(|slot| Some((slot.level, slot.resident()?.peek(key)?.entry)));
+        let way = self.flow.pending.get(key).map(|item| (item.to, item.entry));
+        let floor = stripe.floor(key.hash64());
+        let kept = |entry: &Entry| entry.generation >= floor && !self.flow.is_dead(key, entry, now);
+        let (level, entry) = resting.chain(way).find(|(_, entry)| kept(entry))?;
+        Some(Found { stale: !self.flow.is_alive(key, &entry, now), entry, level })
+    }
+
     /// Steps 4 to 6, and the others once more when the read that was waited for came to nothing.
     async fn find_below(&self, key: KeyRef<'_>, mut wait: Wait) -> Option<Found> {
         loop {
             match wait {
-                Wait::Join(mut reading) => {
-                    self.flow.counters.count(Count::Joined);
-                    // An error means that the reader was dropped half-way: somebody else must read.
-                    if let Ok(answer) = reading.wait_for(Option::is_some).await {
-                        let found = answer.as_ref().and_then(|found| Option::clone(found));
-                        drop(answer);
-                        // No flight is told of an invalidation of many: the read may have begun before one that
-                        // ended before this call.
-                        let alive = |found: &Found| self.flow.is_alive(key, &found.entry, self.flow.now());
-                        if found.as_ref().is_none_or(alive) {
-                            return found;
-                        }
+                Wait::Join(reading) => {
+                    if let Some(found) = self.join_read(key, reading).await {
+                        return found;
                     }
                 }
                 Wait::Read { floor, answer } => {
                     let reading = Announced { shared: self, hash: key.hash64(), answer };
                     let found = self.read_below(key, floor).await;
-                    let found = found.map(|(found, flushed)| self.publish(key, found, flushed));
-                    reading.answer.send_replace(Some(Arc::new(found.clone())));
-                    return found;
+                    return reading.end(key, found);
                 }
             }
             match self.find_at_once(key) {
                 AtOnce::Found(found) => return Some(found),
-                AtOnce::Nowhere => return None,
+                AtOnce::Nowhere(stale) => return stale,
                 AtOnce::Wait(next) => wait = next,
             }
         }
     }
 
+    /// Waits for another's read; `None` when it came to nothing.
+    pub(super) async fn join_read(&self, key: KeyRef<'_>, mut reading: Reading) -> Option<Option<Found>> {
+        self.flow.counters.count(Count::Joined);
+        // An error means that the reader was dropped half-way: somebody else must read.
+        let answer = reading.wait_for(Option::is_some).await.ok()?;
+        let found = answer.as_ref().and_then(|found| Option::clone(found));
+        drop(answer);
+        // No flight is told of an invalidation of many: the read may have begun before one that ended before this
+        // call, whether it reached the level or not.
+        let now = self.flow.now();
+        let believed = |found: &Found| {
+            let stands = match found.stale {
+                false => self.flow.is_alive(key, &found.entry, now),
+                true => !self.flow.is_dead(key, &found.entry, now),
+            };
+            stands
+                && self
+                    .slot(found.level)
+                    .is_none_or(|slot| !Doubt::of(self, slot, key).touches(key, &found.entry))
+        };
+        found.as_ref().is_none_or(believed).then_some(found)
+    }
+
     /// Steps 2 to 4, under the stripe.
-    fn find_at_once(&self, key: KeyRef<'_>) -> AtOnce {
+    pub(super) fn find_at_once(&self, key: KeyRef<'_>) -> AtOnce {
         let flow = &self.flow;
         let now = flow.now();
         let hash = key.hash64();
@@ -275,7 +315,7 @@ impl Shared {
                 resident.take(key, entry.generation);
                 continue;
             }
-            if flow.fences.hides(key, entry) {
+            if !flow.is_alive(key, entry, now) {
                 continue;
             }
             if resting.until <= now {
@@ -293,13 +333,13 @@ impl Shared {
                 // The engine's own hit marks the use and renews the stay.
                 let look = Look { now, slack: 0, valid_from: Generation::ZERO };
                 resident.hit(key, look);
-                return AtOnce::Found(Found { entry: resting.entry, level: slot.level });
+                return AtOnce::Found(Found { entry: resting.entry, level: slot.level, stale: false });
             }
             // Exclusive: out of here, in at the top.
             if let Some(resting) = resident.take(key, entry.generation) {
                 let key = key.to_key();
                 flow.recorder.used(now, || key.clone(), resting.uses + 1);
-                let found = Found { entry: resting.entry, level: slot.level };
+                let found = Found { entry: resting.entry, level: slot.level, stale: false };
                 if !self.promote(key.clone(), &found.entry, now) {
                     let hold = flow.hold(
                         slot.level,
@@ -319,14 +359,14 @@ impl Shared {
                 if self.promote(key.to_key(), &item.entry, now) && !item.writing {
                     flow.pending.take_unless_returned(key, &item);
                 }
-                return AtOnce::Found(Found { level: item.to, entry: item.entry });
+                return AtOnce::Found(Found { level: item.to, entry: item.entry, stale: false });
             }
             if flow.is_dead(key, &item.entry, now) {
                 flow.pending.discard(key, Generation::new(item.entry.generation.get() + 1));
             }
         }
         if !self.lower_slots().any(|slot| slot.index().is_none_or(|index| index.holds(key).is_some())) {
-            return AtOnce::Nowhere;
+            return AtOnce::Nowhere(self.stale_above(&stripe, key, now));
         }
         if let Some(reading) = stripe.reading(hash) {
             return AtOnce::Wait(Wait::Join(reading));
@@ -337,8 +377,9 @@ impl Shared {
         AtOnce::Wait(Wait::Read { floor, answer })
     }
 
-    /// Step 5. Also tells the flushes the level had seen when it was asked.
+    /// Step 5. What is stale only when nothing is alive. Also tells the flushes the level had seen when it was asked.
     async fn read_below(&self, key: KeyRef<'_>, floor: Generation) -> Option<(Found, u64)> {
+        let mut stale = None;
         let mut budget = Budget::default();
         let mut owned: Option<Key> = None;
         for slot in self.lower_slots() {
@@ -351,36 +392,66 @@ impl Shared {
                     self.read_slot(slot, key, &mut budget).await
                 }
             };
-            if let Some(entry) = entry
-                && (entry.generation >= floor || seeded("read-below-floor"))
-                && self.flow.is_alive(key, &entry, self.flow.now())
-                && !doubt.touches(key, &entry)
-            {
-                if slot.profile.shared {
-                    self.stripes.lock(key.hash64()).meet(key.hash64(), entry.generation);
-                }
-                return Some((Found { entry, level: slot.level }, flushed));
+            match self.believe(slot, key, floor, entry, &doubt) {
+                Some(found) if !found.stale => return Some((found, flushed)),
+                Some(found) => stale = stale.or(Some((found, flushed))),
+                None => {}
             }
-            // What this level gave up meanwhile is on its way past us.
-            if let Some(item) = self.flow.pending.get(key)
-                && self.flow.is_alive(key, &item.entry, self.flow.now())
-            {
-                let flushed = self.slot(item.to).map_or(0, |slot| slot.flushed.load(Ordering::Acquire));
-                return Some((Found { entry: item.entry, level: item.to }, flushed));
+            if let Some(found) = self.find_passing(key) {
+                return Some(found);
             }
         }
-        None
+        stale
+    }
+
+    /// What a level answered, if a reader that began above that floor may believe it.
+    pub(super) fn believe(
+        &self,
+        slot: &Slot,
+        key: KeyRef<'_>,
+        floor: Generation,
+        entry: Option<Entry>,
+        doubt: &Doubt,
+    ) -> Option<Found> {
+        let entry = entry?;
+        let now = self.flow.now();
+        let believed = (entry.generation >= floor || seeded("read-below-floor"))
+            && !self.flow.is_dead(key, &entry, now)
+            && !doubt.touches(key, &entry);
+        if !believed {
+            return None;
+        }
+        if slot.profile.shared {
+            self.stripes.lock(key.hash64()).meet(key.hash64(), entry.generation);
+        }
+        let stale = !self.flow.is_alive(key, &entry, now);
+        Some(Found { entry, level: slot.level, stale })
+    }
+
+    /// What a level gave up while it was asked is on its way past us.
+    pub(super) fn find_passing(&self, key: KeyRef<'_>) -> Option<(Found, u64)> {
+        let item = self.flow.pending.get(key)?;
+        if !self.flow.is_alive(key, &item.entry, self.flow.now()) {
+            return None;
+        }
+        let flushed = self.slot(item.to).map_or(0, |slot| slot.flushed.load(Ordering::Acquire));
+        Some((Found { entry: item.entry, level: item.to, stale: false }, flushed))
     }
 
     /// Asks one level within what is left of the request's time. Trouble is a miss.
-    async fn read_slot(&self, slot: &Slot, key: &Key, budget: &mut Budget) -> Option<Entry> {
-        let limit = budget.left(slot.limits.read_timeout);
+    pub(super) async fn read_slot(&self, slot: &Slot, key: &Key, budget: &mut Budget) -> Option<Entry> {
+        let limit = budget.left(slot.limits().read_timeout);
         if limit.is_zero() {
             return None;
         }
         let started = tokio::time::Instant::now();
         let answer = slot.call("get", limit, slot.tier.get(key)).await;
         budget.spend(started.elapsed());
+        self.note_read(slot, key, answer)
+    }
+
+    /// The answer to a read; trouble is a miss.
+    pub(super) fn note_read(&self, slot: &Slot, key: &Key, answer: Result<Option<Entry>>) -> Option<Entry> {
         let answer = answer.and_then(|entry| {
             // What a mutation of this process takes from now on must be above what it may have seen.
             entry.as_ref().map_or(Ok(()), |entry| self.flow.join(slot.tier.name(), entry.generation))?;
@@ -392,8 +463,9 @@ impl Shared {
         })
     }
 
-    /// Step 6: puts what was read below into hot, unless it became old meanwhile.
-    fn publish(&self, key: KeyRef<'_>, found: Found, flushed: u64) -> Found {
+    /// Step 6: puts what was read below into hot, unless it became old meanwhile. What is stale stays where it is, and
+    /// is no answer once it was replaced or removed.
+    fn publish(&self, key: KeyRef<'_>, found: Found, flushed: u64) -> Option<Found> {
         let flow = &self.flow;
         let now = flow.now();
         flow.recorder.used(now, || key.to_key(), 1);
@@ -401,8 +473,13 @@ impl Shared {
         let entry = &found.entry;
         let doubt = Doubt::under(&stripe, self.slot(found.level), key);
         let current = (entry.generation >= stripe.floor(key.hash64()) || seeded("publish-unchecked"))
+            && !flow.is_dead(key, entry, now)
+            && !doubt.touches(key, entry);
+        if found.stale {
+            return current.then_some(found);
+        }
+        let current = current
             && flow.is_alive(key, entry, now)
-            && !doubt.touches(key, entry)
             && self.slot(found.level).is_some_and(|slot| slot.flushed.load(Ordering::Acquire) == flushed);
         if self.slot(found.level).is_some_and(|slot| slot.profile.shared) {
             // Another process may have written it after what this one still has.
@@ -413,7 +490,7 @@ impl Shared {
         } else {
             flow.counters.count(Count::Refused);
         }
-        found
+        Some(found)
     }
 
     /// Inserts at the top level that may have the entry, under the key's stripe. Whether it is there now.
@@ -439,7 +516,7 @@ impl Shared {
         self.slots().find(|slot| levels.contains(slot.level))
     }
 
-    /// The entry of `key` wherever it is, without a use, a promotion or a count.
+    /// The live entry of `key` wherever it is, without a use, a promotion or a count.
     pub(super) async fn look(&self, key: KeyRef<'_>) -> Option<Found> {
         let flow = &self.flow;
         let floor = {
@@ -449,25 +526,27 @@ impl Shared {
                 if let Some(resting) = slot.resident().and_then(|resident| resident.peek(key))
                     && flow.is_alive(key, &resting.entry, now)
                 {
-                    return Some(Found { entry: resting.entry, level: slot.level });
+                    return Some(Found { entry: resting.entry, level: slot.level, stale: false })
+                        .filter(Found::is_value);
                 }
             }
             if let Some(item) = flow.pending.get(key)
                 && flow.is_alive(key, &item.entry, now)
             {
-                return Some(Found { entry: item.entry, level: item.to });
+                return Some(Found { entry: item.entry, level: item.to, stale: false })
+                    .filter(Found::is_value);
             }
             stripe.enter(key.hash64(), flow.generation())
         };
         let _flight = InFlight { shared: self, hash: key.hash64() };
-        Some(self.read_below(key, floor).await?.0)
+        Some(self.read_below(key, floor).await?.0).filter(Found::is_value)
     }
 }
 
 /// Removals that have not reached a level that other processes write to: what is found there may be from before them,
 /// since nobody can tell when another process wrote it.
 #[derive(Default)]
-struct Doubt {
+pub(super) struct Doubt {
     /// Whether a removal of the key lags. Not even the newest generation is above doubt then: another process may
     /// have counted to the same number.
     key: bool,
@@ -475,7 +554,7 @@ struct Doubt {
 }
 
 impl Doubt {
-    fn of(shared: &Shared, slot: &Slot, key: KeyRef<'_>) -> Self {
+    pub(super) fn of(shared: &Shared, slot: &Slot, key: KeyRef<'_>) -> Self {
         if !slot.profile.shared {
             return Self::default();
         }
@@ -493,25 +572,35 @@ impl Doubt {
 }
 
 /// What could be decided without waiting.
-enum AtOnce {
+pub(super) enum AtOnce {
     Found(Found),
-    Nowhere,
+    /// At most what is only stale.
+    Nowhere(Option<Found>),
     Wait(Wait),
 }
 
 /// What to wait for.
-enum Wait {
+pub(super) enum Wait {
     /// Another's read.
-    Join(super::stripes::Reading),
+    Join(Reading),
     /// Levels that have to be asked, in a flight that has been registered.
     Read { floor: Generation, answer: watch::Sender<Option<Arc<Option<Found>>>> },
 }
 
 /// A read that others may join, until it is dropped: with its answer sent, or without one.
-struct Announced<'a> {
-    shared: &'a Shared,
-    hash: u64,
-    answer: watch::Sender<Option<Arc<Option<Found>>>>,
+pub(super) struct Announced<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) hash: u64,
+    pub(super) answer: watch::Sender<Option<Arc<Option<Found>>>>,
+}
+
+impl Announced<'_> {
+    /// Step 6: publishes what was found below, if anything, and tells those who wait.
+    pub(super) fn end(self, key: KeyRef<'_>, found: Option<(Found, u64)>) -> Option<Found> {
+        let found = found.and_then(|(found, flushed)| self.shared.publish(key, found, flushed));
+        self.answer.send_replace(Some(Arc::new(found.clone())));
+        found
+    }
 }
 
 impl Drop for Announced<'_> {
@@ -524,18 +613,18 @@ impl Drop for Announced<'_> {
 
 /// The time one request may wait for tiers in total: the longest of the deadlines of those it asked.
 #[derive(Default)]
-struct Budget {
+pub(super) struct Budget {
     granted: Duration,
     spent: Duration,
 }
 
 impl Budget {
-    fn left(&mut self, timeout: Duration) -> Duration {
+    pub(super) fn left(&mut self, timeout: Duration) -> Duration {
         self.granted = self.granted.max(timeout);
         self.granted.saturating_sub(self.spent).min(timeout)
     }
 
-    fn spend(&mut self, time: Duration) {
+    pub(super) fn spend(&mut self, time: Duration) {
         self.spent += time;
     }
 }

@@ -32,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// The most removals that wait, one by one, for levels that could not be reached.
 const MOST_CLEANING: usize = 10_000;
 /// How often a mutation is made anew because other processes keep writing its key.
-const MOST_OVERTAKEN: u32 = 100;
+pub(super) const MOST_OVERTAKEN: u32 = 100;
 
 /// What a removal did.
 #[derive(Clone, Debug, Default)]
@@ -66,20 +66,6 @@ impl CacheManager {
         let key = self.key(&key)?.to_key();
         self.shared.check_open()?;
         self.shared.clone().remove_and_wait(key).await
-    }
-
-    /// [`CacheManager::delete`] for many keys; the results are in the order of the keys.
-    ///
-    /// # Errors
-    /// An invalid key fails the call before anything is removed.
-    pub async fn delete_many<K: AsKey>(&self, keys: &[K]) -> Result<Vec<Removed>> {
-        let keys = keys.iter().map(|key| Ok(self.key(key)?.to_key())).collect::<Result<Vec<_>>>()?;
-        self.shared.check_open()?;
-        let mut removed = Vec::with_capacity(keys.len());
-        for key in keys {
-            removed.push(self.shared.clone().remove_and_wait(key).await?);
-        }
-        Ok(removed)
     }
 
     /// Removes `key` and returns the value it had, as one step: of two calls at once one gets it.
@@ -179,7 +165,10 @@ impl Shared {
     }
 
     /// The whole removal if nothing has to be waited for, else the flight to hold while it is.
-    fn remove_at_once(self: &Arc<Self>, key: &Key) -> Result<Removed, (InFlight<Arc<Self>>, Joined)> {
+    pub(super) fn remove_at_once(
+        self: &Arc<Self>,
+        key: &Key,
+    ) -> Result<Removed, (InFlight<Arc<Self>>, Joined)> {
         let hash = key.hash64();
         let mut stripe = self.stripes.lock(hash);
         let generation = self.flow.next_generation();
@@ -248,35 +237,33 @@ impl Shared {
     /// has at or above the generation asked for is another process's.
     pub(super) async fn remove_lower(self: &Arc<Self>, key: &Key, joined: &Joined) -> RemovalOutcome {
         let _turn = joined.turn.lock().await;
-        let outcome = match joined.batch.outcome.get() {
-            Some(outcome) => outcome,
-            None => {
-                let outcome = self.remove_batch(key).await;
-                joined.batch.outcome.get_or_init(|| outcome)
-            }
-        };
-        let generation = joined.generation;
-        // The newest of those that shared it comes last, and the others are as if they had come just before.
-        let generation = if outcome.newest == generation { outcome.generation } else { generation };
-        RemovalOutcome { generation, ..outcome.clone() }
+        if joined.batch.outcome.get().is_none() {
+            let outcome = self.remove_batch(key).await;
+            joined.batch.outcome.get_or_init(|| outcome);
+        }
+        joined.outcome()
+    }
+
+    /// Begins the removal for all that wait for one, by whoever has the turn: the newest generation of those, and the
+    /// one to remove below.
+    pub(super) fn begin_removal(&self, key: &Key) -> (Generation, Generation, Removing<'_>) {
+        let hash = key.hash64();
+        let mut stripe = self.stripes.lock(hash);
+        let newest = stripe.begin_removal(hash);
+        let passed = stripe.floor(hash) > newest && !seeded("no-floor");
+        let generation = if passed { self.raise(&mut stripe, key) } else { newest };
+        (newest, generation, Removing { shared: self, hash })
     }
 
     /// The removal for all that wait for one.
     async fn remove_batch(self: &Arc<Self>, key: &Key) -> RemovalOutcome {
-        let hash = key.hash64();
-        let (newest, mut generation) = {
-            let mut stripe = self.stripes.lock(hash);
-            let newest = stripe.begin_removal(hash);
-            let passed = stripe.floor(hash) > newest && !seeded("no-floor");
-            (newest, if passed { self.raise(&mut stripe, key) } else { newest })
-        };
-        let _removing = Removing { shared: self, hash };
+        let (newest, mut generation, _removing) = self.begin_removal(key);
         let (mut over, mut degraded) = (Generation::ZERO, Vec::new());
         for slot in self.lower_slots().rev() {
             if slot.index().is_some_and(|index| index.holds(key.as_ref()).is_none()) {
                 continue;
             }
-            let limit = slot.limits.write_timeout.min(slot.limits.read_timeout.max(Duration::from_secs(1)));
+            let limit = slot.removal_timeout();
             match self.remove_above(slot, key, &mut generation, limit).await {
                 Ok(found) => over = found.max(over),
                 Err(error) => {
@@ -315,7 +302,7 @@ impl Shared {
     }
 
     /// A mutation under way gets a new generation.
-    fn raise(&self, stripe: &mut Stripe, key: &Key) -> Generation {
+    pub(super) fn raise(&self, stripe: &mut Stripe, key: &Key) -> Generation {
         let raised = self.flow.next_generation();
         stripe.mutate(key.hash64(), raised);
         // A read that began before may have brought up what another process put there.
@@ -324,7 +311,13 @@ impl Shared {
     }
 
     /// Removes from one level, after the writes that were sent to it before.
-    async fn remove_at(&self, slot: &Slot, key: &Key, below: Generation, limit: Duration) -> Result<Removal> {
+    pub(super) async fn remove_at(
+        &self,
+        slot: &Slot,
+        key: &Key,
+        below: Generation,
+        limit: Duration,
+    ) -> Result<Removal> {
         let writes = self.stripes.lock(key.hash64()).writes_before(key.hash64(), below);
         let removal = async {
             writes_to(slot, &writes).await;
@@ -335,7 +328,7 @@ impl Shared {
 
     /// Tries a removal again until it works, or a later mutation of the key has reached the level; the flight it
     /// holds keeps the older copy fenced for as long.
-    fn clean_later(self: &Arc<Self>, slot: &Slot, key: Key, below: Generation) {
+    pub(super) fn clean_later(self: &Arc<Self>, slot: &Slot, key: Key, below: Generation) {
         let (hash, level) = (key.hash64(), slot.level);
         if self.cleaning.fetch_add(1, Ordering::AcqRel) >= MOST_CLEANING {
             self.cleaning.fetch_sub(1, Ordering::AcqRel);
@@ -363,7 +356,7 @@ impl Shared {
                     }
                     stripe.floor(hash).max(below)
                 };
-                shared.remove_above(slot, &key, &mut generation, slot.limits.write_timeout).await.map(drop)
+                shared.remove_above(slot, &key, &mut generation, slot.limits().write_timeout).await.map(drop)
             };
             shared.until_it_works(again).await;
             shared.cleaning.fetch_sub(1, Ordering::AcqRel);
@@ -390,7 +383,7 @@ impl Shared {
             let Some(slot) = shared.slot(level) else { return };
             let again = || async {
                 let mut generation = shared.flow.next_generation();
-                let limit = slot.limits.write_timeout;
+                let limit = slot.limits().write_timeout;
                 if let Some(fences) = slot.tier.fences().filter(|_| slot.profile.shared) {
                     generation = slot.call("fence", limit, fences.fence(&Scope::All, generation)).await?;
                     shared.flow.join(slot.tier.name(), generation)?;
@@ -490,7 +483,7 @@ impl Shared {
         scope: &Scope,
         mut generation: Generation,
     ) -> Result<Generation> {
-        let limit = slot.limits.write_timeout;
+        let limit = slot.limits().write_timeout;
         if slot.tier.fences().is_none() {
             let writes = self.stripes.writes_before(generation);
             let waited = async {
@@ -560,7 +553,7 @@ impl Shared {
             writes_to(slot, &writes).await;
             slot.tier.clear(namespace.as_deref(), generation).await
         };
-        let result = slot.call("clear", slot.limits.write_timeout, clearing).await;
+        let result = slot.call("clear", slot.limits().write_timeout, clearing).await;
         // Last, like everywhere: what the level gave up before it was cleared is on its way by now.
         flow.pending
             .discard_where(generation, |key, item| within(key) && (item.from == level || item.to == level));
@@ -603,7 +596,7 @@ impl Shared {
 }
 
 /// A removal under way, until it is over or dropped.
-struct Removing<'a> {
+pub(super) struct Removing<'a> {
     shared: &'a Shared,
     hash: u64,
 }

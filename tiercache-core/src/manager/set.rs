@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::CacheManager;
 use super::builder::Write;
 use super::write::{Begun, Written};
-use crate::{Entry, Error, Extras, Generation, Key, Level, Levels, Result, Stay, Timestamp};
+use crate::{Entry, Error, Extras, Generation, Key, Level, Levels, Result, Stay, Tags, Timestamp};
 
 /// A write on its way: options, then `.await`.
 #[must_use = "nothing is written until it is awaited"]
@@ -216,17 +216,9 @@ impl Draft {
     }
 
     pub(super) fn add_tag(&mut self, name: String, value: String) -> Result<()> {
-        if name.is_empty() || name.len() > 255 || value.len() > 1024 {
-            let reason = "a tag's name has 1 to 255 bytes, its value at most 1024".into();
-            return Err(Error::InvalidOption { option: "tag", reason });
-        }
         let tags = &mut self.extras().tags;
         tags.insert(name, value);
-        if tags.len() > 64 {
-            let reason = "an entry has at most 64 tags".into();
-            return Err(Error::InvalidOption { option: "tag", reason });
-        }
-        Ok(())
+        check_tags(tags)
     }
 
     fn extras(&mut self) -> &mut Extras {
@@ -251,10 +243,27 @@ impl Ttl {
     pub(super) fn apply(self, entry: &mut Entry, now: Timestamp) {
         (entry.deadline, entry.explicit_ttl) = match self {
             Self::Unset => (Timestamp::NEVER, false),
-            Self::For(ttl) => (now.after(ttl), true),
+            Self::For(ttl) => {
+                let stale = entry.extras.as_ref().map_or(Duration::ZERO, |extras| extras.stale);
+                (now.after(ttl).after(stale), true)
+            }
             Self::Never => (Timestamp::NEVER, true),
         };
     }
+}
+
+/// Whether these can be an entry's tags.
+pub(super) fn check_tags(tags: &Tags) -> Result<()> {
+    let fits =
+        |(name, value): (&String, &String)| !name.is_empty() && name.len() <= 255 && value.len() <= 1024;
+    let reason = if tags.len() > 64 {
+        "an entry has at most 64 tags"
+    } else if !tags.iter().all(fits) {
+        "a tag's name has 1 to 255 bytes, its value at most 1024"
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidOption { option: "tag", reason: reason.into() })
 }
 
 /// A duration that can be meant: not zero, and at least the clock's millisecond.

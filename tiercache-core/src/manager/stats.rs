@@ -35,6 +35,18 @@ pub struct Stats {
     pub degraded: u64,
     /// Times a level could not be reached for so many removals that it is emptied when it is back.
     pub emptied: u64,
+    /// Loads that somebody waited for.
+    pub loads: u64,
+    /// Callers that joined another's load.
+    pub loads_joined: u64,
+    /// Loads that failed.
+    pub load_failures: u64,
+    /// Values refreshed in the background.
+    pub refreshes: u64,
+    /// Refreshes that were due while as many ran as may at once.
+    pub refreshes_skipped: u64,
+    /// Answers that were stale.
+    pub served_stale: u64,
     /// Invalidations remembered, and how many were merged into coarser ones.
     pub fences: (u64, u64),
     /// Batches the tracking store did not take at first.
@@ -80,7 +92,7 @@ impl CacheManager {
         }
         let mut levels = Vec::new();
         for slot in shared.slots() {
-            let usage = slot.call("usage", slot.limits.read_timeout, slot.tier.usage()).await;
+            let usage = slot.call("usage", slot.limits().read_timeout, slot.tier.usage()).await;
             levels.push(LevelStats {
                 level: slot.level,
                 backend: slot.tier.name(),
@@ -103,6 +115,12 @@ impl CacheManager {
             joined: counters.sum(Count::Joined),
             degraded: counters.sum(Count::Degraded),
             emptied: counters.sum(Count::Emptied),
+            loads: counters.sum(Count::Loaded),
+            loads_joined: counters.sum(Count::LoadJoined),
+            load_failures: counters.sum(Count::LoadFailed),
+            refreshes: counters.sum(Count::Refreshed),
+            refreshes_skipped: counters.sum(Count::RefreshSkipped),
+            served_stale: counters.sum(Count::ServedStale),
             fences: (flow.fences.len() as u64, flow.fences.merged()),
             tracking_failures: recorder.failures(),
             tracking_merged: recorder.merged(),

@@ -9,12 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use tokio::sync::watch;
 
+use super::load::{Failure, Loading};
 use super::pending::Ticket;
 use super::read::Found;
 use crate::bugs::seeded;
-use crate::{Error, Generation, Level};
+use crate::{Error, Generation, Key, Level};
 
 const STRIPES: usize = 1024;
+/// Failed loads remembered per stripe.
+const MOST_FAILURES: usize = 16;
 
 /// Aligned so that two stripes never share a cache line.
 #[repr(align(64))]
@@ -29,6 +32,10 @@ pub(super) struct Stripes(Box<[Padded]>);
 #[derive(Debug, Default)]
 pub(super) struct Stripe {
     flights: Vec<Flight>,
+    /// Loads that failed of late.
+    failures: Vec<Failure>,
+    /// How many loads have ended.
+    loads_ended: u64,
 }
 
 #[derive(Debug)]
@@ -53,6 +60,8 @@ struct Flight {
     removing: bool,
     /// The removal that mutations which begin now will share, and the newest of them.
     removal: Option<(Arc<RemovalBatch>, Generation)>,
+    /// A load that others may join.
+    loading: Option<Loading>,
 }
 
 /// Mutations of a key that share one removal of what is below.
@@ -67,6 +76,17 @@ pub(super) struct Joined {
     pub(super) generation: Generation,
     pub(super) turn: Arc<tokio::sync::Mutex<()>>,
     pub(super) batch: Arc<RemovalBatch>,
+}
+
+impl Joined {
+    /// What the shared removal came to for this mutation, once it has. The newest of those that shared it comes last, and the others are as if they had come just before.
+    pub(super) fn outcome(&self) -> RemovalOutcome {
+        let outcome = self.batch.outcome.get().cloned().unwrap_or_default();
+        match outcome.newest == self.generation {
+            true => outcome,
+            false => RemovalOutcome { generation: self.generation, ..outcome },
+        }
+    }
 }
 
 /// What came of it.
@@ -148,6 +168,7 @@ impl Stripe {
             turn: Arc::default(),
             removing: false,
             removal: None,
+            loading: None,
         });
         Generation::ZERO
     }
@@ -167,13 +188,72 @@ impl Stripe {
         if seeded("no-floor") {
             return;
         }
+        if !self.failures.is_empty() {
+            self.failures.retain(|failure| failure.key.hash64() != hash);
+        }
         if let Some(flight) = self.flight(hash) {
             flight.floor = flight.floor.max(generation);
+            if !seeded("join-detached-load") {
+                // Not for the mutation that stores what it brought.
+                flight.loading.take_if(|loading| loading.generation < generation);
+            }
             flight.writing.iter().for_each(|ticket| ticket.withdraw(generation));
             if !seeded("join-detached-read") {
                 flight.reading = None;
             }
         }
+    }
+
+    /// The load of a key that callers may join.
+    pub(super) fn loading(&self, key: &Key) -> Option<&Loading> {
+        let hash = key.hash64();
+        let flight = self.flights.iter().find(|flight| flight.hash == hash)?;
+        flight.loading.as_ref().filter(|loading| loading.key == *key)
+    }
+
+    /// How many loads have ended: another number than before says that what a caller missed may be there now.
+    pub(super) fn loads_ended(&self) -> u64 {
+        self.loads_ended
+    }
+
+    /// Announces a load, or that it has another generation; the flight must have been entered. Of two keys with one
+    /// hash only one is joined.
+    pub(super) fn begin_loading(&mut self, loading: Loading) {
+        if let Some(flight) = self.flight(loading.key.hash64())
+            && flight.loading.as_ref().is_none_or(|standing| standing.key == loading.key)
+        {
+            flight.loading = Some(loading);
+        }
+    }
+
+    /// Ends a load.
+    pub(super) fn end_loading(&mut self, key: &Key, generation: Generation) {
+        self.loads_ended += 1;
+        if let Some(flight) = self.flight(key.hash64()) {
+            flight.loading.take_if(|loading| loading.key == *key && loading.generation == generation);
+        }
+    }
+
+    /// The last failure to load a key, if nothing came since.
+    pub(super) fn failure(&self, key: &Key) -> Option<&Failure> {
+        self.failures.iter().find(|failure| failure.key == *key)
+    }
+
+    /// Notes a failure to load, instead of the one before. Few are remembered: those that last longest.
+    pub(super) fn fail(&mut self, failure: Failure) {
+        self.forget_failure(&failure.key);
+        if self.failures.len() >= MOST_FAILURES {
+            let next = self.failures.iter().enumerate().min_by_key(|(_, failure)| failure.until());
+            if let Some((at, _)) = next {
+                self.failures.swap_remove(at);
+            }
+        }
+        self.failures.push(failure);
+    }
+
+    /// Forgets it.
+    pub(super) fn forget_failure(&mut self, key: &Key) {
+        self.failures.retain(|failure| failure.key != *key);
     }
 
     /// Keeps gets from joining a read that began before something was published.
@@ -296,6 +376,13 @@ impl Stripe {
         let flight = self.flights.iter().find(|flight| flight.hash == hash);
         let writing = flight.map(|flight| flight.writing.as_slice()).unwrap_or_default();
         writing.iter().filter(|ticket| ticket.generation() < generation).cloned().collect()
+    }
+
+    /// Whether a write to `level` is under way that a mutation of that generation comes after.
+    pub(super) fn is_written_before(&self, hash: u64, level: Level, generation: Generation) -> bool {
+        let flight = self.flights.iter().find(|flight| flight.hash == hash);
+        let mut writing = flight.map(|flight| flight.writing.as_slice()).unwrap_or_default().iter();
+        writing.any(|ticket| ticket.to() == level && ticket.generation() < generation)
     }
 
     /// Takes the announcement back.

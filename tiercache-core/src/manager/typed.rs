@@ -10,7 +10,8 @@ use serde::de::DeserializeOwned;
 
 use super::counters::Count;
 use super::guard::caught_now;
-use super::{CacheManager, Set};
+use super::{CacheManager, Set, Shared};
+use crate::tier::Look;
 use crate::{AsKey, Entry, Error, KeyRef, Level, Result};
 
 /// Nested deeper than this, stored bytes are not decoded: a task's stack is small.
@@ -22,7 +23,7 @@ const MAX_DEPTH: usize = 64;
 /// stored before. Hot keeps the decoded value beside the bytes: a hot hit decodes nothing.
 #[derive(Debug)]
 pub struct TypedCache<T> {
-    manager: CacheManager,
+    pub(super) manager: CacheManager,
     of: PhantomData<fn() -> T>,
 }
 
@@ -48,36 +49,13 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> TypedCache<T> {
         let manager = &self.manager;
         let key = manager.key(&key)?;
         let shared = &manager.shared;
-        if let Some(resident) = shared.slots[0].as_ref().and_then(|slot| slot.resident())
-            && let Some(decoded) = resident.hit_decoded(key, shared.coarse_look())
-            && let Ok(value) = decoded.downcast::<T>()
-        {
-            shared.flow.counters.count(Count::Hit(Level::Hot));
+        if let Some(value) = shared.hit_decoded(key, shared.coarse_look()) {
             return Ok(Some(value));
         }
-        let Some(found) = shared.find(key).await? else { return Ok(None) };
-        self.decoded(key, found.entry)
-    }
-
-    /// The value of an entry, decoded unless it is already; then it is kept beside the bytes.
-    pub(super) fn decoded(&self, key: KeyRef<'_>, entry: Entry) -> Result<Option<Arc<T>>> {
-        let shared = &self.manager.shared;
-        let decoded = entry.extras.as_ref().and_then(|extras| extras.decoded.get()).cloned();
-        if let Some(value) = decoded.and_then(|decoded| decoded.downcast::<T>().ok()) {
-            return Ok(Some(value));
+        match shared.find(key).await? {
+            Some(found) => shared.decoded(key, &found.entry),
+            None => Ok(None),
         }
-        let Some(value) = decode::<T>(&entry.value)? else {
-            shared.flow.counters.count(Count::Undecodable);
-            tracing::warn!(?key, wanted = std::any::type_name::<T>(), "stored bytes do not decode");
-            return Ok(None);
-        };
-        let value = Arc::new(value);
-        // Under the stripe, like everything that changes what RAM holds of a key.
-        let _stripe = shared.stripes.lock(key.hash64());
-        if let Some(resident) = shared.top(entry.levels).and_then(|top| top.resident()) {
-            resident.attach_decoded(key, entry.generation, value.clone() as Arc<dyn Any + Send + Sync>);
-        }
-        Ok(Some(value))
     }
 
     /// Keeps `value` under `key`, with options like [`CacheManager::set`]. The value is encoded here and now.
@@ -96,7 +74,45 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> TypedCache<T> {
     }
 }
 
-fn encode<T: Serialize>(value: &T) -> Result<Bytes> {
+impl Shared {
+    /// What hot has decoded.
+    #[inline]
+    pub(super) fn hit_decoded<T: Send + Sync + 'static>(
+        &self,
+        key: KeyRef<'_>,
+        look: Look,
+    ) -> Option<Arc<T>> {
+        let resident = self.slots[0].as_ref()?.resident()?;
+        let value = resident.hit_decoded(key, look)?.downcast::<T>().ok()?;
+        self.flow.counters.count(Count::Hit(Level::Hot));
+        Some(value)
+    }
+
+    /// The entry's value, decoded once for all who come after. Bytes that do not decode are no value, and counted.
+    pub(super) fn decoded<T>(&self, key: KeyRef<'_>, entry: &Entry) -> Result<Option<Arc<T>>>
+    where
+        T: DeserializeOwned + Send + Sync + 'static,
+    {
+        let decoded = entry.extras.as_ref().and_then(|extras| extras.decoded.get()).cloned();
+        if let Some(value) = decoded.and_then(|decoded| decoded.downcast::<T>().ok()) {
+            return Ok(Some(value));
+        }
+        let Some(value) = decode::<T>(&entry.value)? else {
+            self.flow.counters.count(Count::Undecodable);
+            tracing::warn!(?key, wanted = std::any::type_name::<T>(), "stored bytes do not decode");
+            return Ok(None);
+        };
+        let value = Arc::new(value);
+        // Under the stripe, like everything that changes what RAM holds of a key.
+        let _stripe = self.stripes.lock(key.hash64());
+        if let Some(resident) = self.top(entry.levels).and_then(|top| top.resident()) {
+            resident.attach_decoded(key, entry.generation, value.clone() as Arc<dyn Any + Send + Sync>);
+        }
+        Ok(Some(value))
+    }
+}
+
+pub(super) fn encode<T: Serialize>(value: &T) -> Result<Bytes> {
     let mut bytes = Vec::new();
     let mut encoder = rmp_serde::Serializer::new(&mut bytes).with_struct_map();
     let encoded = caught_now("a value's encoder", || Ok(value.serialize(&mut encoder)));

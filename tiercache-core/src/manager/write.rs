@@ -72,18 +72,6 @@ impl CacheManager {
         }
     }
 
-    /// Keeps many values with the levels' defaults, each on its own: the results are in the order of the pairs.
-    pub async fn set_many<K: AsKey, V: Into<Bytes>>(
-        &self,
-        pairs: impl IntoIterator<Item = (K, V)>,
-    ) -> Vec<Result<Written>> {
-        let mut results = Vec::new();
-        for (key, value) in pairs {
-            results.push(self.set(key, value).await);
-        }
-        results
-    }
-
     /// Gives the entry of `key` a new time to live from now; `None` for one without a deadline. Returns whether
     /// there was such an entry.
     ///
@@ -107,9 +95,44 @@ impl CacheManager {
 
 pub(super) type Work = Pin<Box<dyn Future<Output = Result<Written>> + Send>>;
 
-pub(super) enum Begun {
+/// A write that is over, or what is left of it.
+pub(super) enum Begun<Left = Work> {
     Done(Result<Written>),
-    Slow(Work),
+    Slow(Left),
+}
+
+/// A write that has its generation and waits for a level: its flight is registered.
+pub(super) struct Unfinished {
+    pub(super) key: Key,
+    pub(super) entry: Entry,
+    /// Its place in a removal of the copies below, unless these are fenced.
+    pub(super) removal: Option<Joined>,
+    pub(super) flight: InFlight<Arc<Shared>>,
+}
+
+impl Unfinished {
+    /// What is left of it.
+    fn finish(self, made: Made) -> Work {
+        Box::pin(async move {
+            let Self { key, entry, removal, flight } = self;
+            let result = flight.shared.clone().finish_write(key, entry, removal, made).await;
+            drop(flight);
+            result
+        })
+    }
+}
+
+/// What an entry that is written was made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Made {
+    /// Of nothing that was read.
+    Anew,
+    /// Of what was read at that generation, or was not there at zero. It is not made anew when another process came
+    /// between: nothing is stored then.
+    Of(Generation),
+    /// By a load, before which the levels that others write to were asked to remove what is older: whatever others did
+    /// since has a higher generation.
+    AfterAsking,
 }
 
 /// What step 3 came to.
@@ -123,6 +146,14 @@ pub(super) enum Lower {
 impl Shared {
     /// The whole write if nothing has to be waited for, else what is left of it.
     pub(super) fn write_at_once(self: &Arc<Self>, key: Key, draft: Draft) -> Begun {
+        match self.begin_write(key, draft) {
+            Begun::Done(result) => Begun::Done(result),
+            Begun::Slow(unfinished) => Begun::Slow(unfinished.finish(Made::Anew)),
+        }
+    }
+
+    /// Likewise; what is left can be finished together with others.
+    pub(super) fn begin_write(self: &Arc<Self>, key: Key, draft: Draft) -> Begun<Unfinished> {
         // Only a deadline needs the exact time; a stay may begin a few milliseconds early.
         let exact = !matches!(draft.ttl, Ttl::Unset);
         let now = if exact { self.flow.now() } else { self.flow.recently() };
@@ -134,22 +165,36 @@ impl Shared {
         let hash = key.hash64();
         let mut stripe = self.stripes.lock(hash);
         entry.generation = self.flow.next_generation();
-        self.write_locked(&mut stripe, key, entry, now, None)
+        self.begin_locked(&mut stripe, key, entry, now, Made::Anew)
     }
 
-    /// Steps 1 to 5 for an entry that has its generation. One that was derived, from what was read at that
-    /// generation, is not made anew when another process came between: nothing is stored then.
-    fn write_locked(
+    /// Steps 1 to 5 for an entry that has its generation.
+    pub(super) fn write_locked(
         self: &Arc<Self>,
         stripe: &mut Stripe,
         key: Key,
         entry: Entry,
         now: Timestamp,
-        derived: Option<Generation>,
+        made: Made,
     ) -> Begun {
+        match self.begin_locked(stripe, key, entry, now, made) {
+            Begun::Done(result) => Begun::Done(result),
+            Begun::Slow(unfinished) => Begun::Slow(unfinished.finish(made)),
+        }
+    }
+
+    fn begin_locked(
+        self: &Arc<Self>,
+        stripe: &mut Stripe,
+        key: Key,
+        entry: Entry,
+        now: Timestamp,
+        made: Made,
+    ) -> Begun<Unfinished> {
         let (hash, generation) = (key.hash64(), entry.generation);
         stripe.mutate(hash, generation);
-        let fenced = matches!(self.fence_lower(&key, generation), Lower::Fenced { .. });
+        let fenced =
+            matches!(self.fence_lower_but(&key, generation, made == Made::AfterAsking), Lower::Fenced { .. });
         if fenced
             && self.write == Write::Back
             && let Some(level) = self.publish_in_ram(&key, &entry, now)
@@ -163,16 +208,16 @@ impl Shared {
         stripe.mutate(hash, generation);
         let removal = (!fenced).then(|| stripe.join_removal(hash, generation));
         let flight = InFlight { shared: self.clone(), hash };
-        Begun::Slow(Box::pin(async move {
-            let shared = flight.shared.clone();
-            let result = shared.finish_write(key, entry, removal, derived).await;
-            drop(flight);
-            result
-        }))
+        Begun::Slow(Unfinished { key, entry, removal, flight })
     }
 
     /// Step 3, as far as it goes without waiting.
     pub(super) fn fence_lower(&self, key: &Key, below: Generation) -> Lower {
+        self.fence_lower_but(key, below, false)
+    }
+
+    /// Likewise, where levels that cannot tell what they hold have been asked to remove what is older already.
+    fn fence_lower_but(&self, key: &Key, below: Generation, asked: bool) -> Lower {
         // Withdrawn first: a write below that has not committed by now will not, so what the index does not
         // hold after this it will not come to hold.
         let mut held = self.flow.pending.discard(key.as_ref(), below).is_some();
@@ -180,7 +225,12 @@ impl Shared {
             return Lower::Fenced { held };
         }
         for slot in self.lower_slots().rev() {
-            let Some(index) = slot.index() else { return Lower::Wait };
+            let Some(index) = slot.index() else {
+                if asked {
+                    continue;
+                }
+                return Lower::Wait;
+            };
             if index.holds(key.as_ref()).is_none() {
                 continue;
             }
@@ -234,15 +284,17 @@ impl Shared {
         key: Key,
         mut entry: Entry,
         removal: Option<Joined>,
-        derived: Option<Generation>,
+        made: Made,
     ) -> Result<Written> {
-        let (hash, mut generation) = (key.hash64(), entry.generation);
+        let mut generation = entry.generation;
         let mut degraded = Vec::new();
         if let Some(joined) = removal {
             let outcome = self.remove_lower(&key, &joined).await;
             (generation, degraded) = (outcome.generation, outcome.degraded);
-            let changed = |read| generation != entry.generation || outcome.over > read;
-            if derived.is_some_and(changed) && !seeded("derived-overtakes") {
+            if let Made::Of(read) = made
+                && (generation != entry.generation || outcome.over > read)
+                && !seeded("derived-overtakes")
+            {
                 // What it was made of must not be what the next attempt is made of.
                 self.forget_in_ram(&key, generation);
                 return Ok(Written { stored: false, generation, degraded });
@@ -250,59 +302,24 @@ impl Shared {
             entry.generation = generation;
         }
         let now = self.flow.now();
-        if self.write != Write::Through {
-            let mut stripe = self.stripes.lock(hash);
-            stripe.detach(hash);
-            if stripe.is_overtaken(hash, generation) {
-                // A later mutation has begun: it is as if this had come just before it. What this one
-                // replaces must not be there any more when it returns.
-                self.forget_in_ram(&key, generation);
-                return Ok(Written { stored: true, generation, degraded });
-            }
-            if let Some(level) = self.publish_in_ram(&key, &entry, now) {
-                self.flow.counters.count(Count::Set);
-                self.flow.recorder.stored(now, || Flow::record(&key, &entry, level));
-                if self.write == Write::Behind
-                    && let Some(slot) = self.durable(entry.levels)
-                {
-                    let item = Item::new(entry, level, slot.level);
-                    for (key, item) in self.flow.pending.push(key, item, true) {
-                        self.flow.counters.count(Count::Overflowed);
-                        tracing::debug!(
-                            ?key,
-                            generation = item.entry.generation.get(),
-                            "copy dropped, no room"
-                        );
-                    }
-                }
-                return Ok(Written { stored: true, generation, degraded });
-            }
+        if self.publish_late(&key, &entry, now) {
+            return Ok(Written { stored: true, generation, degraded });
         }
-        let candidates: Vec<&Slot> = match (self.write, self.durable(entry.levels)) {
-            (Write::Through, Some(slot)) => vec![slot],
-            _ => self.lower_slots().filter(|slot| entry.levels.contains(slot.level)).collect(),
-        };
         let mut refused = None;
         let mut limit = 0;
-        for slot in candidates {
+        for slot in self.candidates(entry.levels) {
             let mut put = self.put_below(slot, &key, &entry, now).await;
             if self.write == Write::Through && matches!(put, Ok(Put::Stored | Put::Unchanged)) {
                 // A level may keep what it took in a buffer of its own for a moment.
-                let synced = slot.call("sync", slot.limits.write_timeout, slot.tier.sync()).await;
+                let synced = slot.call("sync", slot.limits().write_timeout, slot.tier.sync()).await;
                 put = synced.and(put);
             }
             match put {
-                Ok(Put::Stored | Put::Unchanged | Put::Superseded) => {
-                    self.flow.counters.count(Count::Set);
-                    let stripe = self.stripes.lock(hash);
-                    if stripe.floor(hash) <= generation {
-                        self.flow.recorder.stored(now, || Flow::record(&key, &entry, slot.level));
-                        if self.write == Write::Through
-                            && let Some(level) = self.publish_in_ram(&key, &entry, now)
-                        {
-                            self.flow.recorder.moved(now, &key, generation, Some(level));
-                        }
-                    }
+                Ok(Put::Superseded) if made != Made::Anew => {
+                    return Ok(Written { stored: false, generation, degraded });
+                }
+                Ok(put @ (Put::Stored | Put::Unchanged | Put::Superseded)) => {
+                    self.kept_below(slot, &key, &entry, put, now);
                     return Ok(Written { stored: true, generation, degraded });
                 }
                 Ok(Put::TooLarge | Put::Full) => {
@@ -319,6 +336,60 @@ impl Shared {
         Err(refused.unwrap_or(Error::TooLarge { size: entry.value.len() as u64, limit }))
     }
 
+    /// Steps 4 and 5 of a write that had to wait. Whether it is over: a level in RAM took it, or a later mutation
+    /// has begun.
+    pub(super) fn publish_late(&self, key: &Key, entry: &Entry, now: Timestamp) -> bool {
+        if self.write == Write::Through {
+            return false;
+        }
+        let hash = key.hash64();
+        let mut stripe = self.stripes.lock(hash);
+        stripe.detach(hash);
+        if stripe.is_overtaken(hash, entry.generation) {
+            // It is as if this had come just before that. What this one replaces must not be there any more when it
+            // returns.
+            self.forget_in_ram(key, entry.generation);
+            return true;
+        }
+        let Some(level) = self.publish_in_ram(key, entry, now) else { return false };
+        self.flow.counters.count(Count::Set);
+        self.flow.recorder.stored(now, || Flow::record(key, entry, level));
+        if self.write == Write::Behind
+            && let Some(slot) = self.durable(entry.levels)
+        {
+            let item = Item::new(entry.clone(), level, slot.level);
+            for (key, item) in self.flow.pending.push(key.clone(), item, true) {
+                self.flow.counters.count(Count::Overflowed);
+                tracing::debug!(?key, generation = item.entry.generation.get(), "copy dropped, no room");
+            }
+        }
+        true
+    }
+
+    /// The levels outside RAM to be tried in turn for an entry that must reach one.
+    pub(super) fn candidates(&self, levels: Levels) -> Vec<&Slot> {
+        match (self.write, self.durable(levels)) {
+            (Write::Through, Some(slot)) => vec![slot],
+            _ => self.lower_slots().filter(|slot| levels.contains(slot.level)).collect(),
+        }
+    }
+
+    /// What follows when a level outside RAM has an entry that was set, or a newer one.
+    pub(super) fn kept_below(&self, slot: &Slot, key: &Key, entry: &Entry, put: Put, now: Timestamp) {
+        self.flow.counters.count(Count::Set);
+        let stripe = self.stripes.lock(key.hash64());
+        // What another process has put there since may have been read already.
+        if put == Put::Superseded || stripe.is_overtaken(key.hash64(), entry.generation) {
+            return;
+        }
+        self.flow.recorder.stored(now, || Flow::record(key, entry, slot.level));
+        if self.write == Write::Through
+            && let Some(level) = self.publish_in_ram(key, entry, now)
+        {
+            self.flow.recorder.moved(now, key, entry.generation, Some(level));
+        }
+    }
+
     /// Writes to a level outside RAM, visible to reads and to later mutations while it lasts.
     async fn put_below(
         self: &Arc<Self>,
@@ -327,24 +398,31 @@ impl Shared {
         entry: &Entry,
         now: Timestamp,
     ) -> Result<Put> {
-        let writing = {
-            let mut stripe = self.stripes.lock(key.hash64());
-            // From here on reads may find it, so nothing older may be found before it; and if a later mutation
-            // has begun, what this one replaces must be gone all the same when it returns.
-            self.forget_in_ram(key, entry.generation);
-            if stripe.is_overtaken(key.hash64(), entry.generation) {
-                return Ok(Put::Superseded);
-            }
-            let item = Item { writing: true, ..Item::new(entry.clone(), slot.level, slot.level) };
-            self.flow.pending.push(key.clone(), item, false);
-            stripe.detach(key.hash64());
-            Writing::begin(self.clone(), &mut stripe, key, entry, slot.level)
-        };
+        let Some(writing) = self.begin_below(slot, key, entry) else { return Ok(Put::Superseded) };
         let result = self.write_below(slot, &writing, now).await;
-        let stripe = self.stripes.lock(key.hash64());
-        self.flow.pending.take(key.as_ref(), entry.generation);
-        drop(stripe);
+        self.end_below(key, entry);
         result
+    }
+
+    /// Begins such a write, unless a later mutation has begun.
+    pub(super) fn begin_below(self: &Arc<Self>, slot: &Slot, key: &Key, entry: &Entry) -> Option<Writing> {
+        let mut stripe = self.stripes.lock(key.hash64());
+        // From here on reads may find it, so nothing older may be found before it; and if a later mutation has
+        // begun, what this one replaces must be gone all the same when it returns.
+        self.forget_in_ram(key, entry.generation);
+        if stripe.is_overtaken(key.hash64(), entry.generation) {
+            return None;
+        }
+        let item = Item { writing: true, ..Item::new(entry.clone(), slot.level, slot.level) };
+        self.flow.pending.push(key.clone(), item, false);
+        stripe.detach(key.hash64());
+        Some(Writing::begin(self.clone(), &mut stripe, key, entry, slot.level))
+    }
+
+    /// Ends it.
+    pub(super) fn end_below(&self, key: &Key, entry: &Entry) {
+        let _stripe = self.stripes.lock(key.hash64());
+        self.flow.pending.take(key.as_ref(), entry.generation);
     }
 
     /// The write itself. A tier that was not told in time may have committed what a mutation has overtaken: that
@@ -353,7 +431,13 @@ impl Shared {
         let (ticket, key, entry) = (&*writing.ticket, writing.ticket.key(), writing.ticket.entry());
         let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
         let result =
-            slot.call("put", slot.limits.write_timeout, slot.tier.put(key, entry, hold, ticket)).await;
+            slot.call("put", slot.limits().write_timeout, slot.tier.put(key, entry, hold, ticket)).await;
+        self.judge_write(slot, ticket, result)
+    }
+
+    /// What became of a write that a level has answered.
+    pub(super) fn judge_write(&self, slot: &Slot, ticket: &Ticket, result: Result<Put>) -> Result<Put> {
+        let key = ticket.key();
         let mut stripe = self.stripes.lock(key.hash64());
         if ticket.holds() {
             if matches!(result, Ok(Put::Stored)) {
@@ -424,10 +508,10 @@ impl Shared {
                 // Below the floor it is being replaced by a mutation that has not published yet. That one
                 // comes first in order, so what it replaces must not be carried past it.
                 let found = found.filter(|entry| entry.generation >= before);
-                let derived = found.as_ref().map(|entry| entry.generation);
+                let made = found.as_ref().map_or(Made::Anew, |entry| Made::Of(entry.generation));
                 let Some(mut entry) = change(found, now) else { return Ok(None) };
                 entry.generation = self.flow.next_generation();
-                self.write_locked(&mut stripe, key.clone(), entry, now, derived)
+                self.write_locked(&mut stripe, key.clone(), entry, now, made)
             };
             drop(flight);
             let written = match begun {

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use crate::lease::{Claim, Holder, Lease};
 use crate::testing::Op;
 use crate::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
-    Spill, Swept, Usage,
+    Call, Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, PutItem, Removal,
+    Resident, Scope, Sizing, Spill, Swept, Usage, side_by_side,
 };
 use crate::transaction::Transactions;
 use crate::{Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
@@ -52,7 +52,8 @@ pub enum When {
     },
 }
 
-/// A tier whose calls go wrong as told.
+/// A tier whose calls go wrong as told. A fault of a batch befalls it as a whole; those of single calls befall its
+/// items, each of which counts as a call.
 ///
 /// Without a fault it is the tier it stands on, but for [`Resident`] and [`Index`], which it shows only when asked.
 #[derive(Debug)]
@@ -143,6 +144,49 @@ impl FaultTier {
         }
     }
 
+    async fn get_with(&self, key: &Key, fault: Option<Fault>) -> Result<Option<Entry>> {
+        match fault {
+            Some(Fault::Corrupt) => Ok(self.inner.get(key).await?.map(inverted)),
+            fault => self.with_fault(Op::Get, fault, || self.inner.get(key), None).await,
+        }
+    }
+
+    async fn put_with(&self, item: &PutItem<'_>, fault: Option<Fault>) -> Result<Put> {
+        let PutItem { key, entry, hold, permit } = *item;
+        match fault {
+            Some(Fault::Full) => Ok(Put::Full),
+            Some(Fault::Corrupt) => self.inner.put(key, &inverted(entry.clone()), hold, permit).await,
+            fault => {
+                let put = || self.inner.put(key, entry, hold, permit);
+                self.with_fault(Op::Put, fault, put, Put::Stored).await
+            }
+        }
+    }
+
+    async fn remove_with(&self, item: &(Key, Generation), fault: Option<Fault>) -> Result<Removal> {
+        self.with_fault(Op::Remove, fault, || self.inner.remove(&item.0, item.1), Removal::DONE).await
+    }
+
+    /// Counts the calls of a batch and decides what befalls each; `None` when nothing befalls any.
+    fn next_of(&self, op: Op, count: usize) -> Option<Vec<Option<Fault>>> {
+        let faults: Vec<_> = (0..count).map(|_| self.next(op)).collect();
+        faults.iter().any(Option::is_some).then_some(faults)
+    }
+
+    /// Makes a batch with what befalls it as a whole.
+    async fn batch<T: Clone, F: Future<Output = Vec<Result<T>>>>(
+        &self,
+        op: Op,
+        fault: Fault,
+        count: usize,
+        call: impl Fn() -> F,
+        lost: T,
+    ) -> Vec<Result<T>> {
+        let said =
+            self.with_fault(op, Some(fault), || async { Ok(call().await) }, vec![Ok(lost); count]).await;
+        said.unwrap_or_else(|error| vec![Err(error); count])
+    }
+
     async fn befallen<T, F: Future<Output = Result<T>>>(
         &self,
         op: Op,
@@ -191,23 +235,48 @@ impl Tier for FaultTier {
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Entry>> {
-        match self.next(Op::Get) {
-            Some(Fault::Corrupt) => Ok(self.inner.get(key).await?.map(inverted)),
-            fault => self.with_fault(Op::Get, fault, || self.inner.get(key), None).await,
-        }
+        self.get_with(key, self.next(Op::Get)).await
     }
 
     async fn put(&self, key: &Key, entry: &Entry, hold: Hold, permit: &dyn Permit) -> Result<Put> {
-        let put = || self.inner.put(key, entry, hold, permit);
-        match self.next(Op::Put) {
-            Some(Fault::Full) => Ok(Put::Full),
-            Some(Fault::Corrupt) => self.inner.put(key, &inverted(entry.clone()), hold, permit).await,
-            fault => self.with_fault(Op::Put, fault, put, Put::Stored).await,
-        }
+        self.put_with(&PutItem { key, entry, hold, permit }, self.next(Op::Put)).await
     }
 
     async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
-        self.befallen(Op::Remove, || self.inner.remove(key, below), Removal::DONE).await
+        self.remove_with(&(key.clone(), below), self.next(Op::Remove)).await
+    }
+
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
+        if let Some(fault) = self.next(Op::GetMany) {
+            return self.batch(Op::GetMany, fault, keys.len(), || self.inner.get_many(keys), None).await;
+        }
+        let Some(faults) = self.next_of(Op::Get, keys.len()) else { return self.inner.get_many(keys).await };
+        let get = |(key, fault)| -> Call<'_, _> { Box::pin(self.get_with(key, fault)) };
+        side_by_side(keys.len(), keys.iter().zip(faults).map(get).collect()).await
+    }
+
+    async fn put_many(&self, items: &[PutItem<'_>]) -> Vec<Result<Put>> {
+        if let Some(fault) = self.next(Op::PutMany) {
+            let put = || self.inner.put_many(items);
+            return self.batch(Op::PutMany, fault, items.len(), put, Put::Stored).await;
+        }
+        let Some(faults) = self.next_of(Op::Put, items.len()) else {
+            return self.inner.put_many(items).await;
+        };
+        let put = |(item, fault)| -> Call<'_, _> { Box::pin(self.put_with(item, fault)) };
+        side_by_side(items.len(), items.iter().zip(faults).map(put).collect()).await
+    }
+
+    async fn remove_many(&self, items: &[(Key, Generation)]) -> Vec<Result<Removal>> {
+        if let Some(fault) = self.next(Op::RemoveMany) {
+            let remove = || self.inner.remove_many(items);
+            return self.batch(Op::RemoveMany, fault, items.len(), remove, Removal::DONE).await;
+        }
+        let Some(faults) = self.next_of(Op::Remove, items.len()) else {
+            return self.inner.remove_many(items).await;
+        };
+        let remove = |(item, fault)| -> Call<'_, _> { Box::pin(self.remove_with(item, fault)) };
+        side_by_side(items.len(), items.iter().zip(faults).map(remove).collect()).await
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
@@ -257,6 +326,10 @@ impl Tier for FaultTier {
     /// As they are: nothing befalls transactions.
     fn transactions(&self) -> Option<&dyn Transactions> {
         self.inner.transactions()
+    }
+
+    fn sizing(&self) -> Option<&dyn Sizing> {
+        self.inner.sizing()
     }
 }
 

@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use crate::lease::{Claim, Holder, Lease};
 use crate::testing::Op;
 use crate::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
-    Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, PutItem, Removal, Resident,
+    Scope, Sizing, Spill, Swept, Usage,
 };
 use crate::transaction::Transactions;
 use crate::{Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
@@ -155,6 +155,18 @@ impl Tier for GateTier {
         self.around(Op::Remove, self.inner.remove(key, below)).await
     }
 
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
+        self.around(Op::GetMany, self.inner.get_many(keys)).await
+    }
+
+    async fn put_many(&self, items: &[PutItem<'_>]) -> Vec<Result<Put>> {
+        self.around(Op::PutMany, self.inner.put_many(items)).await
+    }
+
+    async fn remove_many(&self, items: &[(Key, Generation)]) -> Vec<Result<Removal>> {
+        self.around(Op::RemoveMany, self.inner.remove_many(items)).await
+    }
+
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
         self.around(Op::Clear, self.inner.clear(namespace, below)).await
     }
@@ -202,6 +214,10 @@ impl Tier for GateTier {
     /// As they are: nothing befalls transactions.
     fn transactions(&self) -> Option<&dyn Transactions> {
         self.inner.transactions()
+    }
+
+    fn sizing(&self) -> Option<&dyn Sizing> {
+        self.inner.sizing()
     }
 }
 

@@ -7,6 +7,12 @@ pub enum Op {
     Put,
     /// [`Tier::remove`](crate::Tier::remove).
     Remove,
+    /// [`Tier::get_many`](crate::Tier::get_many), as a whole.
+    GetMany,
+    /// [`Tier::put_many`](crate::Tier::put_many), as a whole.
+    PutMany,
+    /// [`Tier::remove_many`](crate::Tier::remove_many), as a whole.
+    RemoveMany,
     /// [`Tier::clear`](crate::Tier::clear).
     Clear,
     /// [`Tier::usage`](crate::Tier::usage).
@@ -42,6 +48,9 @@ impl Op {
             Self::Get => "get",
             Self::Put => "put",
             Self::Remove => "remove",
+            Self::GetMany => "get_many",
+            Self::PutMany => "put_many",
+            Self::RemoveMany => "remove_many",
             Self::Clear => "clear",
             Self::Usage => "usage",
             Self::Sweep => "sweep",

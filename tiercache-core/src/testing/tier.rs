@@ -1,5 +1,7 @@
 //! The contract of [`Tier`], one case a line. Each case takes a fresh tier; [`suite`] runs them all.
 
+mod batches;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
+pub use self::batches::*;
 use crate::tier::{Always, Dead, Hold, Left, Look, Permit, Put, Removal, Scope, Spill, TryGet};
 use crate::{Entry, Error, Generation, Key, KeyRef, Level, Levels, Stay, Tier, Timestamp};
 
@@ -53,6 +56,14 @@ pub async fn suite(fresh: impl AsyncFn() -> Arc<dyn Tier>) {
         usage_adds_up
         a_sweep_takes_only_what_is_due
         a_sweep_takes_what_was_invalidated
+        a_batch_of_nothing_answers_nothing
+        a_batch_answers_each_key_in_its_place
+        a_batch_puts_each_entry_on_its_own_condition
+        a_batch_removes_each_key_below_its_own_generation
+        a_batch_may_name_a_key_twice
+        a_batch_may_be_larger_than_a_store_takes_at_once
+        a_dropped_batch_leaves_each_item_whole
+        batches_side_by_side_end_with_the_newest
         a_closed_tier_says_so
         a_listing_shows_what_stays_exactly_once
         fences_are_remembered

@@ -51,6 +51,7 @@ pub struct PostgresTracking {
 
 struct Store {
     place: String,
+    config: PostgresConfig,
     pool: Pool,
     reader: Reader,
     writer: Writer,
@@ -91,6 +92,7 @@ impl PostgresTracking {
         let store = Store {
             place,
             pool: pool::build(&config, options)?,
+            config: config.clone(),
             reader: Reader::new(&tables),
             writer: Writer::new(&tables),
             leases: Leases::new(&tables),
@@ -199,6 +201,10 @@ impl Store {
                     tracing::debug!(%error, attempt, "a batch met another one and is applied again");
                     attempt += 1;
                 }
+                Err(error) if attempt < ATTEMPTS && is_gone(&error) => {
+                    self.make_tables().await?;
+                    attempt += 1;
+                }
                 Err(error) => return Err(failed("record")(error)),
             }
         }
@@ -206,7 +212,10 @@ impl Store {
 
     async fn lookup(&self, key: &Key) -> Result<Option<Record>> {
         let mut lent = self.lend("lookup").await?;
-        let found = self.reader.lookup(lent.connection()?, key).await.map_err(failed("lookup"))?;
+        let found = match self.reader.lookup(lent.connection()?, key).await {
+            Ok(found) => found,
+            Err(error) => return Err(self.failed("lookup", error).await),
+        };
         lent.give_back();
         Ok(found.and_then(|found| {
             if found.is_none() {
@@ -218,8 +227,10 @@ impl Store {
 
     async fn find(&self, query: &Query, after: Option<&Key>, limit: usize) -> Result<Vec<Record>> {
         let mut lent = self.lend("find").await?;
-        let found = self.reader.find(lent.connection()?, query, after, limit).await;
-        let (page, senseless) = found.map_err(failed("find"))?;
+        let (page, senseless) = match self.reader.find(lent.connection()?, query, after, limit).await {
+            Ok(found) => found,
+            Err(error) => return Err(self.failed("find", error).await),
+        };
         lent.give_back();
         self.note_skipped(senseless);
         Ok(page)
@@ -227,7 +238,10 @@ impl Store {
 
     async fn totals(&self) -> Result<Totals> {
         let mut lent = self.lend("totals").await?;
-        let totals = self.reader.totals(lent.connection()?).await.map_err(failed("totals"))?;
+        let totals = match self.reader.totals(lent.connection()?).await {
+            Ok(totals) => totals,
+            Err(error) => return Err(self.failed("totals", error).await),
+        };
         lent.give_back();
         Ok(totals)
     }
@@ -235,6 +249,25 @@ impl Store {
     async fn reset_totals(&self) -> Result<()> {
         let mut lent = self.lend("reset totals").await?;
         self.writer.reset_totals(lent.connection()?).await.map_err(failed("reset totals"))?;
+        lent.give_back();
+        Ok(())
+    }
+
+    /// What a question failed with. Should the tables be gone, they are there for the next one.
+    async fn failed(&self, op: &'static str, error: sqlx::Error) -> Error {
+        if is_gone(&error)
+            && let Err(error) = self.make_tables().await
+        {
+            return error;
+        }
+        failed(op)(error)
+    }
+
+    /// Makes the tables that somebody has dropped.
+    async fn make_tables(&self) -> Result<()> {
+        tracing::warn!(place = self.place, "the tracking tables are gone and are made anew");
+        let mut lent = self.lend("migrate").await?;
+        schema::migrate(lent.connection()?, &self.config).await?;
         lent.give_back();
         Ok(())
     }
@@ -291,6 +324,12 @@ fn opening(error: sqlx::Error, place: &str) -> Error {
 fn is_conflict(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| code == "40P01" || code == "40001")
+}
+
+/// Whether there is no such table, or no such schema.
+fn is_gone(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code == "42P01" || code == "3F000")
 }
 
 /// Where it happened.

@@ -1,0 +1,105 @@
+//! Where values are loaded from, as slowly and as badly as the simulator likes.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::judge::Moment;
+use super::store::{Fate, Gates};
+
+/// How long loaded values may be answered as stale.
+pub(super) const WINDOW: Duration = Duration::from_secs(15);
+
+/// A load, as the origin saw it begin.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub key: u8,
+    pub value: u64,
+    pub tag: Option<u8>,
+    pub ttl: Option<u64>,
+    /// Milliseconds.
+    pub stale: u64,
+    pub asked: Moment,
+}
+
+#[derive(Debug)]
+pub(super) struct Origin {
+    gates: Arc<Gates>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    now: (Moment, u64),
+    /// Not told of yet.
+    begun: Vec<Asked>,
+    asked: BTreeMap<u64, Moment>,
+    /// Likewise, with the time.
+    brought: Vec<(u64, u64)>,
+}
+
+impl Origin {
+    pub(super) fn new(gates: Arc<Gates>) -> Self {
+        Self { gates, state: Mutex::default() }
+    }
+
+    /// It is that moment, and that time.
+    pub(super) fn at(&self, moment: Moment, clock: u64) {
+        self.state().now = (moment, clock);
+    }
+
+    /// Loads that have begun since the last call.
+    pub(super) fn begun(&self) -> Vec<Asked> {
+        std::mem::take(&mut self.state().begun)
+    }
+
+    /// Values brought since the last call, and when.
+    pub(super) fn brought(&self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.state().brought)
+    }
+
+    /// When a value was asked for, if it was loaded.
+    pub(super) fn asked(&self, value: u64) -> Option<Moment> {
+        self.state().asked.get(&value).copied()
+    }
+
+    /// A loader of `value`, which the origin has from the moment it is asked.
+    pub(super) fn loader(
+        self: &Arc<Self>,
+        key: u8,
+        value: u64,
+        ttl: Option<u64>,
+        tag: Option<u8>,
+        stale: Duration,
+    ) -> impl FnOnce() -> Pin<Box<dyn Future<Output = Result<String, &'static str>> + Send>> + Send + 'static + use<>
+    {
+        let origin = self.clone();
+        move || {
+            Box::pin(async move {
+                {
+                    let mut state = origin.state();
+                    let (asked, _) = state.now;
+                    let stale = stale.as_millis() as u64;
+                    state.begun.push(Asked { key, value, tag, ttl, stale, asked });
+                    state.asked.insert(value, asked);
+                }
+                match origin.gates.pass(format!("load of {value}")).await {
+                    Fate::Go => {
+                        let mut state = origin.state();
+                        let (_, clock) = state.now;
+                        state.brought.push((value, clock));
+                        Ok(value.to_string())
+                    }
+                    Fate::Fail | Fate::Part => Err("told to fail"),
+                    Fate::Hang => std::future::pending().await,
+                }
+            })
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,164 @@
+//! A load that began before a mutation comes to its end after it.
+
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tiercache_core::testing::{ManualClock, MemoryTier};
+use tiercache_core::tier::{Always, Tier};
+use tiercache_core::{CacheManager, Eager, Entry, Generation, Level};
+use tiercache_tests::rig::{Gated, builder, get, hold, id, idle, ram};
+use tokio::task::JoinHandle;
+
+use super::{Origin, in_ram};
+
+fn spawn(cache: &CacheManager, origin: &Arc<Origin>) -> JoinHandle<Bytes> {
+    let (cache, load) = (cache.clone(), origin.load());
+    tokio::spawn(async move { cache.get_or_load("k", load).tag("t", "1").await.unwrap() })
+}
+
+#[tokio::test]
+async fn h2_what_was_loaded_before_an_invalidation_is_not_kept_and_not_joined() {
+    for what in ["delete", "tag", "clear", "namespace"] {
+        let (cache, _clock) = in_ram(|builder| builder).await;
+        let cache = if what == "namespace" { cache.namespace("ns").unwrap() } else { cache };
+        let origin = Origin::new("old");
+        origin.hold();
+        let before = spawn(&cache, &origin);
+        origin.begun().await;
+        origin.says("new");
+        match what {
+            "delete" => drop(cache.delete("k").await.unwrap()),
+            "tag" => drop(cache.invalidate_tag("t", "1").await.unwrap()),
+            _ => drop(cache.clear().await.unwrap()),
+        }
+        let after = spawn(&cache, &origin);
+        idle().await;
+        if what == "delete" {
+            assert_eq!(origin.loads(), 2, "a load of its own");
+        }
+        origin.release();
+        origin.release();
+        assert_eq!(before.await.unwrap(), "old", "{what}: its own caller may have it");
+        assert_eq!(after.await.unwrap(), "new", "{what}");
+        assert_eq!(origin.loads(), 2, "{what}");
+        assert_eq!(get(&cache, "k").await.unwrap(), "new", "{what}");
+        assert_eq!(cache.stats().await.unwrap().in_flight, 0, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn h2_what_was_loaded_before_a_set_does_not_replace_it() {
+    let (cache, _clock) = in_ram(|builder| builder).await;
+    let origin = Origin::new("old");
+    origin.hold();
+    let before = spawn(&cache, &origin);
+    origin.begun().await;
+    cache.set("k", "set").await.unwrap();
+    origin.release();
+    assert_eq!(before.await.unwrap(), "old");
+    assert_eq!(get(&cache, "k").await.unwrap(), "set");
+}
+
+#[tokio::test]
+async fn a_loaded_value_replaces_the_older_copy_below_for_good() {
+    let rig = Gated::new().await;
+    rig.cache.set("k", "old").ttl(Duration::from_secs(5)).await.unwrap();
+    rig.evict();
+    rig.cache.settle().await.unwrap();
+    rig.clock.advance(Duration::from_secs(5));
+    let origin = Origin::new("new");
+    assert_eq!(rig.cache.get_or_load("k", origin.load()).await.unwrap(), "new");
+    let next = rig.next_process().await;
+    assert_eq!(
+        get(&next.cache, "k").await,
+        None,
+        "written back: the new value died with its process, the old one too"
+    );
+}
+
+/// Two processes over one store; the first is far ahead in generations of the second.
+struct Processes {
+    here: CacheManager,
+    there: CacheManager,
+    store: Arc<MemoryTier>,
+}
+
+impl Processes {
+    async fn new() -> Self {
+        let store = MemoryTier::shared();
+        let clock = ManualClock::new();
+        let process = |tier: Arc<MemoryTier>| builder(&clock).hot(ram()).dry(tier).build();
+        let here = process(store.clone()).await.unwrap();
+        let there = process(store.reopen()).await.unwrap();
+        for number in 0..100 {
+            here.set(format!("other {number}"), "v").await.unwrap();
+        }
+        Self { here, there, store }
+    }
+
+    /// What RAM here holds goes down, as at the end of the process.
+    async fn end(&self) {
+        self.here.close(Duration::from_secs(5)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_was_loaded_before_another_process_changed_the_key_is_not_stored_over_that() {
+    for removed in [false, true] {
+        let processes = Processes::new().await;
+        let origin = Origin::new("old");
+        origin.hold();
+        let before = spawn(&processes.here, &origin);
+        origin.begun().await;
+        if removed {
+            processes.there.delete("k").await.unwrap();
+        } else {
+            processes.there.set("k", "theirs").skip(Level::Hot).await.unwrap();
+        }
+        origin.release();
+        assert_eq!(before.await.unwrap(), "old");
+        processes.end().await;
+        let stored = processes.store.reopen().get(&id("k")).await.unwrap();
+        let value = stored.map(|entry| entry.value);
+        assert_eq!(value.as_deref(), (!removed).then_some(b"theirs".as_slice()), "removed: {removed}");
+    }
+}
+
+#[tokio::test]
+async fn a_refresh_is_not_stored_over_what_another_process_wrote_meanwhile() {
+    let processes = Processes::new().await;
+    let origin = Origin::new("old");
+    let load = || {
+        let load = processes.here.get_or_load("k", origin.load());
+        load.ttl(Duration::from_secs(10)).eager(Eager::After(0.0)).pin(Level::Dry).into_future()
+    };
+    load().await.unwrap();
+    origin.begun().await;
+    let stored = processes.store.get(&id("k")).await.unwrap().expect("stored by the first load");
+    origin.hold();
+    assert_eq!(load().await.unwrap(), "old", "and a refresh begins");
+    origin.begun().await;
+    // The other process counts from where it met the key, far below what this one has come to.
+    let theirs = Generation::new(stored.generation.get() + 1);
+    assert!(processes.store.remove(&id("k"), theirs).await.unwrap().is_done());
+    let made = Entry::new("theirs", theirs, stored.created);
+    processes.store.put(&id("k"), &made, hold(), &Always).await.unwrap();
+    origin.release();
+    idle().await;
+    let stored = processes.store.get(&id("k")).await.unwrap();
+    assert!(
+        stored.is_none_or(|entry| entry.value == "theirs"),
+        "what they wrote or nothing, but nothing older"
+    );
+}
+
+#[tokio::test]
+async fn a_load_asks_no_level_that_has_the_value_of_another_process_by_then() {
+    let processes = Processes::new().await;
+    let origin = Origin::new("v");
+    processes.there.set("k", "theirs").skip(Level::Hot).await.unwrap();
+    assert_eq!(processes.here.get_or_load("k", origin.load()).await.unwrap(), "theirs");
+    assert_eq!(origin.loads(), 0);
+}
