@@ -183,6 +183,8 @@ impl Server {
         let mut client = self.client(op).await?;
         let meta = [condition.as_str(), flags, expiry, "c"];
         let written = match self.in_time(op, client.meta_set(name, value, false, None, Some(&meta))).await? {
+            // With the CAS asked for, a refusal comes as an answer and not as the client's error.
+            Ok(Some(answer)) if !matches!(answer.status, None | Some(Status::Stored)) => Ok(Written::Changed),
             Ok(stored) => return Ok((Written::Stored, stored.and_then(|stored| stored.cas))),
             Err(ClientError::Protocol(Status::NotStored | Status::Exists | Status::NotFound)) => {
                 Ok(Written::Changed)
