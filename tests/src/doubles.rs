@@ -14,7 +14,7 @@ use tiercache_core::lease::{Claim, Holder, Lease};
 use tiercache_core::testing::Op;
 use tiercache_core::tier::{
     Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, PutItem, Removal, Resident,
-    Scope, Spill, Swept, Usage,
+    Scope, Sizing, Spill, Swept, Usage,
 };
 use tiercache_core::transaction::Transactions;
 use tiercache_core::{Clock, Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
@@ -157,6 +157,10 @@ impl<H: Hooks> Tier for Hooked<H> {
     /// As they are: nothing befalls transactions.
     fn transactions(&self) -> Option<&dyn Transactions> {
         self.inner.transactions()
+    }
+
+    fn sizing(&self) -> Option<&dyn Sizing> {
+        self.inner.sizing()
     }
 }
 

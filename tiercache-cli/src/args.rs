@@ -74,8 +74,91 @@ pub(crate) enum Command {
         #[arg(long)]
         repair: bool,
     },
-    /// Serve the cache over HTTP
+    /// Serve the cache over HTTP; SIGHUP reads the configuration again
     Serve(ServeArgs),
+    /// Write entries, with deadlines and tags, to one file
+    Export(ExportArgs),
+    /// Read what an export wrote, or a folder of Python's diskcache or pysciqlop-cache
+    Import(ImportArgs),
+    /// Carry everything from one configuration's cache to another's; may be stopped and run again
+    Migrate(MigrateArgs),
+}
+
+#[derive(Debug, Default, Options)]
+pub(crate) struct Picked {
+    /// Only what is at that level
+    #[arg(long)]
+    pub(crate) level: Option<LevelName>,
+    /// Only what has that tag; may be given several times
+    #[arg(long = "tag", value_parser = pair, value_name = "NAME=VALUE")]
+    pub(crate) tags: Vec<(String, String)>,
+    /// Only keys that begin so
+    #[arg(long)]
+    pub(crate) prefix: Option<String>,
+    /// Only keys that match: * any run, ? one byte, [a-z] one of
+    #[arg(long)]
+    pub(crate) glob: Option<String>,
+    /// Only that namespace, '' for the default one [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
+}
+
+#[derive(Debug, Options)]
+pub(crate) struct ExportArgs {
+    /// Where to write it; - for standard output
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Replace what is there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Make values smaller: lz4 is fast, zstd is small [default: as they are]
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) compress: Option<PackingName>,
+    /// Encrypt with the key in that file, 32 bytes or their base64 [default: written in plain]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) picked: Picked,
+}
+
+#[derive(Debug, Options)]
+#[command(group(ArgGroup::new("from").required(true).args(["file", "from_diskcache"])))]
+pub(crate) struct ImportArgs {
+    /// What an export wrote; - for standard input
+    pub(crate) file: Option<PathBuf>,
+    /// The folder of a diskcache or pysciqlop-cache, which is only read; nothing may write to it meanwhile
+    #[arg(long, alias = "from-sciqlop-cache", value_name = "FOLDER", conflicts_with_all = ["skip_damaged", "key_file"])]
+    pub(crate) from_diskcache: Option<PathBuf>,
+    /// Replace the entries that keys have already [default: they stay]
+    #[arg(long)]
+    pub(crate) replace: bool,
+    /// Step over damage and count what was left out [default: stop there]
+    #[arg(long)]
+    pub(crate) skip_damaged: bool,
+    /// The key the export was encrypted with
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Options)]
+pub(crate) struct MigrateArgs {
+    /// The configuration of the cache to read
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from: PathBuf,
+    /// The configuration of the cache to fill
+    #[arg(long, value_name = "FILE")]
+    pub(crate) to: PathBuf,
+    /// Replace the entries that keys have there already [default: they stay]
+    #[arg(long)]
+    pub(crate) replace: bool,
+    #[command(flatten)]
+    pub(crate) picked: Picked,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum PackingName {
+    Lz4,
+    Zstd,
 }
 
 #[derive(Debug, Options)]

@@ -2,6 +2,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use serde_json::json;
+use tiercache::transfer::TransferError;
 use tiercache::{ConfigError, Error};
 
 /// What a command came to, when it did not fail.
@@ -59,6 +60,18 @@ impl From<Error> for Failure {
         match error {
             Error::Config(_) | Error::InvalidKey(_) | Error::InvalidOption { .. } => Self::usage(message),
             _ => Self::backend(message),
+        }
+    }
+}
+
+impl From<TransferError> for Failure {
+    fn from(error: TransferError) -> Self {
+        match error {
+            TransferError::Cache(error) => error.into(),
+            TransferError::Exists(_) => Self::usage(format!("{error}, --force replaces it")),
+            TransferError::Foreign { .. } | TransferError::SamePlace(_) => Self::usage(error),
+            TransferError::Damaged { .. } => Self::backend(format!("{error}; --skip-damaged steps over it")),
+            other => Self::backend(other),
         }
     }
 }

@@ -57,14 +57,18 @@ impl Target {
         }
     }
 
+    /// The cache itself, for what a service does not do for others.
+    pub(crate) fn local(&self, what: &str) -> Result<&CacheManager> {
+        match self {
+            Self::Local(cache) => Ok(cache),
+            Self::Remote(_) => Err(Failure::usage(format!("{what} opens the cache itself: leave out --url"))),
+        }
+    }
+
     /// Sinks what the command left in RAM. Loses nothing in silence.
     pub(crate) async fn close(self) -> Result<()> {
         let Self::Local(cache) = self else { return Ok(()) };
-        let report = busy("sinking to disk", cache.close(CLOSE_PATIENCE)).await?;
-        if report.is_clean() || report.nowhere_to_go == report.dropped() && report.failures.is_empty() {
-            return Ok(());
-        }
-        Err(Failure::backend(format!("the cache did not close well: {report}")))
+        close(cache).await
     }
 
     pub(crate) async fn get(&self, key: &str) -> Result<Option<Found>> {
@@ -272,6 +276,15 @@ impl Target {
             }
         }
     }
+}
+
+/// Sinks what RAM holds.
+pub(crate) async fn close(cache: CacheManager) -> Result<()> {
+    let report = busy("sinking to disk", cache.close(CLOSE_PATIENCE)).await?;
+    if report.is_clean() || report.nowhere_to_go == report.dropped() && report.failures.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::backend(format!("the cache did not close well: {report}")))
 }
 
 /// Removes what `what` picks.

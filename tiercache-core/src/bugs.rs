@@ -20,7 +20,7 @@ mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Every bug, and the rule it breaks.
-    pub const ALL: [(&str, &str); 35] = [
+    pub const ALL: [(&str, &str); 36] = [
         ("adds-again", "an addition is made once"),
         ("add-extends-life", "only set and touch change a deadline"),
         ("batch-answers-shift", "of a batch each answer is that of its own key"),
@@ -51,6 +51,7 @@ mod chosen {
         ("publish-unchecked", "what was read before a mutation is not published after it"),
         ("read-below-floor", "what is below the floor is not answered to those who came later"),
         ("removal-overtakes-write", "a removal waits for the writes that were sent before it"),
+        ("restore-extends-life", "what comes from another cache keeps its deadline"),
         ("set-leaves-lower", "a set fences older copies below"),
         ("sink-below-floor", "what is being replaced does not begin to sink"),
         ("spill-drops", "an entry is at every moment in a tier or on its way"),

@@ -117,6 +117,11 @@ pub trait Tier: fmt::Debug + Send + Sync + 'static {
     fn transactions(&self) -> Option<&dyn Transactions> {
         None
     }
+
+    /// The tier as one, not in this process's memory, whose limit can be changed while it is used.
+    fn sizing(&self) -> Option<&dyn Sizing> {
+        None
+    }
 }
 
 /// Calls of a batch under way at a time, where a tier makes them one by one.
@@ -477,6 +482,20 @@ pub trait Counting: Tier {
 
     /// Forgets the counter of `key`; returns whether there was one.
     async fn remove_counter(&self, key: &Key) -> Result<bool>;
+}
+
+/// A tier whose limit in bytes can be changed while it is used. Those in this process's memory have
+/// [`Resident::resize`].
+pub trait Sizing: Tier {
+    /// Whether it could have that limit. Nothing changes.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config), beginning with `max_size: `.
+    fn check(&self, capacity: u64) -> Result<()>;
+
+    /// Changes the limit, to one that [`Sizing::check`] allows. What no longer fits is given up as for want of room,
+    /// at the latest when something is put.
+    fn resize(&self, capacity: u64);
 }
 
 /// How far a shared or persistent store's record of the highest generation reaches. A tier whose store cannot tell

@@ -106,7 +106,7 @@ pub(crate) fn open(config: DiskConfig, clock: Arc<dyn Clock>, hasher: HashFn) ->
         clock,
         flush: config.flush,
         entries,
-        max_size: config.max_size,
+        max_size: AtomicU64::new(config.max_size),
         allotted: AtomicU64::new(allotted),
         spill: Default::default(),
         closed: Default::default(),

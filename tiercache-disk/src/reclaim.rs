@@ -98,7 +98,8 @@ impl Store {
         loop {
             let oldest = self.log.segments.all().into_iter().next();
             let oldest = oldest.filter(|oldest| oldest.seq != self.log.active());
-            if self.allotted.load(Ordering::Relaxed) + size <= self.max_size {
+            let most = self.max_size.load(Ordering::Relaxed);
+            if self.allotted.load(Ordering::Relaxed) + size <= most {
                 match self.create_spare() {
                     Ok(spare) => {
                         self.allotted.fetch_add(size, Ordering::Relaxed);
@@ -114,7 +115,7 @@ impl Store {
             if !self.reclaim(&oldest)? {
                 return Ok(None);
             }
-            if u64::from(oldest.capacity) == size {
+            if u64::from(oldest.capacity) == size && self.allotted.load(Ordering::Relaxed) <= most {
                 let name = spare_name(oldest.seq);
                 return Ok(Some(Spare { name, file: Arc::clone(&oldest.file) }));
             }

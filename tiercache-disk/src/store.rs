@@ -39,7 +39,8 @@ pub(crate) struct Store {
     pub(crate) opened: Timestamp,
     pub(crate) flush: Flush,
     pub(crate) entries: core::Codec,
-    pub(crate) max_size: u64,
+    /// The most bytes of all segments; may change while the level is used.
+    pub(crate) max_size: AtomicU64,
     /// Bytes of all segments, spare ones too, at their full size.
     pub(crate) allotted: AtomicU64,
     pub(crate) spill: OnceLock<Arc<dyn Spill>>,

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use async_trait::async_trait;
 use tiercache_core::tier::{
     Cause, Dead, FenceLog, Hold, Index, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal,
-    Scope, Spill, Swept, TryGet, Usage,
+    Scope, Sizing, Spill, Swept, TryGet, Usage,
 };
 use tiercache_core::{Clock, Entry, Error, Generation, Key, KeyRef, Result, Tier, Timestamp};
 
@@ -205,7 +205,7 @@ impl Tier for DiskTier {
         Ok(Usage {
             entries: Some(store.index.entries()),
             bytes: Some(store.index.bytes()),
-            capacity: Some(store.max_size),
+            capacity: Some(store.max_size.load(Ordering::Relaxed)),
             damaged: store.damaged.load(Ordering::Relaxed),
             evicted: store.evicted.load(Ordering::Relaxed),
         })
@@ -290,6 +290,22 @@ impl Tier for DiskTier {
 
     fn fences(&self) -> Option<&dyn FenceLog> {
         Some(self)
+    }
+
+    fn sizing(&self) -> Option<&dyn Sizing> {
+        Some(self)
+    }
+}
+
+/// Segments keep the size they have; as many as no longer fit go, oldest first, when the next one is needed.
+impl Sizing for DiskTier {
+    fn check(&self, capacity: u64) -> Result<()> {
+        let segment_size = Some(u64::from(self.store.log.segment_size));
+        DiskConfig { max_size: capacity, segment_size, ..DiskConfig::default() }.segment().map(drop)
+    }
+
+    fn resize(&self, capacity: u64) {
+        self.store.max_size.store(capacity, Ordering::Relaxed);
     }
 }
 

@@ -25,7 +25,7 @@ const COLUMNS: &str = "id, generation, checksum, size, tags, file, used, namespa
 impl Step<'_> {
     /// Gives up what was used longest ago until the shard is within its share.
     pub(crate) fn make_room(&mut self) -> rusqlite::Result<()> {
-        let share = self.shard.common.share;
+        let share = self.shard.common.share();
         if self.bytes() <= share {
             return Ok(());
         }

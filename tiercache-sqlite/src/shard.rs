@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use rusqlite::Connection;
@@ -34,7 +34,7 @@ pub(crate) struct Common {
     pub(crate) packs: bool,
     pub(crate) setup: Setup,
     /// The most bytes a shard's entries may take.
-    pub(crate) share: u64,
+    pub(crate) share: AtomicU64,
     pub(crate) inline_max: u64,
     pub(crate) spill: OnceLock<Arc<dyn Spill>>,
     pub(crate) damaged: AtomicU64,
@@ -42,6 +42,12 @@ pub(crate) struct Common {
     pub(crate) closed: AtomicBool,
     /// Whether a database is not where it was any more.
     pub(crate) lost: AtomicBool,
+}
+
+impl Common {
+    pub(crate) fn share(&self) -> u64 {
+        self.share.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug)]

@@ -1,12 +1,12 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use rusqlite::Connection;
 use tiercache_core::tier::{
-    Call, Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, PutItem, Removal, Scope, Spill,
-    Swept, Usage, side_by_side,
+    Call, Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, PutItem, Removal, Scope, Sizing,
+    Spill, Swept, Usage, side_by_side,
 };
 use tiercache_core::transaction::Transactions;
 use tiercache_core::{Clock, Entry, Error, Generation, Key, Leasing, Packing, Result, Tier, Timestamp};
@@ -75,7 +75,7 @@ impl SqliteTier {
             codec,
             packs: config.compression != Packing::None,
             setup: Setup { patience: config.busy_timeout, synchronous: config.synchronous },
-            share: config.max_size / u64::from(count),
+            share: AtomicU64::new(config.max_size / u64::from(count)),
             inline_max: config.inline_max,
             spill: Default::default(),
             damaged: Default::default(),
@@ -201,7 +201,7 @@ impl SqliteTier {
     async fn image(&self, key: &Key, entry: &Entry, hold: Hold) -> Result<Image, Unready> {
         let shard = self.shard(key);
         let length = entry.value.len() as u64;
-        if length > MAX_VALUE || (length > self.common.share && !self.common.packs) {
+        if length > MAX_VALUE || (length > self.common.share() && !self.common.packs) {
             return Err(Unready::TooLarge);
         }
         if entry.value.len() <= QUICK {
@@ -271,7 +271,7 @@ impl Tier for SqliteTier {
         Profile {
             persistent: true,
             shared: true,
-            max_entry_bytes: Some(self.common.share.min(MAX_VALUE)),
+            max_entry_bytes: Some(self.common.share().min(MAX_VALUE)),
             last_generation: self.last_generation,
         }
     }
@@ -374,7 +374,7 @@ impl Tier for SqliteTier {
         Ok(Usage {
             entries: Some(entries),
             bytes: Some(bytes),
-            capacity: Some(self.common.share * self.shards.len() as u64),
+            capacity: Some(self.common.share() * self.shards.len() as u64),
             damaged: self.common.damaged.load(Ordering::Relaxed),
             evicted: self.common.evicted.load(Ordering::Relaxed),
         })
@@ -463,5 +463,21 @@ impl Tier for SqliteTier {
 
     fn transactions(&self) -> Option<&dyn Transactions> {
         Some(self)
+    }
+
+    fn sizing(&self) -> Option<&dyn Sizing> {
+        Some(self)
+    }
+}
+
+/// The limit is this process's: others that have the level open go by their own.
+impl Sizing for SqliteTier {
+    fn check(&self, capacity: u64) -> Result<()> {
+        let shards = u32::try_from(self.shards.len()).ok();
+        SqliteConfig { max_size: capacity, shards, ..SqliteConfig::default() }.check()
+    }
+
+    fn resize(&self, capacity: u64) {
+        self.common.share.store(capacity / self.shards.len() as u64, Ordering::Relaxed);
     }
 }

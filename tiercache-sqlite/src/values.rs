@@ -98,7 +98,8 @@ impl Image {
         (key, entry, hold): (&Key, &Entry, Hold),
         may_block: bool,
     ) -> Result<Self, Unready> {
-        let Common { codec, inline_max, share, .. } = &*shard.common;
+        let Common { codec, inline_max, .. } = &*shard.common;
+        let share = shard.common.share();
         let mut value = Vec::new();
         codec.encode(key.as_ref(), entry, &mut value)?;
         let header = Header::parse(&value)?;
@@ -111,12 +112,12 @@ impl Image {
             let mut head = Vec::new();
             codec.encode(key.as_ref(), &Entry { value: Default::default(), ..entry.clone() }, &mut head)?;
             size += head.len() as u64;
-            if size <= *share {
+            if size <= share {
                 file = Some(Arc::new(shard.files.write(&value)?));
             }
             value = head;
         }
-        if size > *share {
+        if size > share {
             return Err(Unready::TooLarge);
         }
         let stay = sql(hold.stay.as_millis()).min(LONGEST_STAY);

@@ -4,6 +4,8 @@ mod builtin;
 pub mod config;
 mod from_config;
 mod registry;
+mod reload;
+pub mod transfer;
 pub mod units;
 
 /// What an implementation of [`Tier`] or [`Tracking`] is marked with.
@@ -11,6 +13,7 @@ pub use async_trait::async_trait;
 pub use config::{Config, ConfigError};
 pub use from_config::{FromConfig, from_config, from_yaml};
 pub use registry::{Place, Registry};
+pub use reload::{Change, Reload};
 pub use tiercache_core as core;
 pub use tiercache_core::*;
 #[cfg(feature = "disk")]

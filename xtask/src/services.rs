@@ -12,8 +12,9 @@ const PACKAGES: [(&str, &str); 4] = [
     ("postgres", "postgresql"),
     ("openssl", "openssl"),
 ];
-/// Python's stand-ins for MongoDB and for a second S3.
-const PYTHON: [&str; 2] = ["nx-27017==0.8.1", "moto[s3,server]==5.2.5"];
+/// Python's stand-ins for MongoDB and for a second S3, and the caches whose folders can be imported.
+const PYTHON: [&str; 4] =
+    ["nx-27017==0.8.1", "moto[s3,server]==5.2.5", "diskcache==5.6.3", "pysciqlop-cache==0.3.6"];
 
 /// Installs what is missing. What cannot be had is said, and its tests are skipped, or fail where `CI` is set.
 pub(crate) fn run() -> Outcome {

@@ -22,7 +22,8 @@ use std::time::Duration;
 use tiercache_core::testing::ManualClock;
 use tiercache_core::tier::Tier;
 use tiercache_core::{
-    CacheManager, Clock, Eager, Error, Generation, Key, Level, LoadOptions, Rules, Stay, Write, Written,
+    CacheManager, Clock, Eager, Entry, Error, Generation, Key, Level, LoadOptions, Restored, Retune, Rules,
+    Stay, Timestamp, Write, Written,
 };
 use tiercache_ram::{Policy, RamConfig, RamTier};
 use tokio::sync::mpsc;
@@ -155,6 +156,7 @@ enum Operation {
         ttl: Option<u64>,
         tag: Option<u8>,
         only: Only,
+        restored: Option<u64>,
     },
     /// Sets the value in place of one that was read before.
     Compare {
@@ -203,6 +205,8 @@ enum Operation {
         remove: bool,
         give_up: bool,
     },
+    /// Hot gets another size.
+    Resize(u64),
 }
 
 /// The condition of a set.
@@ -327,7 +331,7 @@ impl History {
 
     fn operation(&mut self) -> Operation {
         let key = self.choices.below(KEYS) as u8;
-        match self.choices.below(39) {
+        match self.choices.below(40) {
             24 => Operation::GetMany(self.batch()),
             25 | 26 => {
                 let keys = self.batch();
@@ -364,10 +368,16 @@ impl History {
                 let tag = [None, None, Some(0), Some(1)][self.choices.below(4) as usize];
                 let value = self.values;
                 match (self.choices.below(10), self.known.get(&key)) {
-                    (0, _) => Operation::Set { key, value, ttl, tag, only: Only::Absent },
-                    (1, _) => Operation::Set { key, value, ttl, tag, only: Only::Present },
+                    (0, _) => Operation::Set { key, value, ttl, tag, only: Only::Absent, restored: None },
+                    (1, _) => Operation::Set { key, value, ttl, tag, only: Only::Present, restored: None },
                     (2 | 3, Some(&(with, generation))) => Operation::Compare { key, value, with, generation },
-                    _ => Operation::Set { key, value, ttl, tag, only: Only::Always },
+                    _ => {
+                        // As it came from elsewhere, with the deadline it had there.
+                        let deadline =
+                            || ttl.map_or(u64::MAX, |ttl| self.clock.now().as_millis() + ttl * 1_000);
+                        let restored = self.choices.once_in(6).then(deadline);
+                        Operation::Set { key, value, ttl, tag, only: Only::Always, restored }
+                    }
                 }
             }
             16 if self.choices.once_in(3) => Operation::GetAndTouch { key, ttl: 5 },
@@ -386,6 +396,7 @@ impl History {
                 let levels = self.levels();
                 Operation::Flush(levels[self.choices.below(levels.len() as u32) as usize])
             }
+            39 => Operation::Resize([200, 400, 800, 100_000][self.choices.below(4) as usize]),
             _ => Operation::Clear,
         }
     }
@@ -981,6 +992,20 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
             Outcome::RemovedEach(removed.iter().map(|removed| !removed.degraded.is_empty()).collect())
         }),
         Operation::Contains(key) => manager.contains(name(key)).await.map(|_| Outcome::Nothing),
+        Operation::Set { key, value, tag, only, restored: Some(deadline), .. } => {
+            let mut entry = Entry::new(format!("{value}"), Generation::ZERO, Timestamp::EPOCH);
+            entry.deadline = Timestamp::from_millis(deadline);
+            entry.explicit_ttl = !entry.deadline.is_never();
+            if let Some(tag) = tag {
+                entry.extras_mut().tags.insert("t".into(), tag.to_string());
+            }
+            manager.restore(name(key), entry, only != Only::Absent).await.map(|restored| match restored {
+                Restored::Stored(written) => {
+                    Outcome::Wrote { stored: written.stored, degraded: !written.degraded.is_empty() }
+                }
+                Restored::Present | Restored::Expired => Outcome::Wrote { stored: false, degraded: false },
+            })
+        }
         Operation::Compare { key, value, generation, .. } => manager
             .compare_and_set(name(key), Generation::new(generation), format!("{value}"))
             .await
@@ -989,7 +1014,7 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
             .get_and_touch(name(key), Duration::from_secs(ttl))
             .await
             .map(|entry| Outcome::Value(entry.map(|entry| number(&entry.value)), None)),
-        Operation::Set { key, value, ttl, tag, only } => {
+        Operation::Set { key, value, ttl, tag, only, restored: None } => {
             let mut set = manager.set(name(key), format!("{value}"));
             if let Some(ttl) = ttl {
                 set = set.ttl(Duration::from_secs(ttl));
@@ -1070,6 +1095,10 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
             transaction.await.map(Outcome::Transacted)
         }
         Operation::Settle => manager.settle().await.map(|()| Outcome::Nothing),
+        Operation::Resize(bytes) => {
+            let retune = move |_: Option<&_>| Ok(Retune::new().capacity(Level::Hot, bytes));
+            manager.retune(retune).await.map(|()| Outcome::Nothing)
+        }
         Operation::Prune => manager.prune().await.map(|_| Outcome::Nothing),
     };
     outcome.unwrap_or_else(|error| match error {

@@ -124,4 +124,10 @@ fn counters_are_there_for_threads_without_a_runtime() {
     assert_eq!(cache.incr_with("n", |addition| addition.by(-1)).unwrap(), 2);
     assert_eq!(cache.counter("n").unwrap(), Some(2));
     assert!(cache.remove_counter("n").unwrap());
+    let held = cache.lock("n", Duration::from_secs(60)).unwrap();
+    assert!(cache.try_lock("n", Duration::from_secs(60)).unwrap().is_none());
+    drop(held);
+    drop(cache.lock("n", Duration::from_secs(60)).unwrap());
+    assert!(matches!(cache.transaction(&["k"], |_| Ok(())), Err(Error::Unsupported { .. })));
+    assert_eq!(cache.get_and_touch("k", None).unwrap(), None);
 }

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod cached;
 mod conditions;
 mod counters;
-mod cached;
 mod durability;
 mod keys;
 mod levels;

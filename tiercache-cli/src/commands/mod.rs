@@ -2,6 +2,7 @@ mod config;
 mod counters;
 mod manage;
 mod offline;
+mod transfer;
 mod values;
 
 use std::future::Future;
@@ -20,6 +21,7 @@ pub(crate) async fn run(args: Args) -> Result {
         Command::Init(init) => return config::init(init, args.json),
         Command::Config(what) => return config::config(*what, &args),
         Command::Check { repair } => return offline::check(&args, *repair).await,
+        Command::Migrate(migrate) => return transfer::migrate(&args, migrate).await,
         Command::Stats => return manage::stats(&args).await,
         Command::Serve(serve) => return crate::serve::serve(&args, serve).await,
         _ => {}
@@ -45,12 +47,15 @@ async fn on(target: &Target, args: &Args) -> Result {
         Command::Counter(counter) => counters::counter(target, counter, json).await,
         Command::Keys(keys) => manage::keys(target, keys, json).await,
         Command::Prune => manage::prune(target, json).await,
+        Command::Export(export) => transfer::export(target, export, json).await,
+        Command::Import(import) => transfer::import(target, import, json).await,
         Command::Clear(what) => manage::clear(target, what, json).await,
         // Done before the cache was opened.
         Command::Init(_)
         | Command::Config(_)
         | Command::Stats
         | Command::Check { .. }
+        | Command::Migrate(_)
         | Command::Serve(_) => Ok(Outcome::Done),
     }
 }

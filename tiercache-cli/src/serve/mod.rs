@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use tiercache::CacheManager;
+use tiercache::{CacheManager, Reload as _};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, oneshot};
@@ -67,9 +67,14 @@ pub(crate) async fn serve(args: &Args, serve: &ServeArgs) -> Result {
             let _ = stopped.await;
         });
     let mut server = tokio::spawn(server.into_future());
-    let early = tokio::select! {
-        () = signals.next() => None,
-        ended = &mut server => Some(ended),
+    let early = loop {
+        tokio::select! {
+            told = signals.next() => match told {
+                Told::Stop => break None,
+                Told::Reload => reload(&cache, args).await,
+            },
+            ended = &mut server => break Some(ended),
+        }
     };
     let began = Instant::now();
     drop(stop);
@@ -85,7 +90,7 @@ pub(crate) async fn serve(args: &Args, serve: &ServeArgs) -> Result {
     let left = serve.drain.saturating_sub(began.elapsed());
     tokio::select! {
         outcome = close(&cache, left, args.json) => outcome,
-        () = signals.next() => Err(Failure::backend("stopped before RAM had sunk to disk: what only RAM held is lost")),
+        () = signals.stop() => Err(Failure::backend("stopped before RAM had sunk to disk: what only RAM held is lost")),
     }
 }
 
@@ -132,21 +137,67 @@ fn announce(address: SocketAddr, as_json: bool) {
     }
 }
 
-/// What tells the service to stop.
+/// Goes over to what the configuration says now; what is wrong with it changes nothing.
+async fn reload(cache: &CacheManager, args: &Args) {
+    let reloaded = match target::config(args) {
+        Ok(config) => cache.reload(config).await.map_err(Failure::from),
+        Err(failure) => Err(failure),
+    };
+    let line = match (&reloaded, args.json) {
+        (Ok(changes), false) if changes.is_empty() => "reloaded: nothing has changed".to_owned(),
+        (Ok(changes), false) => {
+            let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+            format!("reloaded: {}", changes.join(", "))
+        }
+        (Ok(changes), true) => {
+            let changed = changes
+                .iter()
+                .map(|change| (change.path.clone(), json!({ "from": change.from, "to": change.to })))
+                .collect::<serde_json::Map<_, _>>();
+            json!({ "reloaded": true, "changed": changed }).to_string()
+        }
+        (Err(failure), false) => format!("not reloaded: {}", failure.message()),
+        (Err(failure), true) => json!({ "reloaded": false, "error": failure.message() }).to_string(),
+    };
+    match reloaded {
+        Ok(_) => tracing::info!("configuration reloaded"),
+        Err(failure) => tracing::error!(error = failure.message(), "configuration not reloaded"),
+    }
+    println!("{line}");
+}
+
+/// What a signal says.
+enum Told {
+    Stop,
+    Reload,
+}
+
+/// What tells the service to stop, or to read its configuration again.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
     fn new() -> Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.hangup.recv() => Told::Reload,
         }
+    }
+
+    /// The next that says so.
+    async fn stop(&mut self) {
+        while !matches!(self.next().await, Told::Stop) {}
     }
 }

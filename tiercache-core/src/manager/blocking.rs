@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Addition, Builder, CacheManager, CloseReport, EntryInfo, Popped, Removed, Set, Stats, Written};
+use super::{
+    Addition, Builder, CacheManager, CloseReport, EntryInfo, LockGuard, Popped, Removed, Set, Stats,
+    Transaction, Written,
+};
 use crate::tracking::{Query, Record};
 use crate::{AsKey, Error, Level, Result};
 
@@ -146,6 +149,46 @@ impl BlockingCache {
     /// As for [`BlockingCache::get`].
     pub fn touch(&self, key: impl AsKey, ttl: impl Into<Option<Duration>>) -> Result<bool> {
         self.wait("touch", self.manager.touch(key, ttl))?
+    }
+
+    /// See [`CacheManager::get_and_touch`].
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::get`].
+    pub fn get_and_touch(
+        &self,
+        key: impl AsKey,
+        ttl: impl Into<Option<Duration>>,
+    ) -> Result<Option<EntryInfo>> {
+        self.wait("get_and_touch", self.manager.get_and_touch(key, ttl))?
+    }
+
+    /// See [`CacheManager::lock`]: waits as long as it takes. Dropping the guard gives the lock back.
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::get`], and as there.
+    pub fn lock(&self, name: impl AsKey, expiry: Duration) -> Result<LockGuard> {
+        self.wait("lock", self.manager.lock(name, expiry).into_future())?
+    }
+
+    /// See [`CacheManager::try_lock`].
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::lock`].
+    pub fn try_lock(&self, name: impl AsKey, expiry: Duration) -> Result<Option<LockGuard>> {
+        self.wait("try_lock", self.manager.try_lock(name, expiry))?
+    }
+
+    /// See [`CacheManager::transaction`].
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::get`], and as there.
+    pub fn transaction<K: AsKey, T: Send + 'static>(
+        &self,
+        keys: &[K],
+        work: impl FnOnce(&mut Transaction<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.wait("transaction", self.manager.transaction(keys, work))?
     }
 
     /// See [`CacheManager::incr`]: adds `by`, which may be negative.

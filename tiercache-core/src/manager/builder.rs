@@ -10,7 +10,7 @@ use super::load::Loads;
 use super::lock::Locks;
 use super::slot::{Limits, Slot};
 use super::stripes::Stripes;
-use super::{CacheManager, Running, Shared};
+use super::{CacheManager, Origin, Running, Shared};
 use crate::bugs::seeded;
 use crate::tracking::NoTracking;
 use crate::{Clock, Error, Generation, Level, Result, Rules, SystemClock, Tier, Tracking};
@@ -43,6 +43,7 @@ pub struct Builder {
     sweep_every: Option<Duration>,
     max_loads: Option<usize>,
     max_refreshes: Option<usize>,
+    origin: Option<Origin>,
     manual: bool,
 }
 
@@ -131,6 +132,12 @@ impl Builder {
         self
     }
 
+    /// What the cache is made from, for whoever makes it: [`CacheManager::retune`] hands it back.
+    pub fn origin(mut self, origin: Origin) -> Self {
+        self.origin = Some(origin);
+        self
+    }
+
     /// Nothing runs on its own: sinking, sweeping and tracking happen in [`CacheManager::settle`] and
     /// [`CacheManager::prune`] only. For tests that decide the order of everything.
     #[cfg(any(test, feature = "testing"))]
@@ -196,6 +203,8 @@ impl Builder {
             ),
             write: self.write,
             counters: self.counters,
+            sweep_every: watch::Sender::new(self.sweep_every.unwrap_or(Duration::from_secs(1))),
+            origin: tokio::sync::Mutex::new(self.origin),
             closed: AtomicBool::new(false),
             invalidating: AtomicUsize::new(0),
             cleaning: AtomicUsize::new(0),
@@ -205,7 +214,7 @@ impl Builder {
             slot.tier.attach(Arc::new(shared.chute(slot.level)));
         }
         if !self.manual {
-            shared.start(&stopped, self.sweep_every.unwrap_or(Duration::from_secs(1)));
+            shared.start(&stopped);
         }
         Ok(CacheManager { shared, namespace: "".into(), _running: Arc::new(Running(stop)) })
     }

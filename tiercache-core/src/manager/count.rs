@@ -70,7 +70,7 @@ impl CacheManager {
         let (slot, counting) = self.shared.home()?;
         self.shared.check_counter(slot, &key)?;
         let now = self.shared.flow.now();
-        slot.call("counter", slot.limits.read_timeout, counting.counter(&key, now)).await
+        slot.call("counter", slot.limits().read_timeout, counting.counter(&key, now)).await
     }
 
     /// Forgets the counter of `key`: the next addition begins anew. Returns whether there was one.
@@ -191,7 +191,7 @@ impl Shared {
             asked.store(true, Ordering::Relaxed);
             change.await
         };
-        let result = slot.call(op, slot.limits.write_timeout, call).await;
+        let result = slot.call(op, slot.limits().write_timeout, call).await;
         result.map_err(|error| match error {
             Error::Unavailable { .. } | Error::TimedOut { .. } | Error::Panicked { .. }
                 if asked.load(Ordering::Relaxed) =>

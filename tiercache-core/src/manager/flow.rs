@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
+
 use super::counters::{Count, Counters};
 use super::fences::Fences;
 use super::pending::{Item, Pending};
@@ -22,7 +24,8 @@ pub(super) struct Flow {
     pub(super) clock: Arc<dyn Clock>,
     /// The clock's coarse time, at hand without a call.
     pub(super) coarse: Arc<AtomicU64>,
-    pub(super) rules: Rules,
+    /// Exchanged whole: who decides by them sees the old ones or the new ones.
+    pub(super) rules: ArcSwap<Rules>,
     pub(super) fences: Arc<Fences>,
     pub(super) pending: Pending,
     pub(super) counters: Counters,
@@ -43,7 +46,7 @@ impl Flow {
         Self {
             coarse: clock.coarse(),
             clock,
-            rules,
+            rules: ArcSwap::from_pointee(rules),
             fences: Arc::default(),
             pending: Pending::new(pending_bytes),
             counters: Counters::default(),
@@ -93,7 +96,7 @@ impl Flow {
         let stay = if last && entry.explicit_ttl {
             crate::Stay::Forever
         } else {
-            self.rules.stay(level, entry.stay(level), entry.tags())
+            self.rules.load().stay(level, entry.stay(level), entry.tags())
         };
         Hold { now, stay }
     }

@@ -167,7 +167,7 @@ impl Keys {
                     });
                 };
                 let list = listing.list(query.namespace.as_deref(), after.take(), PAGE);
-                let page = slot.call("list", slot.limits.write_timeout, list).await?;
+                let page = slot.call("list", slot.limits().write_timeout, list).await?;
                 for listed in page.entries {
                     let above = shared
                         .slots()

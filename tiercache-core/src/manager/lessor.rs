@@ -72,7 +72,7 @@ impl Shared {
             Lessor::Level(level) => {
                 let slot = self.slot(*level).ok_or_else(gone)?;
                 let leases = slot.tier.leasing().ok_or_else(gone)?;
-                slot.call(op, slot.limits.write_timeout, call(leases)).await
+                slot.call(op, slot.limits().write_timeout, call(leases)).await
             }
             Lessor::Tracking => {
                 let tracking = self.flow.recorder.tracking();

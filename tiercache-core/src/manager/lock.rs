@@ -341,9 +341,10 @@ impl Locks {
     }
 
     /// Has every lock released, and waits for that a little.
-    pub(super) async fn end(&self) {
+    pub(super) async fn end(&self, deadline: Duration) {
         self.ending.send_replace(true);
-        let _ = tokio::time::timeout(PARTING, self.ending.closed()).await;
+        // What is not released by then ends by itself.
+        let _ = tokio::time::timeout(deadline.min(PARTING), self.ending.closed()).await;
     }
 }
 

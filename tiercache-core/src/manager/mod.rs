@@ -21,12 +21,14 @@ mod pending;
 mod read;
 mod recorder;
 mod remove;
+mod retune;
 mod set;
 mod sink;
 mod slot;
 mod stats;
 mod stripes;
 mod transaction;
+mod transfer;
 mod typed;
 mod write;
 
@@ -43,15 +45,17 @@ pub use keys::Keys;
 pub(crate) use load::memo;
 pub use load::{
     Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of, Plain, Raw,
-    Reason, Served, Told, View,
+    Reason, Served, Told, View, Warm, Warmed,
 };
 pub use lock::{Lock, LockGuard};
 pub use read::EntryInfo;
 pub use remove::{Popped, Removed};
+pub use retune::{Origin, Retune};
 pub use set::Set;
 pub use slot::Limits;
 pub use stats::{LevelStats, Stats};
 pub use transaction::{Transaction, Value};
+pub use transfer::{Restored, Scan};
 pub use typed::TypedCache;
 pub use write::Written;
 
@@ -86,6 +90,10 @@ pub(crate) struct Shared {
     counters: Option<Level>,
     lessor: Lessor,
     locks: Locks,
+    /// How often levels are swept.
+    sweep_every: watch::Sender<std::time::Duration>,
+    /// What the cache was made from. Held while that changes.
+    origin: tokio::sync::Mutex<Option<Origin>>,
     closed: AtomicBool,
     /// Invalidations of many that some level has not made durable yet. Their fences are not forgotten.
     invalidating: AtomicUsize,

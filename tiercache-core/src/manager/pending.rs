@@ -25,7 +25,7 @@ pub(super) struct Pending {
     lanes: [Lane; 3],
     items: AtomicUsize,
     bytes: AtomicU64,
-    limit: u64,
+    limit: AtomicU64,
     /// Told when something left.
     pub(super) room: Notify,
 }
@@ -134,7 +134,7 @@ impl Pending {
             lanes: Default::default(),
             items: AtomicUsize::new(0),
             bytes: AtomicU64::new(0),
-            limit,
+            limit: AtomicU64::new(limit),
             room: Notify::new(),
         }
     }
@@ -166,7 +166,7 @@ impl Pending {
             }
         }
         self.requeue(key, generation, to);
-        if bounded && self.bytes.load(Ordering::Relaxed) > self.limit {
+        if bounded && self.bytes.load(Ordering::Relaxed) > self.limit() {
             self.overflow(to)
         } else {
             Vec::new()
@@ -186,9 +186,19 @@ impl Pending {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    /// The most bytes on their way.
+    pub(super) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Changes it; what is on its way now stays there.
+    pub(super) fn set_limit(&self, bytes: u64) {
+        self.limit.store(bytes, Ordering::Relaxed);
+    }
+
     /// Whether writers should wait for those who write below.
     pub(super) fn is_crowded(&self) -> bool {
-        self.bytes() > self.limit / 2
+        self.bytes() > self.limit() / 2
     }
 
     /// The entry of `key` on its way.
@@ -314,7 +324,7 @@ impl Pending {
     fn overflow(&self, to: Level) -> Vec<(Key, Item)> {
         let mut dropped = Vec::new();
         let mut kept = Vec::new();
-        while self.bytes.load(Ordering::Relaxed) > self.limit {
+        while self.bytes.load(Ordering::Relaxed) > self.limit() {
             let Some((key, generation)) = self.next(to) else { break };
             let mut shard = self.shard(key.hash64());
             match shard.get(&key) {

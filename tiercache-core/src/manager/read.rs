@@ -440,7 +440,7 @@ impl Shared {
 
     /// Asks one level within what is left of the request's time. Trouble is a miss.
     pub(super) async fn read_slot(&self, slot: &Slot, key: &Key, budget: &mut Budget) -> Option<Entry> {
-        let limit = budget.left(slot.limits.read_timeout);
+        let limit = budget.left(slot.limits().read_timeout);
         if limit.is_zero() {
             return None;
         }

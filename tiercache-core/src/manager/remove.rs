@@ -356,7 +356,7 @@ impl Shared {
                     }
                     stripe.floor(hash).max(below)
                 };
-                shared.remove_above(slot, &key, &mut generation, slot.limits.write_timeout).await.map(drop)
+                shared.remove_above(slot, &key, &mut generation, slot.limits().write_timeout).await.map(drop)
             };
             shared.until_it_works(again).await;
             shared.cleaning.fetch_sub(1, Ordering::AcqRel);
@@ -383,7 +383,7 @@ impl Shared {
             let Some(slot) = shared.slot(level) else { return };
             let again = || async {
                 let mut generation = shared.flow.next_generation();
-                let limit = slot.limits.write_timeout;
+                let limit = slot.limits().write_timeout;
                 if let Some(fences) = slot.tier.fences().filter(|_| slot.profile.shared) {
                     generation = slot.call("fence", limit, fences.fence(&Scope::All, generation)).await?;
                     shared.flow.join(slot.tier.name(), generation)?;
@@ -483,7 +483,7 @@ impl Shared {
         scope: &Scope,
         mut generation: Generation,
     ) -> Result<Generation> {
-        let limit = slot.limits.write_timeout;
+        let limit = slot.limits().write_timeout;
         if slot.tier.fences().is_none() {
             let writes = self.stripes.writes_before(generation);
             let waited = async {
@@ -553,7 +553,7 @@ impl Shared {
             writes_to(slot, &writes).await;
             slot.tier.clear(namespace.as_deref(), generation).await
         };
-        let result = slot.call("clear", slot.limits.write_timeout, clearing).await;
+        let result = slot.call("clear", slot.limits().write_timeout, clearing).await;
         // Last, like everywhere: what the level gave up before it was cleared is on its way by now.
         flow.pending
             .discard_where(generation, |key, item| within(key) && (item.from == level || item.to == level));

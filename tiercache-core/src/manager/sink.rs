@@ -41,7 +41,7 @@ enum Attempt {
 
 impl Shared {
     /// Starts everything that runs on its own until `stop` says so.
-    pub(super) fn start(self: &Arc<Self>, stop: &watch::Receiver<bool>, sweep_every: Duration) {
+    pub(super) fn start(self: &Arc<Self>, stop: &watch::Receiver<bool>) {
         for slot in self.slots() {
             let workers = if slot.resident().is_some() { 1 } else { WRITERS };
             for _ in 0..workers {
@@ -51,11 +51,18 @@ impl Shared {
         }
         let shared = self.clone();
         self.run(stop, async move {
-            let mut every = tokio::time::interval(sweep_every);
-            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut period = shared.sweep_every.subscribe();
             loop {
-                every.tick().await;
-                shared.sweep().await;
+                let mut every = tokio::time::interval(*period.borrow_and_update());
+                every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                while !period.has_changed().unwrap_or(false) {
+                    tokio::select! {
+                        _ = period.changed() => break,
+                        _ = every.tick() => {
+                            shared.sweep().await;
+                        }
+                    }
+                }
             }
         });
         if self.flow.recorder.is_enabled() {
@@ -219,7 +226,7 @@ impl Shared {
         for slot in self.slots() {
             let now = flow.now();
             let sweep = slot.tier.sweep(now, &*flow.fences);
-            match slot.call("sweep", slot.limits.write_timeout.max(Duration::from_secs(60)), sweep).await {
+            match slot.call("sweep", slot.limits().write_timeout.max(Duration::from_secs(60)), sweep).await {
                 Ok(done) => swept[slot.level.index()] = done,
                 // The cache was closed since the sweep began: there is nothing to tell anybody.
                 Err(Error::Closed) => {}
@@ -315,7 +322,7 @@ impl super::CacheManager {
         }
         for slot in self.shared.lower_slots().filter(|slot| slot.profile.persistent) {
             // Trouble is logged, and what it leaves behind is as if it had not arrived.
-            let _ = slot.call("sync", slot.limits.write_timeout, slot.tier.sync()).await;
+            let _ = slot.call("sync", slot.limits().write_timeout, slot.tier.sync()).await;
         }
         self.shared.flow.recorder.flush(self.shared.flow.now(), &self.shared.flow.counters).await
     }

@@ -34,7 +34,9 @@ pub(super) struct Slot {
     pub(super) level: Level,
     pub(super) tier: Arc<dyn Tier>,
     pub(super) profile: Profile,
-    pub(super) limits: Limits,
+    /// In nanoseconds: each is read alone, so a change needs no lock.
+    read_timeout: AtomicU64,
+    write_timeout: AtomicU64,
     /// Raised by a flush: what was read from the level before is not published after.
     pub(super) flushed: AtomicU64,
     /// Invalidations of many that have not reached it, once for each.
@@ -55,13 +57,26 @@ impl Slot {
         Self {
             level,
             profile,
-            limits,
+            read_timeout: AtomicU64::new(nanos(limits.read_timeout)),
+            write_timeout: AtomicU64::new(nanos(limits.write_timeout)),
             flushed: AtomicU64::new(0),
             lagging: RwLock::default(),
             breaker: Breaker::default(),
             clock,
             tier,
         }
+    }
+
+    /// How the level answers to trouble now.
+    pub(super) fn limits(&self) -> Limits {
+        let read = |nanos: &AtomicU64| Duration::from_nanos(nanos.load(Ordering::Relaxed));
+        Limits { read_timeout: read(&self.read_timeout), write_timeout: read(&self.write_timeout) }
+    }
+
+    /// From now on; calls that wait already wait as long as they were told to.
+    pub(super) fn set_limits(&self, limits: Limits) {
+        self.read_timeout.store(nanos(limits.read_timeout), Ordering::Relaxed);
+        self.write_timeout.store(nanos(limits.write_timeout), Ordering::Relaxed);
     }
 
     pub(super) fn resident(&self) -> Option<&dyn Resident> {
@@ -96,7 +111,8 @@ impl Slot {
 
     /// How long a removal may take that somebody waits for.
     pub(super) fn removal_timeout(&self) -> Duration {
-        self.limits.write_timeout.min(self.limits.read_timeout.max(Duration::from_secs(1)))
+        let Limits { read_timeout, write_timeout } = self.limits();
+        write_timeout.min(read_timeout.max(Duration::from_secs(1)))
     }
 
     /// Whether the breaker keeps calls away now.
@@ -171,6 +187,11 @@ impl Slot {
         let answers = self.call(op, limit, operation).await;
         answers.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
     }
+}
+
+/// Five hundred years are long enough to wait.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Opens after three failures in a row or a second of nothing else, lets one call through when its time is over, and

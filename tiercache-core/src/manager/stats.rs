@@ -92,7 +92,7 @@ impl CacheManager {
         }
         let mut levels = Vec::new();
         for slot in shared.slots() {
-            let usage = slot.call("usage", slot.limits.read_timeout, slot.tier.usage()).await;
+            let usage = slot.call("usage", slot.limits().read_timeout, slot.tier.usage()).await;
             levels.push(LevelStats {
                 level: slot.level,
                 backend: slot.tier.name(),

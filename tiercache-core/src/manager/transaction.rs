@@ -265,7 +265,7 @@ impl Shared {
                 Ok(())
             }
         };
-        let limit = slot.limits.write_timeout;
+        let limit = slot.limits().write_timeout;
         let whole = async {
             let mut running = std::pin::pin!(level.transact(&first, Box::new(job)));
             match tokio::time::timeout(limit, &mut running).await {

@@ -311,7 +311,7 @@ impl Shared {
             let mut put = self.put_below(slot, &key, &entry, now).await;
             if self.write == Write::Through && matches!(put, Ok(Put::Stored | Put::Unchanged)) {
                 // A level may keep what it took in a buffer of its own for a moment.
-                let synced = slot.call("sync", slot.limits.write_timeout, slot.tier.sync()).await;
+                let synced = slot.call("sync", slot.limits().write_timeout, slot.tier.sync()).await;
                 put = synced.and(put);
             }
             match put {
@@ -431,7 +431,7 @@ impl Shared {
         let (ticket, key, entry) = (&*writing.ticket, writing.ticket.key(), writing.ticket.entry());
         let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
         let result =
-            slot.call("put", slot.limits.write_timeout, slot.tier.put(key, entry, hold, ticket)).await;
+            slot.call("put", slot.limits().write_timeout, slot.tier.put(key, entry, hold, ticket)).await;
         self.judge_write(slot, ticket, result)
     }
 

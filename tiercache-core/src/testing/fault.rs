@@ -9,7 +9,7 @@ use crate::lease::{Claim, Holder, Lease};
 use crate::testing::Op;
 use crate::tier::{
     Call, Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, PutItem, Removal,
-    Resident, Scope, Spill, Swept, Usage, side_by_side,
+    Resident, Scope, Sizing, Spill, Swept, Usage, side_by_side,
 };
 use crate::transaction::Transactions;
 use crate::{Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
@@ -326,6 +326,10 @@ impl Tier for FaultTier {
     /// As they are: nothing befalls transactions.
     fn transactions(&self) -> Option<&dyn Transactions> {
         self.inner.transactions()
+    }
+
+    fn sizing(&self) -> Option<&dyn Sizing> {
+        self.inner.sizing()
     }
 }
 

@@ -9,7 +9,7 @@ use crate::lease::{Claim, Holder, Lease};
 use crate::testing::Op;
 use crate::tier::{
     Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, PutItem, Removal, Resident,
-    Scope, Spill, Swept, Usage,
+    Scope, Sizing, Spill, Swept, Usage,
 };
 use crate::transaction::Transactions;
 use crate::{Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
@@ -214,6 +214,10 @@ impl Tier for GateTier {
     /// As they are: nothing befalls transactions.
     fn transactions(&self) -> Option<&dyn Transactions> {
         self.inner.transactions()
+    }
+
+    fn sizing(&self) -> Option<&dyn Sizing> {
+        self.inner.sizing()
     }
 }
 

@@ -14,10 +14,11 @@ mod secret;
 mod show;
 mod yaml;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tiercache_core::{CacheManager, Clock, Error, Level, Limits, Result, Rules, SystemClock, Tracking};
 
@@ -30,6 +31,7 @@ use crate::registry::Prepared;
 pub use tiercache_core::Secret;
 
 pub(crate) use self::de::read as read_node;
+pub(crate) use self::read::LEVEL_SECTIONS;
 pub(crate) use self::show::{hidden as show_hidden, json as node_json};
 
 /// The largest file that is read.
@@ -44,6 +46,15 @@ pub struct Config {
     settings: Settings,
     effective: serde_json::Map<String, serde_json::Value>,
     given: BTreeSet<String>,
+    secrets: BTreeMap<String, u64>,
+}
+
+/// What a cache was opened with, for a later configuration to be compared with.
+pub(crate) struct Running {
+    /// As it is shown.
+    pub(crate) effective: serde_json::Map<String, serde_json::Value>,
+    /// What is not shown, by path: a hash with keys of this process's own.
+    pub(crate) secrets: BTreeMap<String, u64>,
 }
 
 impl Config {
@@ -115,6 +126,29 @@ impl Config {
         include_str!("default.yaml")
     }
 
+    /// What the file is called.
+    pub(crate) fn file(&self) -> &str {
+        &self.file
+    }
+
+    pub(crate) fn running(&self) -> Running {
+        Running { effective: self.effective.clone(), secrets: self.secrets.clone() }
+    }
+
+    /// How long reads and writes may wait for `level`, where that is given.
+    pub(crate) fn timeouts(&self, level: Level) -> (Option<Duration>, Option<Duration>) {
+        let prepared = self.levels[level.index()].as_ref();
+        prepared.map_or((None, None), |prepared| (prepared.read_timeout, prepared.write_timeout))
+    }
+
+    /// The most bytes on their way down, and how often levels are swept.
+    pub(crate) fn limits(&self) -> (u64, Duration) {
+        (
+            self.settings.pending.unwrap_or(read::PENDING_BYTES),
+            self.settings.sweep.unwrap_or(read::SWEEP_EVERY),
+        )
+    }
+
     /// Opens tracking alone, for a look at what it remembers beside the process that has the levels open.
     ///
     /// # Errors
@@ -131,14 +165,14 @@ impl Config {
     /// Names the section whose backend does not open, and why.
     pub async fn open(self) -> Result<CacheManager> {
         let clock: Arc<dyn Clock> = SystemClock::start();
-        let mut builder =
-            CacheManager::builder().clock(clock.clone()).rules(self.rules).write(self.settings.write);
-        if let Some(bytes) = self.settings.pending {
-            builder = builder.pending_bytes(bytes);
-        }
-        if let Some(every) = self.settings.sweep {
-            builder = builder.sweep_every(every);
-        }
+        let (pending, sweep) = self.limits();
+        let mut builder = CacheManager::builder()
+            .clock(clock.clone())
+            .origin(Arc::new(self.running()))
+            .pending_bytes(pending)
+            .sweep_every(sweep)
+            .rules(self.rules)
+            .write(self.settings.write);
         if let Some(level) = self.settings.counters {
             builder = builder.counters(level);
         }

@@ -1,6 +1,8 @@
 //! What the file may say, apart from the keys that are a backend's own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -9,6 +11,7 @@ use tiercache_core::{Level, Rule, Rules, Stay, Tags, Write};
 use super::error::Problem;
 use super::node::{Key, Kind, Node};
 use super::parts::Part;
+use super::secret::{is_secret, without_credentials};
 use super::{Config, show};
 use crate::registry::Registry;
 use crate::units;
@@ -23,8 +26,8 @@ pub(crate) struct Settings {
 }
 
 /// The manager's own keys, and what they are when they are left out.
-const PENDING: &str = "64MiB";
-const SWEEP: &str = "1s";
+pub(super) const PENDING_BYTES: u64 = 64 << 20;
+pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const TOP_LEVEL: [&str; 8] =
     ["hot_cache", "cold_cache", "dry_cache", "tracking", "write", "pending", "sweep", "counters"];
 
@@ -153,7 +156,28 @@ pub(crate) fn config(root: &Node, registry: &Registry, problems: &mut Vec<Proble
         settings,
         effective,
         given,
+        secrets: secrets(root),
     })
+}
+
+/// What is not shown, by path: of each a hash, with keys that no other process has, to tell whether it changes.
+fn secrets(root: &Node) -> BTreeMap<String, u64> {
+    static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![root];
+    while let Some(node) = waiting.pop() {
+        match &node.kind {
+            Kind::Map(entries) => waiting.extend(entries.iter().map(|(_, value)| value)),
+            Kind::List(items) => waiting.extend(items),
+            Kind::Text(text) | Kind::Expanded(text) | Kind::Number(text) => {
+                if is_secret(node.name()) || without_credentials(text) != *text {
+                    found.insert(node.path.clone(), KEYS.hash_one(text));
+                }
+            }
+            Kind::Null | Kind::Bool(_) => {}
+        }
+    }
+    found
 }
 
 /// The path of every key that stands in the file, in our spelling.
@@ -238,9 +262,8 @@ impl File<'_> {
         let sweep = self.key("sweep").map(Node::duration).and_then(|every| self.note(every));
         let name = WRITES.iter().find(|(_, known)| *known == write).map_or("", |(name, _)| name);
         self.effective.insert("write".into(), json!(name));
-        self.effective
-            .insert("pending".into(), json!(pending.map_or(PENDING.to_owned(), units::format_size)));
-        self.effective.insert("sweep".into(), json!(sweep.map_or(SWEEP.to_owned(), units::format_duration)));
+        self.effective.insert("pending".into(), json!(units::format_size(pending.unwrap_or(PENDING_BYTES))));
+        self.effective.insert("sweep".into(), json!(units::format_duration(sweep.unwrap_or(SWEEP_EVERY))));
         let counters = self.key("counters").map(|node| node.word(&LEVELS));
         let counters = counters.and_then(|level| self.note(level));
         if let Some(level) = counters {

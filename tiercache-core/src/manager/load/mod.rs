@@ -21,6 +21,7 @@ pub(crate) mod memo;
 mod options;
 mod run;
 mod value;
+mod warm;
 
 use std::future::{Future, IntoFuture};
 use std::marker::PhantomData;
@@ -37,6 +38,7 @@ pub use self::options::{Eager, LoadOptions, Loaded};
 pub(super) use self::run::{Failure, Loading, Loads};
 use self::value::sealed;
 pub use self::value::{Loadable, Of, Raw, View};
+pub use self::warm::{Warm, Warmed};
 use super::{CacheManager, TypedCache};
 use crate::{AsKey, BoxError, Error, Key, Level, Result};
 

@@ -553,7 +553,7 @@ impl Shared {
         'again: for _ in 0..MOST_OVERTAKEN {
             for slot in unmarked() {
                 let removal = slot.tier.remove(&leading.key, leading.generation);
-                match slot.call("remove", slot.limits.read_timeout, removal).await {
+                match slot.call("remove", slot.limits().read_timeout, removal).await {
                     Ok(Removal::Done { .. }) => {}
                     Ok(Removal::Behind(ahead)) => {
                         if let Err(error) = self.flow.join(slot.tier.name(), ahead) {

@@ -155,7 +155,7 @@ impl Shared {
             answers[*at] = self.read_slot(slot, key, budget).await;
             return answers;
         }
-        let limit = budget.left(slot.limits.read_timeout);
+        let limit = budget.left(slot.limits().read_timeout);
         if keys.is_empty() || limit.is_zero() {
             return answers;
         }

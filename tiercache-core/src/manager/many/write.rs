@@ -175,7 +175,7 @@ impl Shared {
             let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
             items.push(PutItem { key, entry, hold, permit: &*writing.ticket });
         }
-        let limit = slot.limits.write_timeout;
+        let limit = slot.limits().write_timeout;
         let mut answers = match items.len() {
             0 => Vec::new(),
             count => slot.call_many("put_many", limit, count, slot.tier.put_many(&items)).await,
