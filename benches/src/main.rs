@@ -5,25 +5,30 @@ mod disk;
 mod hits;
 mod hot;
 mod keys;
+mod load;
 mod measure;
 mod memory;
+#[cfg(feature = "remote")]
+mod remote;
 
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-cargo xtask bench hot|disk|memory|hits [--json] [--only KIND=NAME,…] [FILE…]
+cargo xtask bench hot|load|disk|memory|hits|remote [--json] [--only KIND=NAME,…] [FILE…]
 
   hot      a hit, a miss, a set, a promotion in RAM, beside other caches and frameworks
+  load     hits, misses and herds of loads through the cache
   disk     gets and puts of the disk level, beside databases and the machine's own limits
   memory   bytes of RAM per entry
   hits     hit ratios on traces, one key per line; without a file on made-up ones
+  remote   levels in other processes beside their clients, and batches beside single calls
 
   --json         one object per line
-  --only         only these, KIND being case, keys, contender or threads; may be given once per kind
+  --only         only these, KIND being case, keys, contender, threads or backend; may be given once per kind
 ";
 
 /// What was asked for.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
     pub(crate) json: bool,
     only: Vec<(String, String)>,
@@ -65,7 +70,10 @@ fn main() -> ExitCode {
         Some("disk") => disk::run(&options),
         Some("hits") => hits::run(&options),
         Some("hot") => hot::run(&options),
+        Some("load") => load::run(&options),
         Some("memory") => memory::run(&options),
+        #[cfg(feature = "remote")]
+        Some("remote") => remote::run(&options),
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);

@@ -7,6 +7,25 @@ use serde_json::json;
 
 use crate::allocations;
 
+/// A pass that has begun.
+pub(crate) struct Begun {
+    allocated: u64,
+    cpu: Duration,
+    wall: Instant,
+}
+
+impl Begun {
+    /// Its end, after that many operations.
+    pub(crate) fn end(self, operations: usize) -> Pass {
+        Pass {
+            operations: operations as u64,
+            wall: self.wall.elapsed(),
+            cpu: thread_time() - self.cpu,
+            allocations: allocations::count() - self.allocated,
+        }
+    }
+}
+
 /// What one pass of many operations took.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Pass {
@@ -20,14 +39,14 @@ pub(crate) struct Pass {
 impl Pass {
     /// Measures `work`, which tells how many operations it did.
     pub(crate) fn of(work: impl FnOnce() -> usize) -> Self {
-        let (allocated, cpu, wall) = (allocations::count(), thread_time(), Instant::now());
-        let operations = work() as u64;
-        Self {
-            operations,
-            wall: wall.elapsed(),
-            cpu: thread_time() - cpu,
-            allocations: allocations::count() - allocated,
-        }
+        let begun = Self::begin();
+        let operations = work();
+        begun.end(operations)
+    }
+
+    /// A pass that begins on this thread.
+    pub(crate) fn begin() -> Begun {
+        Begun { allocated: allocations::count(), cpu: thread_time(), wall: Instant::now() }
     }
 
     pub(crate) fn cpu_ns(&self) -> f64 {

@@ -28,6 +28,13 @@ fn code_without_a_runtime_uses_the_same_cache() {
 }
 
 #[test]
+fn a_cached_function_runs_once_for_what_it_is_asked_twice() {
+    let said = run(env!("CARGO_BIN_EXE_cached"), &[]);
+    let asked = "42: Some(\"Ada\")\n42: Some(\"Ada\")\n7: None\n7: None\n2 queries\n";
+    assert_eq!(said, format!("{asked}42: Some(\"Ada Lovelace\")\n3 queries\n"));
+}
+
+#[test]
 fn a_backend_of_ones_own_takes_fewer_than_80_lines() {
     assert_eq!(run(env!("CARGO_BIN_EXE_custom_backend"), &[]), "Some(Dry)\n");
     assert!(include_str!("../custom_backend.rs").lines().count() < 80);

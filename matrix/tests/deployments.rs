@@ -63,7 +63,7 @@ async fn several_processes_with_sqlite() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn several_processes_with_memcached() {
-    let Some(backend) = Backend::start("memcached") else { return };
+    let Some(backend) = Backend::start("memcached").await else { return };
     let values = [("${MEMCACHED:-127.0.0.1:11211}", &*backend.proxy().address())];
     let cache = open("memcached.yaml", &values).await;
     serves(cache, "memcached.yaml").await;
@@ -71,7 +71,7 @@ async fn several_processes_with_memcached() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ram_and_redis_with_tracking() {
-    let Some(backend) = Backend::start("redis") else { return };
+    let Some(backend) = Backend::start("redis").await else { return };
     let url = format!("redis://{}/0", backend.proxy().address());
     let cache = open("redis.yaml", &[("${REDIS:-redis://127.0.0.1:6379/0}", &url)]).await;
     serves(cache, "redis.yaml").await;
@@ -79,7 +79,7 @@ async fn ram_and_redis_with_tracking() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ram_a_disk_and_a_bucket() {
-    let Some(backend) = Backend::start("s3") else { return };
+    let Some(backend) = Backend::start("s3").await else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().display().to_string();
     let url = format!("http://{}", backend.proxy().address());
@@ -93,32 +93,8 @@ async fn ram_a_disk_and_a_bucket() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ram_and_mongodb_with_tracking() {
-    let Some(backend) = Backend::start("mongodb") else { return };
+    let Some(backend) = Backend::start("mongodb").await else { return };
     let uri = format!("mongodb://{}/?directConnection=true", backend.proxy().address());
     let cache = open("mongodb.yaml", &[("${MONGODB:-mongodb://127.0.0.1:27017}", &uri)]).await;
     serves(cache, "mongodb.yaml").await;
-}
-
-/// The word that stands in every place for a secret.
-const WORD: &str = "s3ntinel-pa55word";
-
-#[test]
-fn no_secret_is_shown() {
-    let text = format!(
-        "hot_cache: {{ backend: redis, url: \"redis://user:{WORD}@127.0.0.1/0\" }}\n\
-         cold_cache: {{ backend: mongodb, uri: \"mongodb://user:{WORD}@127.0.0.1\", \
-         encryption: {{ key: \"{WORD}\" }} }}\n\
-         dry_cache: {{ backend: s3, bucket: b, access_key: \"{WORD}\", secret_key: \"{WORD}\", \
-         session_token: \"{WORD}\" }}\n\
-         tracking: {{ backend: postgres, url: \"postgres://user:{WORD}@127.0.0.1/db\" }}\n\
-         redis: {{ password: \"{WORD}\", sentinel_password: \"{WORD}\" }}\n\
-         mongodb: {{ password: \"{WORD}\" }}\n\
-         postgres: {{ password: \"{WORD}\" }}"
-    );
-    let shown = match Config::parse(&text, &Registry::builtin()) {
-        Ok(config) => format!("{config:?}\n{}", config.to_yaml()),
-        Err(error) => format!("{error}\n{error:?}"),
-    };
-    assert!(!shown.contains(WORD), "{shown}");
-    assert!(shown.len() > 100, "{shown}");
 }

@@ -6,11 +6,11 @@ use tiercache::{CacheManager, Level};
 use tiercache_matrix::{BACKENDS, Backend, open};
 
 async fn stands_everywhere(name: &'static str) {
-    let Some(backend) = Backend::start(name) else { return };
+    let Some(backend) = Backend::start(name).await else { return };
     for (at, level) in Level::ALL.into_iter().enumerate() {
         let mut sections =
             ["{ backend: none }".to_owned(), "{ backend: none }".into(), "{ backend: none }".into()];
-        sections[at] = backend.section();
+        sections[at] = backend.section("ttl: null");
         let [hot, cold, dry] = &sections;
         let text = format!(
             "hot_cache: {hot}\ncold_cache: {cold}\ndry_cache: {dry}\ntracking: {{ backend: memory }}"

@@ -33,8 +33,11 @@ pub(crate) fn skipped(what: &str, remedy: &str) {
     note(&line);
 }
 
-/// Says loudly that a test is left out.
-pub(crate) fn note(line: &str) {
+/// Says loudly that a test, or a part of it, is left out: `line` begins with `SKIPPED: `.
+///
+/// # Panics
+/// When the file that `TIERCACHE_TEST_SKIPPED` names cannot be appended to.
+pub fn note(line: &str) {
     eprintln!("{line}");
     if let Some(path) = variable("TIERCACHE_TEST_SKIPPED") {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);

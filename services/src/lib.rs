@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod certificates;
 mod container;
 mod find;
 mod launch;
@@ -12,8 +13,10 @@ mod proxy;
 mod redis;
 mod server;
 
+pub use certificates::Certificates;
+pub use find::note;
 pub use memcached::Memcached;
-pub use mongo::{MongoSim, Mongod};
+pub use mongo::{MongoSim, Mongod, Refusal};
 pub use moto::Moto;
 pub use postgres::Postgres;
 pub use proxy::{Fault, Proxy};

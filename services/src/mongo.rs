@@ -27,6 +27,28 @@ impl MongoSim {
         format!("mongodb://{}", self.address())
     }
 
+    /// From here on fails the commands that `refusal` names, or all of them.
+    pub fn refuse(&self, refusal: Refusal) {
+        let text = match refusal {
+            Refusal::Everyone => {
+                r#"{"code": 13, "codeName": "Unauthorized", "errmsg": "command requires authentication"}"#
+            }
+            Refusal::Writes => {
+                r#"{"code": 14031, "codeName": "OutOfDiskSpace", "errmsg": "available disk space is less than required",
+                    "commands": ["insert", "update", "findAndModify"]}"#
+            }
+        };
+        // Renamed, so that no half of it is read.
+        let (fresh, file) = (self.dir().join("refusing.new"), self.dir().join("refusing"));
+        std::fs::write(&fresh, text).expect("the folder is ours");
+        std::fs::rename(fresh, file).expect("the folder is ours");
+    }
+
+    /// Ends what [`MongoSim::refuse`] began.
+    pub fn admit(&self) {
+        let _ = std::fs::remove_file(self.dir().join("refusing"));
+    }
+
     fn run(data: &str) -> Option<Self> {
         let python = find::python("nx_27017").or_else(|| {
             let remedy =
@@ -45,6 +67,15 @@ impl MongoSim {
             Recipe::new(python, [&place[..], &alone].concat().into_iter().map(str::to_owned).collect())
         })))
     }
+}
+
+/// What the simulator refuses, as MongoDB does where it must.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// All that comes, since it comes from nobody who may: code 13.
+    Everyone,
+    /// What would take room, since there is none: code 14031.
+    Writes,
 }
 
 impl Deref for MongoSim {

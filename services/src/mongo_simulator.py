@@ -4,6 +4,7 @@ where it would not.
 Arguments are nx-27017's own: --db memory --host 127.0.0.1 -p PORT.
 """
 
+import json
 import threading
 
 from bson import ObjectId
@@ -59,6 +60,23 @@ def undotted(parse):
     return parsed
 
 
+# What anyone may say.
+GREETINGS = {"hello", "isMaster", "ismaster"}
+
+
+def refusal(message):
+    """What the file `refusing` says to answer, for the commands that it names: all of them if it names none."""
+    try:
+        with open("refusing", encoding="utf-8") as file:
+            said = json.load(file)
+    except FileNotFoundError:
+        return None
+    names = [next(iter(body), "") for kind, body in message.get("sections", ()) if kind == "body"]
+    if set(names) & GREETINGS or ("commands" in said and not set(names) & set(said["commands"])):
+        return None
+    return {"ok": 0, "code": said["code"], "errmsg": said["errmsg"], "codeName": said["codeName"]}
+
+
 # What findAndModify failed with: it answers as if it had found nothing.
 failed = threading.local()
 
@@ -80,6 +98,9 @@ def coded(handle):
     """Gives errors the code that drivers want, and findAndModify its errors."""
 
     def handled(self, message):
+        reply = refusal(message)
+        if reply is not None:
+            return message["request_id"], reply
         failed.error = None
         request, reply = handle(self, message)
         if failed.error is not None and reply.get("ok") == 1 and reply.get("value", 0) is None:

@@ -43,7 +43,21 @@ impl Moto {
 
     /// Makes it forget everything.
     pub fn wipe(&self) {
-        let status = ask(self.address(), "POST", "/moto-api/reset").expect("moto answers");
+        self.post("/moto-api/reset", "");
+    }
+
+    /// From here on it verifies who asks, and knows nobody.
+    pub fn refuse_everyone(&self) {
+        self.post("/moto-api/reset-auth", "0");
+    }
+
+    /// Takes any credentials again.
+    pub fn admit_everyone(&self) {
+        self.post("/moto-api/reset-auth", "inf");
+    }
+
+    fn post(&self, path: &str, body: &str) {
+        let status = ask(self.address(), "POST", path, body).expect("moto answers");
         assert!(status.starts_with("HTTP/1.1 200"), "{status}");
     }
 }
@@ -57,13 +71,13 @@ impl Deref for Moto {
 }
 
 fn answers(address: &str) -> bool {
-    ask(address, "GET", "/moto-api/data.json").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    ask(address, "GET", "/moto-api/data.json", "").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }
 
-fn ask(address: &str, method: &str, path: &str) -> std::io::Result<String> {
+fn ask(address: &str, method: &str, path: &str, body: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\n");
-    stream.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes())?;
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n", body.len());
+    stream.write_all(format!("{head}Connection: close\r\n\r\n{body}").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)

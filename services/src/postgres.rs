@@ -2,11 +2,13 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use rustix::process::Signal;
 
+use crate::certificates::Certificates;
 use crate::container::Image;
 use crate::server::{Recipe, Server};
 use crate::{find, launch, port};
@@ -44,21 +46,32 @@ impl Postgres {
     pub fn start_with(args: &[&str]) -> Option<Self> {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let server = match programs() {
-            Some(programs) => Server::start("postgres", |port, dir| {
-                let data = dir.join("data");
-                copy(&template(&programs), &data);
-                let (data, port) = (data.display().to_string(), port.to_string());
-                // No unix socket: only loopback.
-                let own = ["-D", &data, "-h", "127.0.0.1", "-p", &port, "-k", "", "-F"].map(str::to_owned);
-                let args = [own.to_vec(), args].concat();
-                let recipe = Recipe::new(programs.join("postgres"), args);
-                // An orderly end also frees its piece of shared memory.
-                Recipe { user: Some(USER), stop: Signal::INT, ready: answers, ..recipe }
-            }),
+            Some(programs) => server(&programs, |_| args),
             None => Server::contained("postgres", IMAGE, &args, answers).or_else(missing)?,
         };
+        Some(Self::at(server))
+    }
+
+    /// One of this test's own that speaks TLS too, and the certificates it has.
+    pub fn with_tls() -> Option<(Self, Certificates)> {
+        let programs = programs().or_else(missing)?;
+        let mut made = None;
+        let server = server(&programs, |dir| {
+            made = Certificates::make(dir);
+            let Some(Certificates { server, key, .. }) = &made else { return vec![] };
+            // It takes only a key that nobody else can read.
+            fs::set_permissions(key, fs::Permissions::from_mode(0o600)).expect("the key is ours");
+            give_away(key);
+            let files =
+                [format!("ssl_cert_file={}", server.display()), format!("ssl_key_file={}", key.display())];
+            ["ssl=on".to_owned()].into_iter().chain(files).flat_map(|set| ["-c".to_owned(), set]).collect()
+        });
+        Some((Self::at(server), made?))
+    }
+
+    fn at(server: Server) -> Self {
         let url = format!("postgres://postgres@{}/postgres", server.address());
-        Some(Self { server, url })
+        Self { server, url }
     }
 
     /// Its URL.
@@ -72,6 +85,27 @@ impl Deref for Postgres {
 
     fn deref(&self) -> &Server {
         &self.server
+    }
+}
+
+fn server(programs: &Path, args: impl FnOnce(&Path) -> Vec<String>) -> Server {
+    Server::start("postgres", |port, dir| {
+        let data = dir.join("data");
+        copy(&template(programs), &data);
+        let (data, port) = (data.display().to_string(), port.to_string());
+        // No unix socket: only loopback.
+        let own = ["-D", &data, "-h", "127.0.0.1", "-p", &port, "-k", "", "-F"].map(str::to_owned);
+        let args = [own.to_vec(), args(dir)].concat();
+        let recipe = Recipe::new(programs.join("postgres"), args);
+        // An orderly end also frees its piece of shared memory.
+        Recipe { user: Some(USER), stop: Signal::INT, ready: answers, ..recipe }
+    })
+}
+
+/// To who runs the server when root would.
+fn give_away(path: &Path) {
+    if let Some((user, group)) = launch::ids_of(USER).filter(|_| rustix::process::getuid().is_root()) {
+        std::os::unix::fs::chown(path, Some(user), Some(group)).expect("root may give it away");
     }
 }
 
@@ -101,9 +135,7 @@ fn template(programs: &Path) -> PathBuf {
         let part = base.join(format!("{version}.part"));
         let _ = fs::remove_dir_all(&part);
         fs::create_dir(&part).expect("a folder can be made");
-        if let Some((user, group)) = launch::ids_of(USER).filter(|_| rustix::process::getuid().is_root()) {
-            std::os::unix::fs::chown(&part, Some(user), Some(group)).expect("root may give it away");
-        }
+        give_away(&part);
         let mut initdb = launch::command(&programs.join("initdb"), Some(USER), "KILL");
         initdb.arg("-D").arg(&part).args(["-U", "postgres", "-A", "trust", "-E", "UTF8"]);
         initdb.args(["--locale=C.UTF-8", "--no-sync"]).current_dir("/");

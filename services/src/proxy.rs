@@ -35,6 +35,11 @@ pub enum Fault {
     Reset,
     /// On each connection one bit of that one of the further bytes of answers, counted from 0, is turned.
     Corrupt(usize),
+    /// A request that begins with the first is answered with the second and not passed on, and its connection ends.
+    Answer(&'static str, &'static str),
+    /// A request whose first piece has this in it is neither passed on nor answered, and its connection ends with the
+    /// fault. [`Proxy::held`] counts them.
+    Hold(&'static str),
 }
 
 /// A TCP proxy on a loopback port that ends with this value. It runs on a thread of its own, so that it goes on
@@ -50,6 +55,7 @@ pub struct Proxy {
 struct Counts {
     opened: AtomicUsize,
     open: AtomicUsize,
+    held: AtomicUsize,
 }
 
 impl Proxy {
@@ -89,6 +95,11 @@ impl Proxy {
         self.counts.opened.load(Ordering::SeqCst)
     }
 
+    /// Requests that were ever held.
+    pub fn held(&self) -> usize {
+        self.counts.held.load(Ordering::SeqCst)
+    }
+
     /// Connections that are open.
     pub fn open(&self) -> usize {
         self.counts.open.load(Ordering::SeqCst)
@@ -123,7 +134,7 @@ async fn serve(
                 let (target, fault, counts) = (target.clone(), fault.clone(), counts.clone());
                 tokio::spawn(async move {
                     counts.open.fetch_add(1, Ordering::SeqCst);
-                    relay(client, &target, fault).await;
+                    relay(client, &target, fault, &counts).await;
                     counts.open.fetch_sub(1, Ordering::SeqCst);
                 });
             }
@@ -157,9 +168,13 @@ async fn accept(listener: Option<&TcpListener>) -> TcpStream {
 enum End {
     Cut,
     Reset,
+    Answered(&'static str),
 }
 
-async fn relay(mut client: TcpStream, target: &str, mut fault: watch::Receiver<Fault>) {
+/// How long a client may go on sending what is not listened to.
+const DRAIN: Duration = Duration::from_secs(1);
+
+async fn relay(mut client: TcpStream, target: &str, mut fault: watch::Receiver<Fault>, counts: &Counts) {
     let Ok(mut server) = TcpStream::connect(target).await else {
         let _ = client.set_zero_linger();
         return;
@@ -169,15 +184,28 @@ async fn relay(mut client: TcpStream, target: &str, mut fault: watch::Receiver<F
     let outcome = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
-        let requests = pump(from_client, to_server, Way::Request, fault.clone());
-        let answers = pump(from_server, to_client, Way::Answer, fault.clone());
+        let requests = pump(from_client, to_server, Way::Request, fault.clone(), counts);
+        let answers = pump(from_server, to_client, Way::Answer, fault.clone(), counts);
         tokio::select! {
             outcome = async { tokio::try_join!(requests, answers) } => outcome.err(),
             () = torn(fault) => Some(End::Reset),
         }
     };
-    if let Some(End::Reset) = outcome {
-        let _ = (client.set_zero_linger(), server.set_zero_linger());
+    match outcome {
+        Some(End::Reset) => {
+            let _ = (client.set_zero_linger(), server.set_zero_linger());
+        }
+        Some(End::Answered(answer)) => {
+            let _ = client.write_all(answer.as_bytes()).await;
+            let _ = client.shutdown().await;
+            // Read to its end: a client whose connection closes while it writes may never see the answer.
+            let mut rest = [0; 4096];
+            let _ = tokio::time::timeout(DRAIN, async {
+                while matches!(client.read(&mut rest).await, Ok(1..)) {}
+            })
+            .await;
+        }
+        Some(End::Cut) | None => {}
     }
 }
 
@@ -201,6 +229,7 @@ async fn pump(
     mut to: WriteHalf<'_>,
     way: Way,
     mut faults: watch::Receiver<Fault>,
+    counts: &Counts,
 ) -> Result<(), End> {
     let mut buffer = vec![0; 64 << 10];
     let mut passed = 0;
@@ -219,7 +248,7 @@ async fn pump(
             Ok(count) => &mut buffer[..count],
             Err(_) => return Err(End::Reset),
         };
-        deliver(piece, &mut passed, &mut to, way, &mut faults).await?;
+        deliver(piece, &mut passed, &mut to, way, &mut faults, counts).await?;
     }
 }
 
@@ -229,6 +258,7 @@ async fn deliver(
     to: &mut WriteHalf<'_>,
     way: Way,
     faults: &mut watch::Receiver<Fault>,
+    counts: &Counts,
 ) -> Result<(), End> {
     // A fault that came while this piece was read holds for it.
     let fault = loop {
@@ -244,6 +274,16 @@ async fn deliver(
     let failed = |_: io::Error| End::Reset;
     match (fault, way) {
         (Fault::Reset, Way::Answer) => return Err(End::Reset),
+        (Fault::Answer(begins, answer), Way::Request) if piece.starts_with(begins.as_bytes()) => {
+            return Err(End::Answered(answer));
+        }
+        (Fault::Hold(text), Way::Request)
+            if piece.windows(text.len()).any(|part| part == text.as_bytes()) =>
+        {
+            counts.held.fetch_add(1, Ordering::SeqCst);
+            let _ = faults.changed().await;
+            return Err(End::Cut);
+        }
         (Fault::Delay(late), Way::Answer) => tokio::time::sleep(late).await,
         (Fault::OneByte, _) => {
             for byte in piece {

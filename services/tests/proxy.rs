@@ -1,6 +1,6 @@
 //! The proxy against a server that sends back what it gets.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -134,4 +134,33 @@ fn one_bit_of_one_byte_of_each_connection_is_turned() {
         assert_eq!(exchange(&mut stream, b"aaaa").unwrap(), b"aa`a");
         assert_eq!(exchange(&mut stream, b"aaaa").unwrap(), b"aaaa");
     }
+}
+
+#[test]
+fn a_request_that_is_answered_here_does_not_pass_and_others_do() {
+    let proxy = echo();
+    proxy.set(Fault::Answer("PUT ", "no room"));
+    assert_eq!(exchange(&mut connect(&proxy), b"GET x").unwrap(), b"GET x");
+    let mut stream = connect(&proxy);
+    stream.write_all(b"PUT x").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "no room");
+    proxy.set(Fault::Pass);
+    assert_eq!(exchange(&mut connect(&proxy), b"PUT x").unwrap(), b"PUT x");
+}
+
+#[test]
+fn a_request_that_is_held_is_never_carried_out() {
+    let proxy = echo();
+    proxy.set(Fault::Hold("part=2"));
+    assert_eq!(exchange(&mut connect(&proxy), b"PUT x?part=1").unwrap(), b"PUT x?part=1");
+    let mut stream = connect(&proxy);
+    stream.write_all(b"PUT x?part=2").unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    assert_ne!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(proxy.held(), 1);
+    proxy.set(Fault::Pass);
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
 }

@@ -135,6 +135,16 @@ dropped!(a_dropped_set_with_options, WRITTEN, |cache, key| {
     set.content_type("text/plain").await?
 });
 dropped!(a_dropped_set_if_absent, WRITTEN, |cache, key| cache.set(key, "new").only_if_absent().await?);
+dropped!(a_dropped_add, WRITTEN, |cache, key| cache.add(key, "new").await?);
+dropped!(a_dropped_replace, WRITTEN, |cache, key| cache.replace(key, "new").await?);
+dropped!(a_dropped_compare_and_set, WRITTEN, |cache, key| {
+    if let Some(found) = cache.read(key).await? {
+        cache.compare_and_set(key, found.generation, "new").await?;
+    }
+});
+dropped!(a_dropped_get_and_touch, UNCHANGED, |cache, key| cache
+    .get_and_touch(key, Duration::from_secs(60))
+    .await?);
 dropped!(a_dropped_set_below_hot, WRITTEN, |cache, key| cache.set(key, "new").skip(Level::Hot).await?);
 dropped!(a_dropped_set_pinned_to_dry, WRITTEN, |cache, key| cache.set(key, "new").pin(Level::Dry).await?);
 dropped!(
@@ -174,6 +184,64 @@ dropped!(a_dropped_stats, UNCHANGED, |cache, _key| cache.stats().await?);
 dropped!(a_dropped_reset_stats, UNCHANGED, |cache, _key| cache.reset_stats().await?);
 dropped!(a_dropped_settle, UNCHANGED, |cache, _key| cache.settle().await?);
 dropped!(a_dropped_prune, UNCHANGED, |cache, _key| cache.prune().await?);
+
+/// Counters whose every step at the store takes several polls.
+#[tokio::test]
+async fn a_dropped_addition_is_made_once_or_not_at_all() {
+    for polls in 1.. {
+        let subject = Subject::new(Write::Back).await;
+        let cache = &subject.cache;
+        assert_eq!(cache.incr("n").by(100).await.unwrap(), 100);
+        let added = poll_at_most(cache.incr("n").into_future(), polls).await;
+        idle().await;
+        let sum = cache.counter("n").await.unwrap().unwrap();
+        // What was polled belongs to a task of the manager's, and goes on.
+        assert_eq!(sum, 101, "dropped at poll {polls}");
+        drop(poll_at_most(cache.counter("n"), polls).await);
+        let removed = poll_at_most(cache.remove_counter("n"), polls).await;
+        idle().await;
+        assert_eq!(cache.counter("n").await.unwrap(), None, "dropped at poll {polls}");
+        subject.is_sound(|key| UNCHANGED("", key), &format!("dropped at poll {polls}")).await;
+        if let (Some(added), Some(removed)) = (added, removed) {
+            assert_eq!((added.unwrap(), removed.unwrap()), (101, true));
+            return;
+        }
+    }
+}
+
+/// Whoever gives up a lock leaves it to others, at once.
+#[tokio::test(start_paused = true)]
+async fn a_dropped_lock_is_free_again() {
+    let expiry = Duration::from_secs(3_600);
+    for polls in 1.. {
+        let store = MemoryTier::shared();
+        let open = async |store: Arc<MemoryTier>| {
+            let dry = Hooked::opaque(store, Yielding);
+            builder(&ManualClock::new()).hot(ram()).dry(dry).build().await.unwrap()
+        };
+        let (here, there) = (open(store.clone()).await, open(store.reopen()).await);
+        let taken = poll_at_most(here.lock("n", expiry).into_future(), polls).await;
+        let done = taken.is_some();
+        if let Some(guard) = taken {
+            drop(poll_at_most(guard.unwrap().release(), polls).await);
+        }
+        idle().await;
+        let guard = there.lock("n", expiry).wait(Duration::from_secs(5)).await;
+        let guard = guard.unwrap_or_else(|error| panic!("dropped at poll {polls}: {error}"));
+        assert!(here.try_lock("n", expiry).await.unwrap().is_none());
+        drop(poll_at_most(here.try_lock("n", expiry), polls).await);
+        assert!(!guard.is_lost() && guard.release().await.unwrap());
+        drop(here.lock("n", expiry).wait(Duration::from_secs(5)).await.unwrap());
+        idle().await;
+        for cache in [&here, &there] {
+            assert_eq!(cache.stats().await.unwrap().in_flight, 0);
+            cache.close(Duration::from_secs(1)).await.unwrap();
+        }
+        if done && polls > 20 {
+            return;
+        }
+    }
+}
 
 #[tokio::test]
 async fn a_dropped_set_that_began_is_carried_out() {

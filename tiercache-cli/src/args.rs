@@ -54,6 +54,12 @@ pub(crate) enum Command {
         /// The key
         key: String,
     },
+    /// Add to a counter and print the sum
+    Incr(CountArgs),
+    /// Take from a counter and print what is left
+    Decr(CountArgs),
+    /// Print a counter
+    Counter(CounterArgs),
     /// List keys
     Keys(KeysArgs),
     /// Hits, misses and what each level holds
@@ -214,6 +220,30 @@ pub(crate) struct TouchArgs {
     /// It lives until it is removed or there is no room
     #[arg(long)]
     pub(crate) never: bool,
+}
+
+#[derive(Debug, Options)]
+pub(crate) struct CountArgs {
+    /// The counter
+    pub(crate) key: String,
+    /// How much
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) by: u32,
+    /// What a counter that is not there is taken to have before
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_name = "N")]
+    pub(crate) start: i64,
+    /// How long a counter lives that begins with this [default: until it is removed]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) ttl: Option<Duration>,
+}
+
+#[derive(Debug, Options)]
+pub(crate) struct CounterArgs {
+    /// The counter
+    pub(crate) key: String,
+    /// Remove it: the next addition begins anew
+    #[arg(long)]
+    pub(crate) reset: bool,
 }
 
 #[derive(Debug, Default, Options)]

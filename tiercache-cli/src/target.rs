@@ -178,6 +178,52 @@ impl Target {
         }
     }
 
+    /// Adds to a counter, and returns the sum.
+    pub(crate) async fn count(&self, key: &str, by: i64, start: i64, ttl: Option<Duration>) -> Result<i64> {
+        match self {
+            Self::Local(cache) => {
+                let mut addition = cache.incr(key).by(by).start(start);
+                if let Some(ttl) = ttl {
+                    addition = addition.ttl(ttl);
+                }
+                Ok(addition.await?)
+            }
+            Self::Remote(client) => {
+                let mut query =
+                    vec![("by".to_owned(), by.to_string()), ("start".to_owned(), start.to_string())];
+                query.extend(ttl.map(|ttl| ("ttl".to_owned(), format_duration(ttl))));
+                let path = below("counters", key, &query)?;
+                sum_of(&client.send(Method::POST, &path, None, Bytes::new()).await?.body)
+            }
+        }
+    }
+
+    pub(crate) async fn counter(&self, key: &str) -> Result<Option<i64>> {
+        match self {
+            Self::Local(cache) => Ok(cache.counter(key).await?),
+            Self::Remote(client) => {
+                let answer =
+                    client.send(Method::GET, &below("counters", key, &[])?, None, Bytes::new()).await?;
+                match answer.status {
+                    StatusCode::NOT_FOUND => Ok(None),
+                    _ => sum_of(&answer.body).map(Some),
+                }
+            }
+        }
+    }
+
+    /// Whether it was there.
+    pub(crate) async fn remove_counter(&self, key: &str) -> Result<bool> {
+        match self {
+            Self::Local(cache) => Ok(cache.remove_counter(key).await?),
+            Self::Remote(client) => {
+                let path = below("counters", key, &[])?;
+                let answer = client.send(Method::DELETE, &path, None, Bytes::new()).await?;
+                Ok(answer.status != StatusCode::NOT_FOUND)
+            }
+        }
+    }
+
     pub(crate) async fn keys(&self, wanted: &KeysArgs) -> Result<Value> {
         match self {
             Self::Local(cache) => Ok(report::keys(cache, wanted).await?),
@@ -268,8 +314,17 @@ pub(crate) async fn clear(cache: &CacheManager, what: &ClearArgs) -> Result<Opti
 
 /// The address of a key, which is checked here: an odd one would lead elsewhere.
 fn path(key: &str, query: &[(String, String)]) -> Result<String> {
+    below("cache", key, query)
+}
+
+fn below(what: &str, key: &str, query: &[(String, String)]) -> Result<String> {
     let key = Key::new("", key.as_bytes())?;
-    Ok(with_query(&format!("/cache/{}", keyname::encode(key.bytes())), query))
+    Ok(with_query(&format!("/{what}/{}", keyname::encode(key.bytes())), query))
+}
+
+fn sum_of(body: &[u8]) -> Result<i64> {
+    let answer = json_of(body)?;
+    answer["counter"].as_i64().ok_or_else(|| Failure::backend("the answer has no counter"))
 }
 
 fn with_query(path: &str, query: &[(String, String)]) -> String {

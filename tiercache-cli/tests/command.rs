@@ -367,3 +367,25 @@ fn a_sender_that_never_ends_does_not_hold_up_the_end() {
     assert_eq!((said["written"].as_u64(), code), (Some(1), 0), "{said}");
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }
+
+#[test]
+fn counters_are_added_to_here_and_over_http() {
+    let place = Place::new();
+    place.configure("hot_cache: { backend: ram, max_size: 8MiB }\ndry_cache: { backend: sqlite, path: ./dry, max_size: 64MiB }\n");
+    assert_eq!(place.run(&["incr", "visits"]).expect(0).out().trim(), "1");
+    assert_eq!(place.run(&["incr", "visits", "--by", "41"]).expect(0).out().trim(), "42");
+    assert_eq!(place.run(&["decr", "visits", "--by", "50"]).expect(0).out().trim(), "-8");
+    assert_eq!(place.run(&["decr", "quota", "--start", "100", "--ttl", "1h"]).expect(0).out().trim(), "99");
+    let server = Server::start(&place, &[]);
+    let url = format!("http://{}", server.address);
+    let over = |args: &[&str]| place.run(&[&["--url", &url], args].concat());
+    assert_eq!(over(&["incr", "visits", "--by", "10"]).expect(0).out().trim(), "2");
+    assert_eq!(over(&["counter", "visits", "--json"]).expect(0).json()["counter"], 2);
+    over(&["counter", "visits", "--reset"]).expect(0);
+    over(&["counter", "visits"]).expect(1);
+    assert_eq!(over(&["counter", "quota"]).expect(0).out().trim(), "99");
+    drop(server);
+    place.run(&["counter", "visits"]).expect(1);
+    place.run(&["counter", "quota", "--reset"]).expect(0);
+    place.run(&["counter", "quota", "--reset"]).expect(1);
+}

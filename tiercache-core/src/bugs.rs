@@ -20,7 +20,8 @@ mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Every bug, and the rule it breaks.
-    pub const ALL: [(&str, &str); 33] = [
+    pub const ALL: [(&str, &str); 36] = [
+        ("adds-again", "an addition is made once"),
         ("add-extends-life", "only set and touch change a deadline"),
         ("batch-answers-shift", "of a batch each answer is that of its own key"),
         ("batch-behind-is-done", "of a batch each removal overtakes what is ahead of it"),
@@ -29,6 +30,7 @@ mod chosen {
         ("behind-is-done", "another process that is ahead is overtaken"),
         ("deadline-unchecked", "the deadline is checked on every answer"),
         ("delete-skips-lower", "a removal reaches every level"),
+        ("decides-on-old", "a condition is judged by what no mutation has replaced since"),
         ("failed-set-stays", "a write that failed leaves nothing behind"),
         ("derived-overtakes", "a touch carries no value past another process"),
         ("fences-forgotten-early", "a fence lives as long as what it guards"),
@@ -54,6 +56,7 @@ mod chosen {
         ("sink-below-floor", "what is being replaced does not begin to sink"),
         ("spill-drops", "an entry is at every moment in a tier or on its way"),
         ("stay-over-drops", "what stayed its time sinks and is not lost"),
+        ("transaction-leaves-ram", "what a transaction wrote is newer than what RAM has"),
     ];
 
     static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);

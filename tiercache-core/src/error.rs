@@ -31,6 +31,24 @@ pub enum Error {
         /// How long it was given.
         after: Duration,
     },
+    /// The backend was asked and did not say what it did: it did it once, or not at all.
+    #[error("{backend} may have done it, or not ({op})")]
+    Uncertain {
+        /// The backend's name.
+        backend: &'static str,
+        /// What was asked of it.
+        op: &'static str,
+        /// What kept it from saying so.
+        source: Arc<Error>,
+    },
+    /// The backend has no room for it and can make none.
+    #[error("{backend} is full ({op})")]
+    Full {
+        /// The backend's name.
+        backend: &'static str,
+        /// What was asked of it.
+        op: &'static str,
+    },
     /// No level takes an entry of this size.
     #[error("an entry of {size} bytes fits no level (the largest takes {limit})")]
     TooLarge {

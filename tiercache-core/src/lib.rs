@@ -13,8 +13,10 @@ mod entry;
 pub mod envelope;
 mod error;
 mod key;
+pub mod lease;
 mod level;
 mod manager;
+pub mod memo;
 pub mod rules;
 pub mod secret;
 mod side_by_side;
@@ -23,19 +25,22 @@ pub mod testing;
 pub mod tier;
 mod time;
 pub mod tracking;
+pub mod transaction;
 
 pub use codec::{Codec, Packing};
 pub use encryption::{EncryptionConfig, OldKey};
 pub use entry::{Decoded, Entry, Extras, Generation, Tags};
 pub use error::{BoxError, Error, Result};
 pub use key::{AsKey, ContentKey, Key, KeyRef, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES};
+pub use lease::Leasing;
 pub use level::{Level, Levels, Stay};
 pub use manager::{
-    BlockingCache, Builder, CacheManager, CloseReport, Eager, EntryInfo, Keys, LevelReport, LevelStats,
-    Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of, Origin,
-    Plain, Popped, Raw, Reason, Removed, Restored, Retune, Scan, Served, Set, Stats, TypedCache, View, Warm,
-    Warmed, Write, Written,
+    Addition, BlockingCache, Builder, CacheManager, CloseReport, Eager, EntryInfo, Keys, LevelReport,
+    LevelStats, Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader,
+    Lock, LockGuard, Of, Origin, Plain, Popped, Raw, Reason, Removed, Restored, Retune, Scan, Served, Set,
+    Stats, Told, Transaction, TypedCache, Value, View, Warm, Warmed, Write, Written,
 };
+pub use memo::{default_cache, set_default};
 pub use rules::{Rule, Rules};
 pub use secret::{Address, Secret};
 pub use tier::Tier;

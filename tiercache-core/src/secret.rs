@@ -76,7 +76,12 @@ impl Serialize for Address {
 /// `text` without the user and password of an address it may hold.
 pub fn without_credentials(text: &str) -> String {
     let Some(scheme) = text.find("://").map(|at| at + 3) else {
-        return hide_keyword(text);
+        // No address, but perhaps meant for one.
+        let text = hide_keyword(text);
+        return match text.rfind('@') {
+            Some(at) => format!("{HIDDEN}{}", &text[at..]),
+            None => text,
+        };
     };
     let authority = text[scheme..].find(['/', '?', '#']).map_or(text.len(), |end| scheme + end);
     // A password may hold an unescaped slash; the last at sign before the path is still the likelier end.
@@ -115,6 +120,8 @@ mod tests {
             ("host=db password=hunter2", "host=db password=(hidden)"),
             ("postgres://db/x?password=hunter2", "postgres://db/x?password=(hidden)"),
             ("./cache/dry", "./cache/dry"),
+            ("redis//u:hunter2@host", "(hidden)@host"),
+            ("host=db password=hunt@er2", "host=db password=(hidden)"),
         ] {
             assert_eq!(without_credentials(text), shown);
             assert_eq!(format!("{:?}", Address::from(text)), shown);

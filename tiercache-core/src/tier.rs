@@ -9,7 +9,8 @@ use bytes::Bytes;
 
 use crate::entry::Decoded;
 pub use crate::side_by_side::{Call, side_by_side};
-use crate::{Entry, Generation, Key, KeyRef, Result, Stay, Timestamp};
+use crate::transaction::Transactions;
+use crate::{Entry, Generation, Key, KeyRef, Leasing, Result, Stay, Timestamp};
 
 /// A store that keeps entries. The manager decides what moves where; a tier only keeps and forgets.
 ///
@@ -104,6 +105,16 @@ pub trait Tier: fmt::Debug + Send + Sync + 'static {
 
     /// The tier as one that counts.
     fn counting(&self) -> Option<&dyn Counting> {
+        None
+    }
+
+    /// The tier as one that gives out leases.
+    fn leasing(&self) -> Option<&dyn Leasing> {
+        None
+    }
+
+    /// The tier as one that changes several keys as one step.
+    fn transactions(&self) -> Option<&dyn Transactions> {
         None
     }
 
@@ -456,6 +467,7 @@ pub trait Counting: Tier {
     /// [`Error::InvalidOption`](crate::Error::InvalidOption) when the sum would leave the range of `i64`: nothing
     /// was added. [`Error::TimedOut`](crate::Error::TimedOut) and
     /// [`Error::Unavailable`](crate::Error::Unavailable): it may have been added, or not. It is never added twice.
+    /// [`Error::Full`](crate::Error::Full): there is no room for another counter, and nothing was added.
     async fn add(
         &self,
         key: &Key,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use crate::{Generation, Key, Level, Result, Tags, Timestamp};
+use crate::{Generation, Key, Leasing, Level, Result, Tags, Timestamp};
 
 /// Remembers placement and use of every key. It may lag behind the tiers, and its failure never fails a cache call.
 ///
@@ -37,6 +37,11 @@ pub trait Tracking: fmt::Debug + Send + Sync + 'static {
 
     /// Flushes and releases; the last call.
     async fn close(&self) -> Result<()>;
+
+    /// The store as one that gives out leases.
+    fn leasing(&self) -> Option<&dyn Leasing> {
+        None
+    }
 }
 
 /// Something that happened.

@@ -4,6 +4,7 @@ mod batch;
 mod config;
 mod counting;
 mod fences;
+mod leases;
 mod names;
 mod record;
 mod server;

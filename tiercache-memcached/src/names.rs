@@ -39,19 +39,33 @@ impl Names {
         self.join(record, &format!("c{:x}", record.cleared(key.namespace()).get()), key)
     }
 
+    /// A lease's, which outlives eras.
+    pub(crate) fn lease(&self, name: &Key) -> String {
+        self.named(&format!("{}:l", self.base), name, 0)
+    }
+
+    /// The item of the last lease's token.
+    pub(crate) fn token(&self) -> String {
+        format!("{}:token", self.base)
+    }
+
     /// Namespace and key as they are with the namespace's length in front, or hashed where they are long, odd or hidden. The
     /// era seeds the hash: nobody can prepare keys that meet.
     fn join(&self, record: &Record, kind: &str, key: &Key) -> String {
-        let (base, era, namespace) = (&self.base, record.era, key.namespace());
+        self.named(&format!("{}:{:016x}:{kind}", self.base, record.era), key, record.era)
+    }
+
+    fn named(&self, head: &str, key: &Key, seed: u64) -> String {
+        let namespace = key.namespace();
         let plain = |bytes: &[u8]| bytes.iter().all(u8::is_ascii_graphic);
         if !self.hidden && plain(namespace.as_bytes()) && plain(key.bytes()) {
             let text = key.display();
-            let name = format!("{base}:{era:016x}:{kind}:{}:{namespace}:{text}", namespace.len());
+            let name = format!("{head}:{}:{namespace}:{text}", namespace.len());
             if name.len() <= MAX_NAME {
                 return name;
             }
         }
-        format!("{base}:{era:016x}:{kind}:#{:032x}", xxh3_128_with_seed(key.encoded(), era))
+        format!("{head}:#{:032x}", xxh3_128_with_seed(key.encoded(), seed))
     }
 }
 

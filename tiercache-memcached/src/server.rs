@@ -165,13 +165,25 @@ impl Server {
         name: &str,
         value: &[u8],
         cas: Option<u64>,
-        [flags, expiry]: [&str; 2],
+        flags: [&str; 2],
     ) -> Result<Written> {
+        self.set_seen(op, name, value, cas, flags).await.map(|(written, _)| written)
+    }
+
+    /// Likewise, with the CAS of what was written.
+    pub(crate) async fn set_seen(
+        &self,
+        op: &'static str,
+        name: &str,
+        value: &[u8],
+        cas: Option<u64>,
+        [flags, expiry]: [&str; 2],
+    ) -> Result<(Written, Option<u64>)> {
         let condition = cas.map_or_else(|| "ME".to_owned(), |cas| format!("C{cas}"));
         let mut client = self.client(op).await?;
-        let meta = [condition.as_str(), flags, expiry];
-        match self.in_time(op, client.meta_set(name, value, false, None, Some(&meta))).await? {
-            Ok(_) => Ok(Written::Stored),
+        let meta = [condition.as_str(), flags, expiry, "c"];
+        let written = match self.in_time(op, client.meta_set(name, value, false, None, Some(&meta))).await? {
+            Ok(stored) => return Ok((Written::Stored, stored.and_then(|stored| stored.cas))),
             Err(ClientError::Protocol(Status::NotStored | Status::Exists | Status::NotFound)) => {
                 Ok(Written::Changed)
             }
@@ -186,7 +198,8 @@ impl Server {
                 Ok(Written::Full)
             }
             Err(error) => Err(lost(op, error)),
-        }
+        };
+        written.map(|written| (written, None))
     }
 
     /// Removes an item if it is still the one with that CAS; whether it did.

@@ -17,7 +17,7 @@ use tiercache_core::envelope::{Damage, HEADER_BYTES, Header};
 use tiercache_core::tier::{
     Counting, Dead, FenceLog, Hold, Permit, Profile, Put, PutItem, Removal, Spill, Swept, Usage,
 };
-use tiercache_core::{Codec, Entry, Error, Generation, Key, Result, Tier, Timestamp};
+use tiercache_core::{Codec, Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::MemcachedConfig;
@@ -198,6 +198,10 @@ impl Tier for MemcachedTier {
     }
 
     fn counting(&self) -> Option<&dyn Counting> {
+        Some(self)
+    }
+
+    fn leasing(&self) -> Option<&dyn Leasing> {
         Some(self)
     }
 }

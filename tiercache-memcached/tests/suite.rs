@@ -6,14 +6,15 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use tiercache_core::testing::tier;
+use tiercache_core::testing::{lease, tier};
 use tiercache_core::tier::{Always, Hold};
-use tiercache_core::{EncryptionConfig, Entry, Generation, Key, Packing, Secret, Stay, Tier};
+use tiercache_core::{EncryptionConfig, Entry, Generation, Key, Leasing, Packing, Secret, Stay, Tier};
 use tiercache_memcached::{MemcachedConfig, MemcachedTier};
 use tiercache_services::Memcached;
 
-async fn open(servers: &[String], prefix: String) -> Arc<dyn Tier> {
+async fn open(servers: &[String], prefix: String) -> Arc<MemcachedTier> {
     let config = MemcachedConfig { servers: servers.to_vec(), prefix, ..MemcachedConfig::default() };
     Arc::new(MemcachedTier::open(config, "cold").await.unwrap())
 }
@@ -22,7 +23,7 @@ async fn keeps_the_contract(servers: &[String]) {
     let cases = AtomicUsize::new(0);
     let fresh = async || {
         let case = cases.fetch_add(1, Ordering::Relaxed);
-        open(servers, format!("case-{case}")).await
+        open(servers, format!("case-{case}")).await as Arc<dyn Tier>
     };
     tier::suite(fresh).await;
 }
@@ -50,7 +51,8 @@ async fn a_server_on_a_unix_socket_keeps_the_contract() {
 async fn what_a_process_left_the_next_one_finds() {
     let Some(servers) = (0..2).map(|_| Memcached::own()).collect::<Option<Vec<_>>>() else { return };
     let addresses: Vec<String> = servers.iter().map(|server| server.address().to_owned()).collect();
-    tier::persistent_suite(async |place| open(&addresses, format!("place-{place}")).await).await;
+    tier::persistent_suite(async |place| open(&addresses, format!("place-{place}")).await as Arc<dyn Tier>)
+        .await;
 }
 
 #[tokio::test]
@@ -83,4 +85,12 @@ async fn packed_and_sealed_it_keeps_the_contract_and_shows_no_key() {
         listed.push_str(&line);
     }
     assert!(listed.contains("key=") && !listed.contains("secret"), "{listed}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_give_out_leases() {
+    let Some(servers) = (0..2).map(|_| Memcached::own()).collect::<Option<Vec<_>>>() else { return };
+    let addresses: Vec<String> = servers.iter().map(|server| server.address().to_owned()).collect();
+    let open = async |place| open(&addresses, format!("leases-{place}")).await as Arc<dyn Leasing>;
+    lease::suite(Duration::from_secs(1), open).await;
 }

@@ -5,6 +5,7 @@ mod counters;
 mod documents;
 mod ids;
 mod large;
+mod leases;
 mod link;
 mod state;
 mod tier;

@@ -17,7 +17,7 @@ use tiercache_core::tier::{
     Call, Cause, Counting, Dead, FenceLog, HighWater, Hold, Left, Listed, ListedEntry, Listing, Permit,
     Profile, Put, Removal, Scope, Spill, Swept, Usage, side_by_side,
 };
-use tiercache_core::{Codec, Entry, Error, Generation, Key, Result, Tier, Timestamp};
+use tiercache_core::{Codec, Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
 
 use crate::MongoConfig;
 use crate::config::MAX_INLINE;
@@ -25,6 +25,7 @@ use crate::counters::{Added, Addition, Counters};
 use crate::documents::{Body, Documents, Found, InFile, Written, expiry, generation, number};
 use crate::ids;
 use crate::large::Files;
+use crate::leases::Leases;
 use crate::link::{Link, NAME};
 use crate::state::{Floor, State};
 
@@ -69,6 +70,7 @@ struct Store {
     documents: Documents,
     state: State,
     counters: Counters,
+    leases: Leases,
     base: String,
 }
 
@@ -90,6 +92,7 @@ impl MongoTier {
             documents: Documents::new(collection(&base), Files::new(database, &base)),
             state: State::new(collection(&format!("{base}.state"))),
             counters: Counters::new(collection(&format!("{base}.counters"))),
+            leases: Leases::new(database, &base),
             link,
             base,
         });
@@ -117,6 +120,14 @@ impl MongoTier {
             sweeping: Mutex::new(Sweeping { after: None, next: Timestamp::EPOCH, room: Timestamp::EPOCH }),
             spill: OnceLock::new(),
         })
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.store.link
+    }
+
+    pub(crate) fn leases(&self) -> Leases {
+        self.store.leases.clone()
     }
 
     /// Returns when the store's record covers `generation`.
@@ -434,6 +445,10 @@ impl Tier for MongoTier {
     fn counting(&self) -> Option<&dyn Counting> {
         Some(self)
     }
+
+    fn leasing(&self) -> Option<&dyn Leasing> {
+        Some(self)
+    }
 }
 
 #[async_trait]
@@ -545,7 +560,13 @@ impl fmt::Debug for MongoTier {
 
 impl Store {
     async fn prepare(&self) -> DriverResult<()> {
-        try_join!(self.documents.prepare(), self.state.prepare(), self.counters.prepare()).map(drop)
+        try_join!(
+            self.documents.prepare(),
+            self.state.prepare(),
+            self.counters.prepare(),
+            self.leases.prepare()
+        )
+        .map(drop)
     }
 
     /// Bytes of documents and files; `None` when the server does not tell.

@@ -23,11 +23,12 @@ use mongodb::bson::{Document, doc};
 use mongodb::error::Result as DriverResult;
 use mongodb::{Collection, IndexModel};
 use tiercache_core::tracking::{Event, Query, Record, Totals};
-use tiercache_core::{Error, Key, Result, Tracking};
+use tiercache_core::{Error, Key, Leasing, Result, Tracking};
 use tokio::sync::RwLock;
 
 use crate::MongoTrackingConfig;
 use crate::documents::expiring;
+use crate::leases::Leases;
 use crate::link::{Link, NAME};
 
 /// What selects by itself, each by an index of its own.
@@ -44,6 +45,7 @@ struct Store {
     link: Link,
     records: Collection<Document>,
     totals: totals::Store,
+    leases: Leases,
     skipped: AtomicU64,
 }
 
@@ -60,6 +62,7 @@ impl MongoTracking {
         let store = Arc::new(Store {
             records: link.database().collection(&base),
             totals: totals::Store::new(link.database().collection(&format!("{base}.totals"))),
+            leases: Leases::new(link.database(), &base),
             link,
             skipped: AtomicU64::new(0),
         });
@@ -75,6 +78,14 @@ impl MongoTracking {
     /// How many documents were skipped because they made no sense, each time they were met.
     pub fn skipped(&self) -> u64 {
         self.store.skipped.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.store.link
+    }
+
+    pub(crate) fn leases(&self) -> Leases {
+        self.store.leases.clone()
     }
 
     /// Reads between batches.
@@ -162,6 +173,10 @@ impl Tracking for MongoTracking {
         self.store.link.close().await;
         Ok(())
     }
+
+    fn leasing(&self) -> Option<&dyn Leasing> {
+        Some(self)
+    }
 }
 
 impl MongoTracking {
@@ -185,6 +200,11 @@ impl Store {
     async fn prepare(&self) -> DriverResult<()> {
         let index = |field: &str| IndexModel::builder().keys(doc! { field: 1 }).build();
         let indexes = INDEXED.iter().map(|field| index(field)).chain([expiring("dies", Duration::ZERO)]);
-        try_join!(self.records.create_indexes(indexes).into_future(), self.totals.prepare()).map(drop)
+        try_join!(
+            self.records.create_indexes(indexes).into_future(),
+            self.totals.prepare(),
+            self.leases.prepare()
+        )
+        .map(drop)
     }
 }

@@ -3,11 +3,12 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{config, prefix, tier, tracking, tracking_config};
-use tiercache_core::testing::{tier as tiers, tracking as trackings};
-use tiercache_core::{EncryptionConfig, Secret, Tier, Tracking};
-use tiercache_mongo::MongoConfig;
+use tiercache_core::testing::{lease, tier as tiers, tracking as trackings};
+use tiercache_core::{EncryptionConfig, Leasing, Secret, Tier, Tracking};
+use tiercache_mongo::{MongoConfig, MongoTrackingConfig};
 use tiercache_services::{MongoSim, Mongod};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -50,12 +51,19 @@ async fn the_simulator_passes_the_suite_of_tracking() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_simulator_passes_the_suite_of_leases() {
+    let Some(server) = MongoSim::start() else { return };
+    lease_suites(&server.url()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mongodb_itself_passes_every_suite() {
     let Some(server) = Mongod::start() else { return };
     let url = server.url();
     tier_suite(&url).await;
     persistent_tier_suite(&url).await;
     tracking_suite(&url).await;
+    lease_suites(&url).await;
 }
 
 async fn tier_suite(url: &str) {
@@ -75,6 +83,20 @@ async fn tracking_suite(url: &str) {
     trackings::persistent_suite(|| {
         let config = tracking_config(url);
         async move || tracking(&config).await as Arc<dyn Tracking>
+    })
+    .await;
+}
+
+async fn lease_suites(url: &str) {
+    let term = Duration::from_millis(200);
+    let prefix = prefix();
+    lease::suite(term, async |place| {
+        tier(&MongoConfig { prefix: format!("{prefix}_{place}"), ..config(url) }).await as Arc<dyn Leasing>
+    })
+    .await;
+    lease::suite(term, async |place| {
+        let config = MongoTrackingConfig { prefix: format!("{prefix}_{place}"), ..tracking_config(url) };
+        tracking(&config).await as Arc<dyn Leasing>
     })
     .await;
 }

@@ -5,6 +5,7 @@
 //! to the [`Spill`](tiercache_core::tier::Spill) before the tier stops answering for it.
 
 mod config;
+mod counters;
 mod engine;
 mod moka;
 mod outlet;

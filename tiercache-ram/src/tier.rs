@@ -4,10 +4,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tiercache_core::tier::{
-    Cause, Dead, Hold, Look, Permit, Profile, Put, Removal, Resident, Resting, Spill, Swept, Tier, Usage,
+    Cause, Counting, Dead, Hold, Look, Permit, Profile, Put, Removal, Resident, Resting, Spill, Swept, Tier,
+    Usage,
 };
 use tiercache_core::{Decoded, Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 
+use crate::counters::Counters;
 use crate::engine::{Engine, Stripes};
 use crate::outlet::Outlet;
 use crate::slot::Slot;
@@ -22,6 +24,7 @@ const SWEEP_BATCH: usize = 256;
 #[derive(Debug)]
 pub struct RamTier {
     engine: Engine,
+    pub(crate) counters: Counters,
     outlet: Arc<Outlet>,
     policy: Policy,
     capacity: AtomicU64,
@@ -37,6 +40,7 @@ impl RamTier {
         let outlet = Arc::new(Outlet::default());
         Self {
             engine: Engine::new(policy, max_size, outlet.clone()),
+            counters: Counters::default(),
             outlet,
             policy,
             capacity: AtomicU64::new(max_size),
@@ -45,7 +49,11 @@ impl RamTier {
         }
     }
 
-    fn open(&self) -> Result<()> {
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 }
@@ -98,6 +106,7 @@ impl Tier for RamTier {
                 self.discard(slot.key.as_ref(), below);
             }
         }
+        self.counters.clear(namespace);
         Ok(())
     }
 
@@ -105,8 +114,8 @@ impl Tier for RamTier {
         self.open()?;
         Ok(Usage {
             entries: Some(self.engine.entries()),
-            bytes: Some(self.engine.bytes()),
-            capacity: Some(self.capacity.load(Ordering::Relaxed)),
+            bytes: Some(self.engine.bytes() + self.counters.bytes()),
+            capacity: Some(self.capacity()),
             damaged: 0,
             evicted: self.outlet.evicted(),
         })
@@ -115,6 +124,7 @@ impl Tier for RamTier {
     async fn sweep(&self, now: Timestamp, dead: &dyn Dead) -> Result<Swept> {
         self.open()?;
         self.engine.maintain();
+        self.counters.sweep(now);
         let mut swept = Swept { complete: true, ..Swept::default() };
         for (looked_at, slot) in self.engine.each().enumerate() {
             let (key, entry) = (slot.key.as_ref(), slot.entry());
@@ -142,7 +152,12 @@ impl Tier for RamTier {
             self.engine.remove_if(slot.key.as_ref(), |_| true);
         }
         self.engine.maintain();
+        self.counters.clear(None);
         Ok(())
+    }
+
+    fn counting(&self) -> Option<&dyn Counting> {
+        Some(self)
     }
 
     fn resident(&self) -> Option<&dyn Resident> {
@@ -208,8 +223,8 @@ impl Resident for RamTier {
     }
 
     fn resize(&self, capacity: u64) {
-        self.engine.resize(capacity);
         self.capacity.store(capacity, Ordering::Relaxed);
+        self.engine.resize(self.counters.leave(capacity));
     }
 }
 

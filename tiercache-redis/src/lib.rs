@@ -3,6 +3,7 @@
 mod batch;
 mod config;
 mod keys;
+mod leases;
 mod ledger;
 mod link;
 mod listing;

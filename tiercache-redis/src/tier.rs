@@ -10,11 +10,12 @@ use tiercache_core::tier::{
     Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, PutItem, Removal, Scope, Spill, Swept,
     Usage,
 };
-use tiercache_core::{Codec, Entry, Error, Generation, Key, Level, Result, Tier, Timestamp};
+use tiercache_core::{Codec, Entry, Error, Generation, Key, Leasing, Level, Result, Tier, Timestamp};
 use tokio::sync::OnceCell;
 
 use crate::config::Reach;
 use crate::keys::Names;
+use crate::leases::Leases;
 use crate::ledger::{Ledger, Record, cleared_field, number, typed};
 use crate::link::{Link, Resend, Script, at_open};
 use crate::listing::{Listings, Sweeper};
@@ -40,6 +41,7 @@ const GENERATION_AT: usize = 11;
 pub struct RedisTier {
     pub(crate) ledger: Ledger,
     pub(crate) codec: Codec,
+    pub(crate) leases: Leases,
     pub(crate) listings: Listings,
     sweeper: Sweeper,
     pub(crate) scripts: Scripts,
@@ -79,6 +81,7 @@ impl RedisTier {
         let last_generation = ledger.last().high;
         let with_prelude = |code: &str| Script::new([include_str!("lua/prelude.lua"), code].concat());
         Ok(Self {
+            leases: Leases::new(ledger.names().record()),
             ledger,
             codec,
             listings: Listings::default(),
@@ -449,6 +452,10 @@ impl Tier for RedisTier {
     }
 
     fn counting(&self) -> Option<&dyn Counting> {
+        Some(self)
+    }
+
+    fn leasing(&self) -> Option<&dyn Leasing> {
         Some(self)
     }
 }

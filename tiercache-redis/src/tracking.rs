@@ -3,9 +3,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use async_trait::async_trait;
 use redis::{RedisError, RedisResult, Value, cmd};
 use tiercache_core::tracking::{Event, Query, Record, Totals};
-use tiercache_core::{Error, Key, Result, Tracking};
+use tiercache_core::{Error, Key, Leasing, Result, Tracking};
 
 use crate::config::Reach;
+use crate::leases::Leases;
 use crate::ledger::typed;
 use crate::link::{Link, Resend, Script, at_open};
 use crate::track::{self, Stretch};
@@ -23,6 +24,7 @@ pub struct RedisTracking {
     base: Vec<u8>,
     record: Script,
     find: Script,
+    pub(crate) leases: Leases,
     skipped: AtomicU64,
     closed: AtomicBool,
     response_timeout: std::time::Duration,
@@ -36,10 +38,12 @@ impl RedisTracking {
     /// [`Error::Unavailable`] when it cannot be reached in time.
     pub async fn open(config: RedisTrackingConfig) -> Result<Self> {
         let reach = config.reach()?;
+        let base = format!("{{{}:tracking}}", config.prefix).into_bytes();
         let tracking = Self {
             // Hits must not be counted twice.
             link: Link::open(&reach, Resend::Never, "tracking").await?,
-            base: format!("{{{}:tracking}}", config.prefix).into_bytes(),
+            leases: Leases::new(base.clone()),
+            base,
             record: Script::new(include_str!("lua/record.lua")),
             find: Script::new(include_str!("lua/find.lua")),
             skipped: AtomicU64::new(0),
@@ -57,11 +61,15 @@ impl RedisTracking {
         self.skipped.load(Ordering::Relaxed)
     }
 
-    fn check_open(&self) -> Result<()> {
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    pub(crate) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    fn failed(&self, op: &'static str) -> impl Fn(RedisError) -> Error {
+    pub(crate) fn failed(&self, op: &'static str) -> impl Fn(RedisError) -> Error {
         let after = self.response_timeout;
         move |error| match error.is_timeout() {
             true => Error::TimedOut { backend: NAME, op, after },
@@ -255,6 +263,10 @@ impl Tracking for RedisTracking {
         self.closed.store(true, Ordering::Release);
         self.link.close();
         Ok(())
+    }
+
+    fn leasing(&self) -> Option<&dyn Leasing> {
+        Some(self)
     }
 }
 

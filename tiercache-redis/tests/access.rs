@@ -3,14 +3,13 @@
 mod common;
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use common::{client, config, key, of, put, value, within};
 use tiercache_core::tier::Put;
 use tiercache_core::{Address, Error, Level, Secret, Tier, Tracking};
 use tiercache_redis::{RedisConfig, RedisTier, RedisTracking, RedisTrackingConfig};
-use tiercache_services::Redis;
+use tiercache_services::{Certificates, Redis};
 
 const PASSWORD: &str = "hunter2-sentinel";
 
@@ -132,14 +131,10 @@ async fn a_socket_of_the_machine_is_a_way_too() {
 #[tokio::test]
 async fn with_tls_the_server_is_verified() {
     let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    if !certificates(dir) {
-        eprintln!("SKIPPED: no openssl to make certificates with");
-        return;
-    }
+    let Some(certificates) = Certificates::make(dir.path()) else { return };
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-    let file = |name: &str| dir.join(name).display().to_string();
-    let (cert, private, ca) = (file("server.pem"), file("server.key"), file("ca.pem"));
+    let Certificates { ca, server, key, other } = &certificates;
+    let (cert, private, authority) = (server.to_string_lossy(), key.to_string_lossy(), ca.to_string_lossy());
     let args = [
         "--tls-port",
         &port,
@@ -148,44 +143,19 @@ async fn with_tls_the_server_is_verified() {
         "--tls-key-file",
         &private,
         "--tls-ca-cert-file",
-        &ca,
+        &authority,
     ];
     let args = [&args[..], &["--tls-auth-clients", "no"]].concat();
     let Some(_server) = Redis::start_with(&args) else { return };
-    let at = |host: &str, ca_file: Option<&str>| RedisConfig {
-        ca_file: ca_file.map(|name| dir.join(name)),
+    let at = |host: &str, ca_file: Option<&Path>| RedisConfig {
+        ca_file: ca_file.map(Path::to_owned),
         ..config(&format!("rediss://{host}:{port}"))
     };
-    let tier = RedisTier::open(at("127.0.0.1", Some("ca.pem")), Level::Cold).await.expect("trusted");
+    let tier = RedisTier::open(at("127.0.0.1", Some(ca)), Level::Cold).await.expect("trusted");
     assert_eq!(put(&tier, "k", 1, "value").await.unwrap(), Put::Stored);
     assert_eq!(value(&tier, "k").await.as_deref(), Some("value"));
-    for (host, ca_file) in
-        [("127.0.0.1", None), ("127.0.0.1", Some("other.pem")), ("localhost", Some("ca.pem"))]
-    {
+    for (host, ca_file) in [("127.0.0.1", None), ("127.0.0.1", Some(&**other)), ("localhost", Some(&**ca))] {
         let error = RedisTier::open(at(host, ca_file), Level::Cold).await.expect_err("not to be trusted");
         assert!(matches!(error, Error::Unavailable { .. }), "{error}");
     }
-}
-
-/// An authority, a server's certificate for 127.0.0.1 by it, and another authority.
-fn certificates(dir: &Path) -> bool {
-    std::fs::write(dir.join("san"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
-        .expect("a file");
-    let run = |line: &str| {
-        let done = Command::new("openssl").args(line.split(' ')).current_dir(dir).output();
-        done.is_ok_and(|done| done.status.success())
-    };
-    let authority = |name: &str| {
-        run(&format!(
-            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {name}.key -out {name}.pem -days 2 -subj /CN={name}"
-        ))
-    };
-    authority("ca")
-        && authority("other")
-        && run(
-            "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout server.key -out server.csr -subj /CN=server",
-        )
-        && run(
-            "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile san -out server.pem",
-        )
 }

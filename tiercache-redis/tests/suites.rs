@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use tiercache_core::testing::{tier, tracking};
-use tiercache_core::{Address, EncryptionConfig, Level, Secret, Tier, Tracking};
+use tiercache_core::testing::{lease, tier, tracking};
+use tiercache_core::{Address, EncryptionConfig, Leasing, Level, Secret, Tier, Tracking};
 use tiercache_redis::{RedisConfig, RedisTier, RedisTracking, RedisTrackingConfig};
 use tiercache_services::Redis;
 
@@ -15,13 +16,13 @@ fn prefix() -> String {
     format!("tiercache-{}-{}", std::process::id(), LAST.fetch_add(1, Ordering::Relaxed))
 }
 
-async fn open(server: &Redis, prefix: String) -> Arc<dyn Tier> {
+async fn open(server: &Redis, prefix: String) -> Arc<RedisTier> {
     let url = Some(Address::from(server.url().as_str()));
     let config = RedisConfig { url, prefix, max_entry_bytes: 4 << 20, ..RedisConfig::default() };
     Arc::new(RedisTier::open(config, Level::Cold).await.expect("opens"))
 }
 
-async fn track(server: &Redis, prefix: String) -> Arc<dyn Tracking> {
+async fn track(server: &Redis, prefix: String) -> Arc<RedisTracking> {
     let url = Some(Address::from(server.url().as_str()));
     let config = RedisTrackingConfig { url, prefix, ..RedisTrackingConfig::default() };
     Arc::new(RedisTracking::open(config).await.expect("opens"))
@@ -30,13 +31,13 @@ async fn track(server: &Redis, prefix: String) -> Arc<dyn Tracking> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_tier_keeps_the_contract() {
     let Some(server) = Redis::start() else { return };
-    tier::suite(async || open(&server, prefix()).await).await;
+    tier::suite(async || open(&server, prefix()).await as Arc<dyn Tier>).await;
 }
 
 #[tokio::test]
 async fn the_tier_keeps_it_on_one_thread() {
     let Some(server) = Redis::start() else { return };
-    tier::suite(async || open(&server, prefix()).await).await;
+    tier::suite(async || open(&server, prefix()).await as Arc<dyn Tier>).await;
 }
 
 #[tokio::test]
@@ -62,19 +63,20 @@ async fn the_tier_keeps_it_with_sealed_entries() {
 async fn the_tier_keeps_it_across_processes() {
     let Some(server) = Redis::start() else { return };
     let place = prefix();
-    tier::persistent_suite(async |number| open(&server, format!("{place}-{number}")).await).await;
+    tier::persistent_suite(async |number| open(&server, format!("{place}-{number}")).await as Arc<dyn Tier>)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_tracking_keeps_the_contract() {
     let Some(server) = Redis::start() else { return };
-    tracking::suite(async || track(&server, prefix()).await).await;
+    tracking::suite(async || track(&server, prefix()).await as Arc<dyn Tracking>).await;
 }
 
 #[tokio::test]
 async fn the_tracking_keeps_it_on_one_thread() {
     let Some(server) = Redis::start() else { return };
-    tracking::suite(async || track(&server, prefix()).await).await;
+    tracking::suite(async || track(&server, prefix()).await as Arc<dyn Tracking>).await;
 }
 
 #[tokio::test]
@@ -83,7 +85,23 @@ async fn the_tracking_keeps_it_across_processes() {
     tracking::persistent_suite(|| {
         let place = prefix();
         let server = &server;
-        async move || track(server, place.clone()).await
+        async move || track(server, place.clone()).await as Arc<dyn Tracking>
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tier_gives_out_leases() {
+    let Some(server) = Redis::start() else { return };
+    let place = prefix();
+    let opened = async |number| open(&server, format!("{place}-{number}")).await as Arc<dyn Leasing>;
+    lease::suite(Duration::from_millis(200), opened).await;
+}
+
+#[tokio::test]
+async fn the_tracking_gives_out_leases() {
+    let Some(server) = Redis::start() else { return };
+    let place = prefix();
+    let opened = async |number| track(&server, format!("{place}-{number}")).await as Arc<dyn Leasing>;
+    lease::suite(Duration::from_millis(200), opened).await;
 }

@@ -15,7 +15,7 @@ const OLDEST_SOUND_SQLITE: i32 = 3_051_003;
 /// Marks a database as ours: `tcsq`.
 const APPLICATION: i32 = 0x7463_7371;
 /// Counted up with every change of the form below.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// `value` comes last, so that reading the other columns touches no page it runs over to.
 const SCHEMA: &str = "
@@ -78,26 +78,38 @@ const SCHEMA: &str = "
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX counter_deadline ON counter (deadline);
 
-    -- The highest generation met, what is in `entry`, and a count of the changes of `fence`.
+    CREATE TABLE lease (
+        namespace TEXT NOT NULL,
+        name BLOB NOT NULL,
+        holder BLOB NOT NULL,
+        token INTEGER NOT NULL,
+        until INTEGER NOT NULL,
+        PRIMARY KEY (namespace, name)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX lease_until ON lease (until);
+
+    -- The highest generation met, what is in `entry`, a count of the changes of `fence`, the last lease's token.
     CREATE TABLE state (
         id INTEGER PRIMARY KEY CHECK (id = 1),
         generation INTEGER NOT NULL DEFAULT 0,
         entries INTEGER NOT NULL DEFAULT 0,
         bytes INTEGER NOT NULL DEFAULT 0,
-        fences INTEGER NOT NULL DEFAULT 0
+        fences INTEGER NOT NULL DEFAULT 0,
+        token INTEGER NOT NULL DEFAULT 0
     ) STRICT;
     INSERT INTO state (id) VALUES (1);
 ";
 
 /// Every table and column the statements need.
-const PROBES: [&str; 6] = [
+const PROBES: [&str; 7] = [
     "SELECT id, namespace, key, generation, checksum, deadline, stay, until, used, size, length, tags, file, value
      FROM entry WHERE id = 0",
     "SELECT entry, name, value FROM tag LIMIT 0",
     "SELECT hash, generation, expires FROM mark LIMIT 0",
     "SELECT kind, namespace, name, value, cleared, generation, written, swept, version FROM fence LIMIT 0",
     "SELECT namespace, key, count, deadline FROM counter LIMIT 0",
-    "SELECT generation, entries, bytes, fences FROM state WHERE id = 1",
+    "SELECT namespace, name, holder, token, until FROM lease LIMIT 0",
+    "SELECT generation, entries, bytes, fences, token FROM state WHERE id = 1",
 ];
 
 /// Refuses a library that is known to damage databases.
@@ -227,7 +239,7 @@ fn probe(connection: &Connection) -> rusqlite::Result<()> {
     for probe in PROBES {
         connection.prepare(probe)?.query(())?.next()?;
     }
-    connection.query_row(PROBES[5], (), |_| Ok(()))
+    connection.query_row(PROBES[6], (), |_| Ok(()))
 }
 
 fn connection(path: &Path, setup: Setup) -> rusqlite::Result<Connection> {

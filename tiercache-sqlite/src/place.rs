@@ -313,7 +313,7 @@ impl Dir {
     }
 }
 
-/// Held while a process has the directory open; closing it leaves.
+/// Held while a process has the directory open; [`Membership::leave`] or its end leaves.
 #[derive(Debug)]
 pub(crate) struct Membership(File);
 
@@ -321,6 +321,12 @@ impl Membership {
     /// Whether no other process has the directory open. None can join it then, until `share` is called.
     pub(crate) fn is_alone(&self) -> bool {
         fs::flock(&self.0, FlockOperation::NonBlockingLockExclusive).is_ok()
+    }
+
+    /// Uses the directory no more, whoever still holds this.
+    pub(crate) fn leave(&self) {
+        // An own lock can be given up; if not, it ends with the file.
+        let _ = fs::flock(&self.0, FlockOperation::Unlock);
     }
 
     /// Lets others in again.

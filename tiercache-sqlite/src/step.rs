@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
 use tiercache_core::tier::{Put, Removal, Scope};
+use tiercache_core::transaction::Standing;
 use tiercache_core::{Error, Generation, Key, Result, Tags, Timestamp};
 
 use crate::fences::{Fences, Purge, columns};
@@ -215,6 +216,14 @@ impl<'a> Step<'a> {
         self.leave_mark(hash(key), below)?;
         self.note(below);
         Ok(Removal::Done { over: newest })
+    }
+
+    /// How far processes have counted that have written to the key.
+    pub(crate) fn counted(&self, key: &Key) -> rusqlite::Result<Standing> {
+        let standing = self.standing(key)?.map_or(Generation::ZERO, |row| row.generation);
+        let newest = standing.max(self.mark(key)?);
+        let fenced = self.shard.fences().highest(key.namespace()).max(self.fenced.highest(key.namespace()));
+        Ok(Standing { newest, above: newest.max(fenced) })
     }
 
     /// Makes dead what is in the scope and below the generation: for the whole cache, or at this level alone.

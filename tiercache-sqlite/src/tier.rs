@@ -8,7 +8,8 @@ use tiercache_core::tier::{
     Call, Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, PutItem, Removal, Scope, Sizing,
     Spill, Swept, Usage, side_by_side,
 };
-use tiercache_core::{Clock, Entry, Error, Generation, Key, Packing, Result, Tier, Timestamp};
+use tiercache_core::transaction::Transactions;
+use tiercache_core::{Clock, Entry, Error, Generation, Key, Leasing, Packing, Result, Tier, Timestamp};
 
 use crate::config::{DEFAULT_SHARDS, MAX_VALUE, SqliteConfig, Synchronous};
 use crate::fences::Purge;
@@ -430,11 +431,13 @@ impl Tier for SqliteTier {
             shard.stop();
             readers.extend(shard.close_readers(self.readers).await);
         }
-        let threads = std::mem::take(&mut *lock(&self.threads));
+        let (threads, common) = (std::mem::take(&mut *lock(&self.threads)), self.common.clone());
         let work = move || {
             // The connection that closes last brings the log home.
             drop(readers);
-            threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count()
+            let panicked = threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
+            common.members.leave();
+            panicked
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(0) => Ok(()),
@@ -451,6 +454,14 @@ impl Tier for SqliteTier {
     }
 
     fn counting(&self) -> Option<&dyn Counting> {
+        Some(self)
+    }
+
+    fn leasing(&self) -> Option<&dyn Leasing> {
+        Some(self)
+    }
+
+    fn transactions(&self) -> Option<&dyn Transactions> {
         Some(self)
     }
 

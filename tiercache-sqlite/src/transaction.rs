@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use async_trait::async_trait;
 use rusqlite::OptionalExtension;
 use tiercache_core::tier::{Hold, Put, Removal};
+use tiercache_core::transaction::{Standing, Transacting, Transactions, Work};
 use tiercache_core::{Entry, Error, Generation, Key, Result};
 
 use crate::SqliteTier;
@@ -123,6 +125,40 @@ impl Transaction<'_, '_> {
         let reason =
             "it is in another shard: make the directory with `shards: 1` for transactions over any keys";
         Err(Error::InvalidOption { option: "key", reason: reason.into() })
+    }
+}
+
+#[async_trait]
+impl Transactions for SqliteTier {
+    fn part(&self, key: &Key) -> usize {
+        self.shard_of(key)
+    }
+
+    async fn transact(&self, key: &Key, work: Work) -> Result<()> {
+        self.transaction(key, move |transaction| work(transaction)).await
+    }
+}
+
+impl Transacting for Transaction<'_, '_> {
+    fn get(&mut self, key: &Key) -> Result<Option<Entry>> {
+        Transaction::get(self, key)
+    }
+
+    fn put(&mut self, key: &Key, entry: &Entry, hold: Hold) -> Result<Put> {
+        Transaction::put(self, key, entry, hold)
+    }
+
+    fn remove(&mut self, key: &Key, below: Generation) -> Result<Removal> {
+        Transaction::remove(self, key, below)
+    }
+
+    fn standing(&mut self, key: &Key) -> Result<Standing> {
+        self.check(key)?;
+        self.step.counted(key).map_err(failed)
+    }
+
+    fn nested(&mut self, part: &mut dyn FnMut(&mut dyn Transacting) -> Result<()>) -> Result<()> {
+        Transaction::nested(self, |transaction| part(transaction))
     }
 }
 

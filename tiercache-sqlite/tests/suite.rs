@@ -4,9 +4,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use tiercache_core::Tier;
-use tiercache_core::testing::{ManualClock, tier};
+use tiercache_core::testing::{ManualClock, lease, tier};
+use tiercache_core::{Leasing, SystemClock, Tier};
 use tiercache_sqlite::{SqliteConfig, SqliteTier, Synchronous};
 
 async fn keeps_the_contract(config: SqliteConfig) {
@@ -34,4 +35,15 @@ async fn with_one_shard_and_every_value_in_a_file_too() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_two_threads_too() {
     keeps_the_contract(SqliteConfig { readers: 1, ..SqliteConfig::default() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_gives_out_leases() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = async |place: usize| {
+        let path = Some(dir.path().join(place.to_string()));
+        let config = SqliteConfig { path, max_size: 8 << 20, ..SqliteConfig::default() };
+        Arc::new(SqliteTier::open(config, SystemClock::start()).await.unwrap()) as Arc<dyn Leasing>
+    };
+    lease::suite(Duration::from_millis(200), open).await;
 }

@@ -4,10 +4,12 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{config, opened};
-use tiercache_core::Tracking;
+use tiercache_core::testing::lease;
 use tiercache_core::testing::tracking::{persistent_suite, suite};
+use tiercache_core::{Leasing, Tracking};
 use tiercache_services::Postgres;
 
 async fn run_suite() {
@@ -33,4 +35,16 @@ async fn across_restarts() {
         async move || Arc::new(opened(config.clone()).await) as Arc<dyn Tracking>
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_gives_out_leases() {
+    let Some(server) = Postgres::start() else { return };
+    let place = config(&server);
+    let open = async |number| {
+        let schema = format!("{}_{number}", place.schema);
+        let config = tiercache_tracking::PostgresConfig { schema, ..place.clone() };
+        Arc::new(opened(config).await) as Arc<dyn Leasing>
+    };
+    lease::suite(Duration::from_millis(200), open).await;
 }

@@ -18,6 +18,8 @@ pub use tiercache_core as core;
 pub use tiercache_core::*;
 #[cfg(feature = "disk")]
 pub use tiercache_disk as disk;
+#[cfg(feature = "macros")]
+pub use tiercache_macros::cached;
 #[cfg(feature = "memcached")]
 pub use tiercache_memcached as memcached;
 #[cfg(feature = "ram")]
@@ -32,5 +34,7 @@ pub use tiercache_tracking as tracking_stores;
 pub mod prelude {
     pub use tiercache_core::{AsKey, BlockingCache, CacheManager, Error, Key, Level, Stay};
 
+    #[cfg(feature = "macros")]
+    pub use crate::cached;
     pub use crate::{FromConfig, Registry};
 }

@@ -185,6 +185,7 @@ const TABLE: &[(&str, &[Expected])] = &[
     ),
     // Other keys.
     ("pending: 0", &[("1:10", &["pending: `0` is not above zero"])]),
+    ("counters: warm", &[("1:11", &["counters: unknown value `warm`", "hot, cold, dry"])]),
     ("sweep: 1", &[("1:8", &["sweep: `1` has no unit"])]),
     ("hot_cache: { read_timeout: 5 }", &[("1:28", &["hot_cache.read_timeout: `5` has no unit"])]),
     ("ttl_rules:", &[("1:10", &["ttl_rules: found null", "a list"])]),

@@ -99,6 +99,17 @@ async fn the_write_mode_of_the_file_is_in_force() {
 }
 
 #[tokio::test]
+async fn counters_stand_at_the_level_the_file_names() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cache =
+        from_yaml(&tiers(folder.path(), "counters: hot\n"), &Registry::builtin()).await.expect("a cache");
+    assert_eq!(cache.counter_level().expect("a level"), tiercache::Level::Hot);
+    let refused = from_yaml(&tiers(folder.path(), "counters: dry\n"), &Registry::builtin()).await;
+    let told = refused.expect_err("the disk does not count").to_string();
+    assert!(told.contains("`counters: dry`"), "{told}");
+}
+
+#[tokio::test]
 async fn rules_of_the_file_are_in_force() {
     let folder = tempfile::tempdir().expect("a folder");
     let rules = "ttl_rules: [{ tag: { type: short }, hot_ttl: 1ms, cold_ttl: 1ms }]\nsweep: 10ms\n";

@@ -1,9 +1,10 @@
-//! `cargo xtask bench`: measures beside the peers, which nothing else builds.
+//! `cargo xtask bench`: measures beside the peers, or the servers' clients, which nothing else builds.
 
 use crate::run::{self, Outcome, cargo};
 
 pub(crate) fn run(arguments: &[String]) -> Outcome {
-    let bench =
-        ["run", "--release", "--quiet", "--package", "tiercache-benches", "--features", "peers", "--"];
-    run::run(cargo(bench).args(arguments))
+    let remote = arguments.iter().any(|argument| argument == "remote");
+    let (profile, features) = if remote { ("remote", "remote") } else { ("release", "peers") };
+    let bench = ["run", "--quiet", "--profile", profile, "--package", "tiercache-benches"];
+    run::run(cargo(bench).args(["--features", features, "--"]).args(arguments))
 }

@@ -126,6 +126,16 @@ impl Judge {
                 ));
             }
         }
+        // Whoever has seen a part of a transaction must see the rest.
+        let begun_with = written.begun;
+        let parts = || self.mutations.iter().filter(|part| part.begun == begun_with);
+        if parts().count() > 1 {
+            for part in
+                self.mutations.iter_mut().filter(|part| part.begun == begun_with && part.ended.is_none())
+            {
+                (part.ended, part.certain) = (Some(ended), true);
+            }
+        }
         if let Some(generation) = seen.generation {
             // A new process numbers on from what outlived the one before it.
             let before = self.seen.entry((key, life)).or_default();
@@ -139,6 +149,21 @@ impl Judge {
             before.push((ended, generation));
         }
         Ok(())
+    }
+
+    /// Whether there may have been some value.
+    pub(super) fn some(&mut self, seen: Seen) -> Result<(), String> {
+        let others = self.mutations.iter().filter(|other| other.key == seen.key && other.begun != seen.begun);
+        let others: Vec<u64> = others
+            .filter_map(|other| match other.kind {
+                Kind::Write(value) => Some(value),
+                _ => None,
+            })
+            .collect();
+        if others.into_iter().any(|value| self.judge(Seen { value, ..seen }).is_ok()) {
+            return Ok(());
+        }
+        Err(format!("key {} had no value that could be replaced {}..{}", seen.key, seen.begun, seen.ended))
     }
 
     /// Whether a value may be taken out: once.

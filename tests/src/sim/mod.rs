@@ -8,6 +8,7 @@
 #![allow(missing_docs, reason = "a test's own vocabulary")]
 
 mod choices;
+mod counts;
 mod judge;
 mod origin;
 mod store;
@@ -29,6 +30,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 pub use self::choices::{Choices, shrink};
+use self::counts::{Counts, Made};
 use self::judge::{Judge, Kind, Moment, Mutation, Seen};
 use self::origin::{Origin, WINDOW};
 use self::store::{Fate, Gates, Life, Store};
@@ -104,6 +106,9 @@ struct History {
     lives: u32,
     manager: CacheManager,
     judge: Judge,
+    counts: Counts,
+    /// What was last read of each key, and its generation.
+    known: BTreeMap<u8, (u64, u64)>,
     running: BTreeMap<u64, Running>,
     done: mpsc::UnboundedSender<(u64, Outcome)>,
     ended: mpsc::UnboundedReceiver<(u64, Outcome)>,
@@ -128,6 +133,8 @@ struct Setup {
     faults: bool,
     /// Whether the store takes a batch in one step.
     batches: bool,
+    /// Whether counters stand in RAM, and not in the store.
+    counts_in_ram: bool,
 }
 
 struct Running {
@@ -148,8 +155,23 @@ enum Operation {
         value: u64,
         ttl: Option<u64>,
         tag: Option<u8>,
-        add: bool,
+        only: Only,
         restored: Option<u64>,
+    },
+    /// Sets the value in place of one that was read before.
+    Compare {
+        key: u8,
+        value: u64,
+        with: u64,
+        generation: u64,
+    },
+    Touch {
+        key: u8,
+        ttl: Option<u64>,
+    },
+    GetAndTouch {
+        key: u8,
+        ttl: u64,
     },
     Load {
         key: u8,
@@ -158,10 +180,6 @@ enum Operation {
         tag: Option<u8>,
         stale: bool,
         refresh: bool,
-    },
-    Touch {
-        key: u8,
-        ttl: Option<u64>,
     },
     GetMany([u8; BATCH]),
     SetMany([(u8, u64); BATCH]),
@@ -173,8 +191,30 @@ enum Operation {
     Flush(Level),
     Settle,
     Prune,
+    Add {
+        key: u8,
+        bit: u8,
+        ttl: Option<u64>,
+    },
+    Counter(u8),
+    RemoveCounter(u8),
+    /// Sets two keys, or sets one and removes the other; or gives up at the end.
+    Transact {
+        keys: [u8; 2],
+        values: [u64; 2],
+        remove: bool,
+        give_up: bool,
+    },
     /// Hot gets another size.
     Resize(u64),
+}
+
+/// The condition of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Only {
+    Always,
+    Absent,
+    Present,
 }
 
 #[derive(Debug)]
@@ -202,6 +242,11 @@ enum Outcome {
     },
     Touched(#[expect(dead_code, reason = "printed in the log")] bool),
     Nothing,
+    Sum(Option<i64>),
+    Transacted([Option<u64>; 2]),
+    GaveUp,
+    /// What failed may have happened.
+    Uncertain,
     Failed(#[expect(dead_code, reason = "printed in the log")] String),
 }
 
@@ -218,6 +263,7 @@ impl History {
             write: [Write::Back, Write::Back, Write::Behind, Write::Through][choices.below(4) as usize],
             faults: choices.once_in(2),
             batches: !choices.once_in(4),
+            counts_in_ram: choices.once_in(3),
         };
         let (clock, store, gates) = (ManualClock::new(), Arc::<Store>::default(), Arc::<Gates>::default());
         let (life, manager) = open(setup, &clock, &store, &gates).await;
@@ -237,6 +283,8 @@ impl History {
             lives: 0,
             manager,
             judge: Judge::default(),
+            counts: Counts::default(),
+            known: BTreeMap::new(),
             running: BTreeMap::new(),
             done,
             ended,
@@ -266,7 +314,7 @@ impl History {
                     self.gates.answer_at_once(at_once);
                 }
                 17 if self.choices.once_in(4) => self.drop_one(),
-                17 | 18 if self.setup.shared => self.elsewhere(),
+                17 | 18 if self.setup.shared => self.elsewhere()?,
                 18 if self.choices.once_in(6) => self.crash().await?,
                 19 => {
                     let operation =
@@ -283,7 +331,7 @@ impl History {
 
     fn operation(&mut self) -> Operation {
         let key = self.choices.below(KEYS) as u8;
-        match self.choices.below(34) {
+        match self.choices.below(40) {
             24 => Operation::GetMany(self.batch()),
             25 | 26 => {
                 let keys = self.batch();
@@ -293,6 +341,24 @@ impl History {
                 }))
             }
             27 => Operation::DeleteMany(self.batch()),
+            33..=34 if self.setup.shared => {
+                self.values += 2;
+                let values = [self.values - 1, self.values];
+                let keys = [key, (key + 1) % KEYS as u8];
+                let (remove, give_up) = (self.choices.once_in(3), self.choices.once_in(4));
+                Operation::Transact { keys, values, remove, give_up }
+            }
+            33..=34 => Operation::Get(key),
+            35..=36 => {
+                let ttl = [None, None, None, Some(5)][self.choices.below(4) as usize];
+                match self.counts.add(key, self.moment + 1) {
+                    Some(bit) => Operation::Add { key, bit, ttl },
+                    None => Operation::Counter(key),
+                }
+            }
+            37 => Operation::Counter(key),
+            38 if self.choices.once_in(3) => Operation::RemoveCounter(key),
+            38 => Operation::Counter(key),
             0..=5 => Operation::Get(key),
             6..=7 => Operation::Entry(key),
             8 => Operation::Contains(key),
@@ -300,12 +366,21 @@ impl History {
                 self.values += 1;
                 let ttl = [None, None, None, Some(2), Some(10)][self.choices.below(5) as usize];
                 let tag = [None, None, Some(0), Some(1)][self.choices.below(4) as usize];
-                let add = self.choices.once_in(8);
-                // As it came from elsewhere, with the deadline it had there.
-                let deadline = || ttl.map_or(u64::MAX, |ttl| self.clock.now().as_millis() + ttl * 1_000);
-                let restored = self.choices.once_in(6).then(deadline);
-                Operation::Set { key, value: self.values, ttl, tag, add, restored }
+                let value = self.values;
+                match (self.choices.below(10), self.known.get(&key)) {
+                    (0, _) => Operation::Set { key, value, ttl, tag, only: Only::Absent, restored: None },
+                    (1, _) => Operation::Set { key, value, ttl, tag, only: Only::Present, restored: None },
+                    (2 | 3, Some(&(with, generation))) => Operation::Compare { key, value, with, generation },
+                    _ => {
+                        // As it came from elsewhere, with the deadline it had there.
+                        let deadline =
+                            || ttl.map_or(u64::MAX, |ttl| self.clock.now().as_millis() + ttl * 1_000);
+                        let restored = self.choices.once_in(6).then(deadline);
+                        Operation::Set { key, value, ttl, tag, only: Only::Always, restored }
+                    }
+                }
             }
+            16 if self.choices.once_in(3) => Operation::GetAndTouch { key, ttl: 5 },
             16 => Operation::Touch { key, ttl: [None, Some(5)][self.choices.below(2) as usize] },
             17..=19 => Operation::Delete(key),
             20 => Operation::Pop(key),
@@ -321,7 +396,7 @@ impl History {
                 let levels = self.levels();
                 Operation::Flush(levels[self.choices.below(levels.len() as u32) as usize])
             }
-            33 => Operation::Resize([200, 400, 800, 100_000][self.choices.below(4) as usize]),
+            39 => Operation::Resize([200, 400, 800, 100_000][self.choices.below(4) as usize]),
             _ => Operation::Clear,
         }
     }
@@ -343,13 +418,20 @@ impl History {
 
     /// Another process sets or removes a key, whole and at once. This process may go on with what it has in RAM, but
     /// whatever it does to the key afterwards comes after.
-    fn elsewhere(&mut self) {
+    fn elsewhere(&mut self) -> Result<(), String> {
         let key = self.choices.below(KEYS) as u8;
         let ahead = [0, 50, 1_000][self.choices.below(3) as usize];
         let name = Key::new("", format!("key-{key}").as_bytes()).expect("a key");
         self.moment += 1;
         self.elsewhere.push((key, self.moment));
-        if self.choices.once_in(4) {
+        if !self.setup.counts_in_ram && self.choices.once_in(4) {
+            if let Some(bit) = self.counts.add(key, self.moment) {
+                self.note(format!("{}: another process adds {bit} to {key}", self.moment));
+                let sum = self.store.add_elsewhere(&name, 1 << bit, self.clock.now());
+                self.counts.added(key, bit, self.moment + 1, Made::Certainly);
+                self.counts.judge(key, sum, self.moment, self.moment + 1)?;
+            }
+        } else if self.choices.once_in(4) {
             self.note(format!("{}: another process removes {key}", self.moment));
             self.store.remove_elsewhere(&name, ahead);
             self.lossy_at = self.lossy_at.max(self.moment);
@@ -372,6 +454,7 @@ impl History {
             });
         }
         self.moment += 1;
+        Ok(())
     }
 
     /// Begins an operation as a task of its own.
@@ -400,7 +483,12 @@ impl History {
                 vec![mutate(key, Kind::Write(value), tag, until(ttl))]
             }
             // Its deadline counts from when it takes effect: until it ends, nobody knows which.
-            Operation::Touch { key, .. } => vec![mutate(key, Kind::Touch, None, u64::MAX)],
+            Operation::Touch { key, .. } | Operation::GetAndTouch { key, .. } => {
+                vec![mutate(key, Kind::Touch, None, u64::MAX)]
+            }
+            Operation::Compare { key, value, .. } => {
+                vec![mutate(key, Kind::Write(value), None, u64::MAX)]
+            }
             Operation::Delete(key) | Operation::Pop(key) => {
                 vec![mutate(key, Kind::Remove(None), None, u64::MAX)]
             }
@@ -418,10 +506,25 @@ impl History {
                 self.moment += BATCH as u64;
                 pairs.iter().enumerate().map(begin).collect()
             }
+            Operation::Transact { keys: [a, b], values, remove, .. } => {
+                let other = if remove { Kind::Remove(None) } else { Kind::Write(values[1]) };
+                vec![mutate(a, Kind::Write(values[0]), None, u64::MAX), mutate(b, other, None, u64::MAX)]
+            }
             Operation::InvalidateTag(tag) => everywhere(Kind::Remove(Some(tag))),
             Operation::Clear => everywhere(Kind::Remove(None)),
             _ => Vec::new(),
         };
+        match what {
+            Operation::Clear => self.counts.drops(None, number),
+            Operation::Flush(level) if level == self.counts_at() => self.counts.drops(None, number),
+            Operation::RemoveCounter(key) => self.counts.drops(Some(key), number),
+            // One that begins with this dies some time.
+            Operation::Add { key, ttl: Some(_), .. } => {
+                self.counts.drops(Some(key), number);
+                self.counts.dropped(number, Moment::MAX, false);
+            }
+            _ => {}
+        }
         let mutation = mutations.into_iter().map(|mutation| self.judge.begin(mutation)).collect();
         let (manager, done) = (self.manager.clone(), self.done.clone());
         self.origin.at(self.moment, clock);
@@ -433,6 +536,10 @@ impl History {
         });
         let running = Running { what, task: task.abort_handle(), begun: number, clock, mutation };
         self.running.insert(number, running);
+    }
+
+    fn counts_at(&self) -> Level {
+        if self.setup.counts_in_ram { Level::Hot } else { self.setup.store_at }
     }
 
     /// Lets a waiting step go on, or fail.
@@ -480,7 +587,16 @@ impl History {
         self.quiesce().await?;
         self.moment += 1;
         self.judge.settle(self.moment);
+        self.counts.settle(self.moment);
+        if self.setup.counts_in_ram {
+            self.moment += 1;
+            self.counts.drops(None, self.moment);
+            self.counts.dropped(self.moment, self.moment + 1, true);
+            self.moment += 2;
+        }
         self.lives += 1;
+        // Another process counts on from what the store has seen.
+        self.known.clear();
         (self.life, self.manager) = open(self.setup, &self.clock, &self.store, &self.gates).await;
         Ok(())
     }
@@ -557,12 +673,73 @@ impl History {
                 (mutation.ended, mutation.certain, mutation.degraded) = (Some(now), certain, degraded);
             }
         };
+        match (running.what, &outcome) {
+            (Operation::Clear, Outcome::Removed { degraded: false })
+            | (Operation::Flush(_), Outcome::Nothing) => {
+                self.counts.dropped(running.begun, now, true);
+            }
+            (Operation::RemoveCounter(_), Outcome::Nothing) => self.counts.dropped(running.begun, now, true),
+            (Operation::RemoveCounter(_), Outcome::Failed(_) | Outcome::Uncertain) => {
+                self.counts.dropped(running.begun, now, false);
+            }
+            _ => {}
+        }
         match (running.what, outcome) {
+            (Operation::Transact { keys, .. }, Outcome::Transacted(saw)) => {
+                for (key, value) in keys.into_iter().zip(saw) {
+                    if let Some(value) = value {
+                        self.judge.judge(seen(key, value, None, self.lives))?;
+                    }
+                }
+                end_all(&mut self.judge, &running, now, true);
+            }
+            (Operation::Transact { .. }, Outcome::GaveUp | Outcome::Failed(_)) => {
+                end_all(&mut self.judge, &running, now, false);
+                running.mutation.iter().for_each(|number| self.judge.mutation(*number).failed = true);
+            }
+            (Operation::Add { key, bit, .. }, Outcome::Sum(sum)) => {
+                let sum = sum.filter(|sum| sum & (1 << bit) != 0);
+                let sum = sum.ok_or_else(|| format!("addition {bit} to {key} is not in its own sum"))?;
+                self.counts.added(key, bit, now, Made::Certainly);
+                self.counts.judge(key, sum, running.begun, now)?;
+            }
+            (Operation::Add { key, bit, .. }, Outcome::Uncertain) => {
+                self.counts.added(key, bit, now, Made::Perhaps);
+            }
+            (Operation::Add { key, bit, .. }, Outcome::Failed(_)) => {
+                self.counts.added(key, bit, now, Made::Never);
+            }
+            (Operation::Counter(key), Outcome::Sum(sum)) => {
+                self.counts.judge(key, sum.unwrap_or(0), running.begun, now)?;
+            }
             (Operation::Get(key) | Operation::Entry(key), Outcome::Value(value, generation)) => {
                 self.tally.reads += 1;
                 if let Some(value) = value {
                     self.tally.hits += 1;
                     self.judge.judge(seen(key, value, generation, self.lives))?;
+                    if let Some(generation) = generation {
+                        self.known.insert(key, (value, generation));
+                    }
+                }
+            }
+            (Operation::Compare { key, with, .. }, Outcome::Wrote { stored: true, degraded }) => {
+                end(true, degraded);
+                // What it took the place of was there.
+                self.judge.judge(seen(key, with, None, self.lives))?;
+                if !degraded {
+                    self.judge.pop(with)?;
+                }
+            }
+            (Operation::Set { key, only: Only::Present, .. }, Outcome::Wrote { stored: true, degraded }) => {
+                end(true, degraded);
+                self.judge.some(seen(key, 0, None, self.lives))?;
+            }
+            (Operation::GetAndTouch { key, ttl }, Outcome::Value(value, _)) => {
+                end(true, false);
+                let deadline = self.clock.now().as_millis() + ttl * 1_000;
+                running.mutation.iter().for_each(|number| self.judge.mutation(*number).deadline = deadline);
+                if let Some(value) = value {
+                    self.judge.judge(seen(key, value, None, self.lives))?;
                 }
             }
             (Operation::Load { key, .. }, Outcome::Served { value, stale }) => {
@@ -614,12 +791,12 @@ impl History {
             (Operation::Flush(_), Outcome::Nothing) => self.lossy_at = self.lossy_at.max(now),
             (_, Outcome::Touched(_) | Outcome::Nothing) => end(true, false),
             // Nobody has the value, or nobody knows: either way what was there before is gone for this process.
-            (Operation::Set { .. }, Outcome::Failed(_)) => {
+            (Operation::Set { .. } | Operation::Compare { .. }, Outcome::Failed(_)) => {
                 end(true, true);
                 running.mutation.iter().for_each(|number| self.judge.mutation(*number).failed = true);
             }
             // It may have had any part of its effect, and will have no more.
-            (_, Outcome::Failed(_)) => end(false, true),
+            (_, Outcome::Failed(_) | Outcome::Uncertain) => end(false, true),
             (what, outcome) => return Err(format!("{what:?} ended with {outcome:?}")),
         }
         Ok(())
@@ -676,23 +853,34 @@ impl History {
         }
         self.moment += 1;
         self.judge.settle(self.moment);
+        self.counts.settle(self.moment);
         for key in 0..KEYS as u8 {
-            let (manager, gates, origin) = (self.manager.clone(), self.gates.clone(), self.origin.clone());
-            let mut last = tokio::spawn(async move { perform(&manager, &origin, Operation::Get(key)).await });
-            let last = loop {
-                tokio::select! {
-                    biased;
-                    outcome = &mut last => break outcome,
-                    () = tokio::time::sleep(Duration::from_millis(1)) => {}
-                }
-                while gates.waiting() > 0 {
-                    gates.release(0, Fate::Go);
-                }
-            };
-            let value = match last {
-                Ok(Outcome::Value(value, _)) => value,
+            let value = match self.last(Operation::Get(key)).await {
+                Outcome::Value(value, _) => value,
                 outcome => return Err(format!("the last get of {key} ended with {outcome:?}")),
             };
+            // A clearing that the store has not seen yet is tried again until it has.
+            let mut sum = self.last(Operation::Counter(key)).await;
+            for _ in 0..10 {
+                if matches!(sum, Outcome::Sum(_)) {
+                    break;
+                }
+                self.clock.advance(Duration::from_secs(5));
+                for _ in 0..100 {
+                    while self.gates.waiting() > 0 {
+                        self.gates.release(0, Fate::Go);
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                sum = self.last(Operation::Counter(key)).await;
+            }
+            let Outcome::Sum(sum) = sum else {
+                return Err(format!("the last look at counter {key} ended with {sum:?}"));
+            };
+            let sum = sum.unwrap_or(0);
+            self.note(format!("counter {key} in the end: {sum:#b}"));
+            self.counts.judge(key, sum, self.moment + 1, self.moment + 2)?;
+            self.moment += 2;
             self.note(format!("the last get of {key}: {value:?}"));
             let (begun, clock) = (self.moment, self.clock.now().as_millis());
             self.moment += 1;
@@ -715,9 +903,34 @@ impl History {
         Ok(())
     }
 
+    /// An operation that nothing keeps from its end.
+    async fn last(&mut self, what: Operation) -> Outcome {
+        let manager = self.manager.clone();
+        let origin = self.origin.clone();
+        let mut last = tokio::spawn(async move { perform(&manager, &origin, what).await });
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut last => return outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string())),
+                () = tokio::time::sleep(Duration::from_millis(1)) => {}
+            }
+            while self.gates.waiting() > 0 {
+                self.gates.release(0, Fate::Go);
+            }
+        }
+    }
+
     fn note(&mut self, line: String) {
         self.log.push_str(&line);
         self.log.push('\n');
+    }
+}
+
+/// Ends all that an operation began.
+fn end_all(judge: &mut Judge, running: &Running, now: Moment, certain: bool) {
+    for number in &running.mutation {
+        let mutation = judge.mutation(*number);
+        (mutation.ended, mutation.certain) = (Some(now), certain);
     }
 }
 
@@ -746,6 +959,9 @@ async fn open(
         .level(setup.store_at, life.clone())
         .hot(ram(setup.hot_bytes))
         .manual();
+    if setup.counts_in_ram {
+        builder = builder.counters(Level::Hot);
+    }
     if setup.cold && setup.store_at == Level::Dry {
         builder = builder.cold(ram(setup.hot_bytes * 2));
     }
@@ -776,21 +992,29 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
             Outcome::RemovedEach(removed.iter().map(|removed| !removed.degraded.is_empty()).collect())
         }),
         Operation::Contains(key) => manager.contains(name(key)).await.map(|_| Outcome::Nothing),
-        Operation::Set { key, value, tag, add, restored: Some(deadline), .. } => {
+        Operation::Set { key, value, tag, only, restored: Some(deadline), .. } => {
             let mut entry = Entry::new(format!("{value}"), Generation::ZERO, Timestamp::EPOCH);
             entry.deadline = Timestamp::from_millis(deadline);
             entry.explicit_ttl = !entry.deadline.is_never();
             if let Some(tag) = tag {
                 entry.extras_mut().tags.insert("t".into(), tag.to_string());
             }
-            manager.restore(name(key), entry, !add).await.map(|restored| match restored {
+            manager.restore(name(key), entry, only != Only::Absent).await.map(|restored| match restored {
                 Restored::Stored(written) => {
                     Outcome::Wrote { stored: written.stored, degraded: !written.degraded.is_empty() }
                 }
                 Restored::Present | Restored::Expired => Outcome::Wrote { stored: false, degraded: false },
             })
         }
-        Operation::Set { key, value, ttl, tag, add, restored: None } => {
+        Operation::Compare { key, value, generation, .. } => manager
+            .compare_and_set(name(key), Generation::new(generation), format!("{value}"))
+            .await
+            .map(|written| Outcome::Wrote { stored: written.stored, degraded: !written.degraded.is_empty() }),
+        Operation::GetAndTouch { key, ttl } => manager
+            .get_and_touch(name(key), Duration::from_secs(ttl))
+            .await
+            .map(|entry| Outcome::Value(entry.map(|entry| number(&entry.value)), None)),
+        Operation::Set { key, value, ttl, tag, only, restored: None } => {
             let mut set = manager.set(name(key), format!("{value}"));
             if let Some(ttl) = ttl {
                 set = set.ttl(Duration::from_secs(ttl));
@@ -798,9 +1022,11 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
             if let Some(tag) = tag {
                 set = set.tag("t", tag.to_string());
             }
-            if add {
-                set = set.only_if_absent();
-            }
+            set = match only {
+                Only::Always => set,
+                Only::Absent => set.only_if_absent(),
+                Only::Present => set.only_if_present(),
+            };
             set.await.map(|written| Outcome::Wrote {
                 stored: written.stored,
                 degraded: !written.degraded.is_empty(),
@@ -843,6 +1069,31 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
             manager.clear().await.map(|removed| Outcome::Removed { degraded: !removed.degraded.is_empty() })
         }
         Operation::Flush(level) => manager.flush(level).await.map(|()| Outcome::Nothing),
+        Operation::Add { key, bit, ttl } => {
+            let mut addition = manager.incr(name(key)).by(1 << bit);
+            if let Some(ttl) = ttl {
+                addition = addition.ttl(Duration::from_secs(ttl));
+            }
+            addition.await.map(|sum| Outcome::Sum(Some(sum)))
+        }
+        Operation::Counter(key) => manager.counter(name(key)).await.map(Outcome::Sum),
+        Operation::RemoveCounter(key) => manager.remove_counter(name(key)).await.map(|_| Outcome::Nothing),
+        Operation::Transact { keys, values, remove, give_up } => {
+            let names = keys.map(name);
+            let named = names.clone();
+            let transaction = manager.transaction(&named, move |tx| {
+                let saw =
+                    [tx.get(&names[0])?, tx.get(&names[1])?].map(|value| value.map(|value| number(&value)));
+                tx.set(&names[0], values[0].to_string())?;
+                if remove {
+                    tx.delete(&names[1])?;
+                } else {
+                    tx.set(&names[1], values[1].to_string())?;
+                }
+                if give_up { Err(Error::InvalidKey("given up")) } else { Ok(saw) }
+            });
+            transaction.await.map(Outcome::Transacted)
+        }
         Operation::Settle => manager.settle().await.map(|()| Outcome::Nothing),
         Operation::Resize(bytes) => {
             let retune = move |_: Option<&_>| Ok(Retune::new().capacity(Level::Hot, bytes));
@@ -850,7 +1101,11 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
         }
         Operation::Prune => manager.prune().await.map(|_| Outcome::Nothing),
     };
-    outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string()))
+    outcome.unwrap_or_else(|error| match error {
+        Error::Uncertain { .. } => Outcome::Uncertain,
+        Error::InvalidKey("given up") => Outcome::GaveUp,
+        error => Outcome::Failed(error.to_string()),
+    })
 }
 
 fn number(value: &[u8]) -> u64 {

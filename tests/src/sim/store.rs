@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tiercache_core::tier::{
-    Dead, FenceLog, Hold, Index, Permit, Profile, Put, PutItem, Removal, Scope, Spill, Swept, Tier, TryGet,
-    Usage, side_by_side,
+    Counting, Dead, FenceLog, Hold, Index, Permit, Profile, Put, PutItem, Removal, Scope, Spill, Swept, Tier,
+    TryGet, Usage, side_by_side,
 };
+use tiercache_core::transaction::{Standing, Transacting, Transactions, Work};
 use tiercache_core::{Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 use tokio::sync::oneshot;
 
@@ -31,11 +32,13 @@ pub(super) enum Fate {
 #[derive(Debug, Default)]
 pub(super) struct Store(Mutex<Contents>);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Contents {
     entries: BTreeMap<Key, Entry>,
     removed: BTreeMap<Key, Generation>,
     fences: BTreeMap<Scope, Generation>,
+    /// Counters and when they die.
+    counters: BTreeMap<Key, (i64, Timestamp)>,
     last: Generation,
 }
 
@@ -97,15 +100,19 @@ impl Life {
     /// One operation: waits, has its effect, waits, answers.
     async fn step<T>(&self, what: String, effect: impl FnOnce(&mut Contents) -> T) -> Result<T> {
         let failed = || Error::unavailable("store", "step", "told to fail");
+        // A transaction is waited for as long as it takes: one that hangs would be one that nobody sees the end of.
+        let hangs = what != "transaction";
         match self.gates.pass(format!("before {what}")).await {
             Fate::Go | Fate::Part => {}
             Fate::Fail => return Err(failed()),
+            Fate::Hang if !hangs => return Err(failed()),
             Fate::Hang => std::future::pending().await,
         }
         let answer = effect(&mut *self.alive()?);
         match self.gates.pass(format!("after {what}")).await {
             Fate::Go | Fate::Part => Ok(answer),
             Fate::Fail => Err(failed()),
+            Fate::Hang if !hangs => Err(failed()),
             Fate::Hang => std::future::pending().await,
         }
     }
@@ -182,6 +189,13 @@ impl Contents {
         }
     }
 
+    fn add(&mut self, key: &Key, delta: i64, deadline: Timestamp, now: Timestamp) -> i64 {
+        let living = self.counters.get(key).copied().filter(|&(_, deadline)| now < deadline);
+        let (sum, deadline) = living.unwrap_or((0, deadline));
+        self.counters.insert(key.clone(), (sum + delta, deadline));
+        sum + delta
+    }
+
     fn put(&mut self, key: &Key, entry: &Entry) -> Put {
         let kept = self.entries.get(key).map(|entry| entry.generation);
         if kept == Some(entry.generation) {
@@ -208,6 +222,11 @@ impl Store {
     /// What stands under `key`.
     pub(super) fn value(&self, key: &Key) -> Option<Bytes> {
         lock(&self.0).entries.get(key).map(|entry| entry.value.clone())
+    }
+
+    /// Another process adds to a counter.
+    pub(super) fn add_elsewhere(&self, key: &Key, delta: i64, now: Timestamp) -> i64 {
+        lock(&self.0).add(key, delta, Timestamp::NEVER, now)
     }
 
     /// Another process removes `key`.
@@ -287,9 +306,9 @@ impl Tier for Life {
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
         self.step("clear".to_string(), |contents| {
             contents.last = contents.last.max(below);
-            contents.entries.retain(|key, entry| {
-                entry.generation >= below || namespace.is_some_and(|namespace| namespace != key.namespace())
-            });
+            let stays = |key: &Key| namespace.is_some_and(|namespace| namespace != key.namespace());
+            contents.entries.retain(|key, entry| entry.generation >= below || stays(key));
+            contents.counters.retain(|key, _| stays(key));
         })
         .await
     }
@@ -319,6 +338,91 @@ impl Tier for Life {
 
     fn fences(&self) -> Option<&dyn FenceLog> {
         Some(self)
+    }
+
+    fn counting(&self) -> Option<&dyn Counting> {
+        Some(self)
+    }
+
+    fn transactions(&self) -> Option<&dyn Transactions> {
+        if self.shared { Some(self) } else { None }
+    }
+}
+
+#[async_trait]
+impl Transactions for Life {
+    fn part(&self, _key: &Key) -> usize {
+        0
+    }
+
+    async fn transact(&self, _key: &Key, work: Work) -> Result<()> {
+        let whole = |contents: &mut Contents| {
+            let mut copy = contents.clone();
+            work(&mut copy)?;
+            *contents = copy;
+            Ok(())
+        };
+        self.step("transaction".to_string(), whole).await?
+    }
+}
+
+/// A copy, which takes the place of what it was made of when all went well.
+impl Transacting for Contents {
+    fn get(&mut self, key: &Key) -> Result<Option<Entry>> {
+        Ok(self.entries.get(key).cloned())
+    }
+
+    fn put(&mut self, key: &Key, entry: &Entry, _hold: Hold) -> Result<Put> {
+        Ok(Contents::put(self, key, entry))
+    }
+
+    fn remove(&mut self, key: &Key, below: Generation) -> Result<Removal> {
+        let over = self.newest(key).unwrap_or_default();
+        if over >= below {
+            return Ok(Removal::Behind(over));
+        }
+        Contents::remove(self, key, below, true);
+        Ok(Removal::Done { over })
+    }
+
+    fn standing(&mut self, key: &Key) -> Result<Standing> {
+        let newest = self.newest(key).unwrap_or_default();
+        Ok(Standing { newest, above: newest })
+    }
+
+    fn nested(&mut self, part: &mut dyn FnMut(&mut dyn Transacting) -> Result<()>) -> Result<()> {
+        let before = self.clone();
+        let done = part(self);
+        if done.is_err() {
+            *self = before;
+        }
+        done
+    }
+}
+
+#[async_trait]
+impl Counting for Life {
+    async fn add(
+        &self,
+        key: &Key,
+        delta: i64,
+        _start: i64,
+        deadline: Timestamp,
+        now: Timestamp,
+    ) -> Result<i64> {
+        self.step(format!("add {delta} to {key:?}"), |contents| contents.add(key, delta, deadline, now)).await
+    }
+
+    async fn counter(&self, key: &Key, now: Timestamp) -> Result<Option<i64>> {
+        self.step(format!("counter {key:?}"), |contents| {
+            let living = contents.counters.get(key).filter(|&&(_, deadline)| now < deadline);
+            living.map(|&(sum, _)| sum)
+        })
+        .await
+    }
+
+    async fn remove_counter(&self, key: &Key) -> Result<bool> {
+        self.step(format!("remove counter {key:?}"), |contents| contents.counters.remove(key).is_some()).await
     }
 }
 

@@ -8,6 +8,7 @@ use tiercache_core::testing::{Fault, FaultTier, ManualClock, MemoryTier, Op, Poi
 use tiercache_core::tier::{Resident, Tier};
 use tiercache_core::{CacheManager, Error, Level, Rules, Stats, Stay};
 use tiercache_ram::{Policy, RamConfig, RamTier};
+use tiercache_sqlite::{SqliteConfig, SqliteTier};
 use tiercache_tests::doubles::RuntimeClock;
 use tiercache_tests::rig::{Gated, builder, disk, entry, get, hold, id, level, ram, ram_for};
 
@@ -371,4 +372,62 @@ async fn fifty_gets_of_one_dry_key_read_dry_once() {
         assert_eq!(found.await.unwrap().unwrap(), "v");
     }
     assert_eq!(counted.calls(Op::Get), 1);
+}
+
+// 67
+#[tokio::test]
+async fn more_than_memory_holds_is_found_again_in_one_call_and_cleared_to_the_last_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("level");
+    let config = SqliteConfig { path: Some(path.clone()), ..SqliteConfig::default() };
+    let clock = ManualClock::new();
+    let dry = Arc::new(SqliteTier::open(config, clock.clone()).await.unwrap());
+    let hot = Arc::new(RamTier::new(RamConfig { max_size: 1 << 20, policy: Policy::Adaptive }));
+    let cache = builder(&clock).hot(hot).dry(dry).build().await.unwrap();
+    let keys: Vec<String> = (0..50).map(|number| format!("key {number}")).collect();
+    let value = |key: &String| key.repeat(100_000 / key.len());
+    for written in cache.set_many(keys.iter().map(|key| (key, value(key)))).await {
+        assert!(written.unwrap().stored);
+    }
+    cache.settle().await.unwrap();
+    for (key, found) in keys.iter().zip(cache.get_many(&keys).await.unwrap()) {
+        assert_eq!(found.unwrap(), value(key), "{key}");
+    }
+    let files = || {
+        let shards = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path());
+        let shards = shards.filter(|path| path.is_dir());
+        shards.map(|shard| std::fs::read_dir(shard).unwrap().count()).sum::<usize>()
+    };
+    assert!(files() > 30, "large values are files: {}", files());
+    cache.clear().await.unwrap();
+    for _ in 0..100 {
+        cache.prune().await.unwrap();
+        cache.settle().await.unwrap();
+        if files() == 0 {
+            break;
+        }
+        tokio::task::spawn_blocking(|| std::thread::yield_now()).await.unwrap();
+    }
+    assert_eq!(cache.get_many(&keys).await.unwrap(), vec![None; 50]);
+    assert!(cache.close(Duration::from_secs(10)).await.unwrap().is_clean());
+    assert_eq!(files(), 0, "no file is left");
+}
+
+// 68
+#[tokio::test]
+async fn what_sank_rose_and_sank_again_is_found() {
+    let hot = ram_for(1, 6);
+    let dry = Arc::new(FaultTier::new(MemoryTier::persistent()));
+    let cache = builder(&ManualClock::new()).hot(hot.clone()).dry(dry.clone()).build().await.unwrap();
+    for written in cache.set_many([("a", "12345"), ("b", "12345"), ("c", "12345")]).await {
+        assert!(written.unwrap().stored);
+    }
+    for _ in 0..3 {
+        cache.settle().await.unwrap();
+        let found = cache.get_many(&["a", "b", "c"]).await.unwrap();
+        assert!(found.iter().all(|found| found.as_deref() == Some(b"12345")), "{found:?}");
+    }
+    for key in ["a", "b", "c", "a"] {
+        assert_eq!(get(&cache, key).await.unwrap(), "12345", "{key}");
+    }
 }

@@ -2,8 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod cached;
+mod conditions;
+mod counters;
 mod durability;
 mod keys;
 mod levels;
 mod life;
+mod locks;
+mod memo;
 mod tracking;
+mod transactions;

@@ -4,6 +4,7 @@
 
 mod failing;
 mod flight;
+mod many;
 mod overtaken;
 mod refreshing;
 

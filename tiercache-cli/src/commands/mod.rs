@@ -1,4 +1,5 @@
 mod config;
+mod counters;
 mod manage;
 mod offline;
 mod transfer;
@@ -41,6 +42,9 @@ async fn on(target: &Target, args: &Args) -> Result {
         Command::Delete { keys } => values::delete(target, keys, json).await,
         Command::Touch(touch) => values::touch(target, touch, json).await,
         Command::Contains { key } => values::contains(target, key, json).await,
+        Command::Incr(count) => counters::count(target, count, 1, json).await,
+        Command::Decr(count) => counters::count(target, count, -1, json).await,
+        Command::Counter(counter) => counters::counter(target, counter, json).await,
         Command::Keys(keys) => manage::keys(target, keys, json).await,
         Command::Prune => manage::prune(target, json).await,
         Command::Export(export) => transfer::export(target, export, json).await,

@@ -86,7 +86,7 @@ pub(super) async fn contains(target: &Target, key: &str, json: bool) -> Result {
     Ok(if found { Outcome::Done } else { Outcome::FallsShort })
 }
 
-fn absent(key: &str, json: bool) -> Outcome {
+pub(super) fn absent(key: &str, json: bool) -> Outcome {
     if json {
         println!("{}", json!({ "key": key, "found": false }));
     } else {

@@ -40,7 +40,7 @@ impl From<Error> for Refusal {
             Error::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Error::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
             Error::Unsupported { .. } => StatusCode::NOT_IMPLEMENTED,
-            Error::Unavailable { .. } | Error::Closed => StatusCode::SERVICE_UNAVAILABLE,
+            Error::Unavailable { .. } | Error::Full { .. } | Error::Closed => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.to_string())

@@ -1,6 +1,7 @@
 //! `serve`: the cache over HTTP until SIGTERM or SIGINT, then RAM sinks to disk.
 
 mod answer;
+mod counters;
 mod door;
 mod guard;
 mod media;

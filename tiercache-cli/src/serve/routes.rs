@@ -25,6 +25,7 @@ use tokio::sync::SemaphorePermit;
 
 use super::Service;
 use super::answer::{Answer, FOUND, REMOVED, Refusal, done, json_response};
+use super::counters;
 use super::guard::guard;
 use super::media::media_type_of;
 use super::metrics;
@@ -39,13 +40,17 @@ pub(crate) fn router(service: Arc<Service>) -> Router {
     Router::new()
         .route("/cache/{*key}", get(read).put(write).delete(remove).patch(touch))
         .route("/cache", delete(clear))
+        .route("/counters/{*key}", get(counters::read).post(counters::add).delete(counters::remove))
         .route("/stats", get(stats))
         .route("/keys", get(keys))
         .route("/prune", post(prune))
         .route("/health", get(async || json_response(StatusCode::OK, &json!({ "status": "ok" }))))
         .route("/metrics", get(metrics))
         .fallback(any(async || {
-            Refusal::new(StatusCode::NOT_FOUND, "there is nothing here; keys are below /cache/")
+            Refusal::new(
+                StatusCode::NOT_FOUND,
+                "there is nothing here; keys are below /cache/, counters below /counters/",
+            )
         }))
         .method_not_allowed_fallback(async || {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "not a method of this path")
@@ -54,7 +59,7 @@ pub(crate) fn router(service: Arc<Service>) -> Router {
         .with_state(service)
 }
 
-type Shared = State<Arc<Service>>;
+pub(super) type Shared = State<Arc<Service>>;
 
 /// `GET` and `HEAD`; the body of an answer to `HEAD` is left out by the server.
 async fn read(State(service): Shared, uri: Uri, headers: HeaderMap) -> Answer {
@@ -234,18 +239,18 @@ impl WriteOptions {
     }
 }
 
-fn unknown(name: &str, allowed: &str) -> Refusal {
+pub(super) fn unknown(name: &str, allowed: &str) -> Refusal {
     Refusal::bad(format!("unknown parameter `{}`; allowed: {allowed}", name.escape_debug()))
 }
 
-fn no_parameters(uri: &Uri) -> Result<(), Refusal> {
+pub(super) fn no_parameters(uri: &Uri) -> Result<(), Refusal> {
     match parameters(uri)?.first() {
         Some((name, _)) => Err(unknown(name, "none")),
         None => Ok(()),
     }
 }
 
-fn parameters(uri: &Uri) -> Result<Vec<(String, String)>, Refusal> {
+pub(super) fn parameters(uri: &Uri) -> Result<Vec<(String, String)>, Refusal> {
     let pairs = keyname::query(uri.query().unwrap_or_default());
     let text = |(name, value)| Some((name, String::from_utf8(value).ok()?));
     pairs
@@ -254,7 +259,11 @@ fn parameters(uri: &Uri) -> Result<Vec<(String, String)>, Refusal> {
 }
 
 fn key(uri: &Uri) -> Result<Vec<u8>, Refusal> {
-    let encoded = uri.path().strip_prefix("/cache/").unwrap_or_default();
+    key_below("/cache/", uri)
+}
+
+pub(super) fn key_below(path: &str, uri: &Uri) -> Result<Vec<u8>, Refusal> {
+    let encoded = uri.path().strip_prefix(path).unwrap_or_default();
     keyname::decode(encoded).ok_or_else(|| Refusal::bad("a % without two digits in the key"))
 }
 

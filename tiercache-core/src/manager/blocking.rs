@@ -1,11 +1,15 @@
 //! The cache for code without an async runtime.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Builder, CacheManager, CloseReport, EntryInfo, Popped, Removed, Set, Stats, Written};
+use super::{
+    Addition, Builder, CacheManager, CloseReport, EntryInfo, LockGuard, Popped, Removed, Set, Stats,
+    Transaction, Written,
+};
 use crate::tracking::{Query, Record};
 use crate::{AsKey, Error, Level, Result};
 
@@ -147,6 +151,83 @@ impl BlockingCache {
         self.wait("touch", self.manager.touch(key, ttl))?
     }
 
+    /// See [`CacheManager::get_and_touch`].
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::get`].
+    pub fn get_and_touch(
+        &self,
+        key: impl AsKey,
+        ttl: impl Into<Option<Duration>>,
+    ) -> Result<Option<EntryInfo>> {
+        self.wait("get_and_touch", self.manager.get_and_touch(key, ttl))?
+    }
+
+    /// See [`CacheManager::lock`]: waits as long as it takes. Dropping the guard gives the lock back.
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::get`], and as there.
+    pub fn lock(&self, name: impl AsKey, expiry: Duration) -> Result<LockGuard> {
+        self.wait("lock", self.manager.lock(name, expiry).into_future())?
+    }
+
+    /// See [`CacheManager::try_lock`].
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::lock`].
+    pub fn try_lock(&self, name: impl AsKey, expiry: Duration) -> Result<Option<LockGuard>> {
+        self.wait("try_lock", self.manager.try_lock(name, expiry))?
+    }
+
+    /// See [`CacheManager::transaction`].
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::get`], and as there.
+    pub fn transaction<K: AsKey, T: Send + 'static>(
+        &self,
+        keys: &[K],
+        work: impl FnOnce(&mut Transaction<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.wait("transaction", self.manager.transaction(keys, work))?
+    }
+
+    /// See [`CacheManager::incr`]: adds `by`, which may be negative.
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::get`], and as there.
+    pub fn incr(&self, key: impl AsKey, by: i64) -> Result<i64> {
+        self.incr_with(key, |addition| addition.by(by))
+    }
+
+    /// See [`CacheManager::incr`]: `options` adds them, such as `|addition| addition.by(3).start(10).ttl(ttl)`.
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::incr`].
+    pub fn incr_with(
+        &self,
+        key: impl AsKey,
+        options: impl FnOnce(Addition<'_>) -> Addition<'_>,
+    ) -> Result<i64> {
+        let addition = options(self.manager.incr(key));
+        self.wait("incr", addition.into_future())?
+    }
+
+    /// See [`CacheManager::counter`].
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::get`].
+    pub fn counter(&self, key: impl AsKey) -> Result<Option<i64>> {
+        self.wait("counter", self.manager.counter(key))?
+    }
+
+    /// See [`CacheManager::remove_counter`].
+    ///
+    /// # Errors
+    /// As for [`BlockingCache::incr`].
+    pub fn remove_counter(&self, key: impl AsKey) -> Result<bool> {
+        self.wait("remove_counter", self.manager.remove_counter(key))?
+    }
+
     /// See [`CacheManager::invalidate_tag`].
     ///
     /// # Errors
@@ -195,16 +276,69 @@ impl BlockingCache {
         self.wait("close", self.manager.close(deadline))?
     }
 
-    fn wait<T>(&self, call: &'static str, work: impl Future<Output = T>) -> Result<T> {
-        outside(call)?;
-        Ok(self.manager.shared.runtime.block_on(work))
+    pub(super) fn wait<T>(&self, call: &'static str, work: impl Future<Output = T>) -> Result<T> {
+        wait(&self.manager, call, work)
     }
 }
 
+impl From<CacheManager> for BlockingCache {
+    fn from(manager: CacheManager) -> Self {
+        Self { manager, runtime: None }
+    }
+}
+
+/// Blocks the thread until `work` is done.
+pub(super) fn wait<T>(
+    manager: &CacheManager,
+    call: &'static str,
+    work: impl Future<Output = T>,
+) -> Result<T> {
+    outside(call)?;
+    Ok(manager.shared.runtime.block_on(work))
+}
+
+thread_local! {
+    /// Whether this thread is a runtime's and may block all the same, since it is one of those for what blocks.
+    static MAY_BLOCK: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Fails inside an async runtime.
-fn outside(call: &'static str) -> Result<()> {
+pub(super) fn outside(call: &'static str) -> Result<()> {
     match tokio::runtime::Handle::try_current() {
-        Ok(_) => Err(Error::WouldBlockRuntime(call)),
-        Err(_) => Ok(()),
+        Ok(_) if !MAY_BLOCK.get() => Err(Error::WouldBlockRuntime(call)),
+        _ => Ok(()),
+    }
+}
+
+/// Runs `work` on a thread of the runtime's for what blocks, where it may use the cache too. Panics if it does. Once it
+/// began, it goes on when the future is dropped.
+pub(super) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let task = tokio::task::spawn_blocking(move || {
+        let _mark = Mark::set();
+        work()
+    });
+    match task.await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is going down, and with it whoever waits for this.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+/// Threads are used again: the mark goes with what it was set for.
+struct Mark;
+
+impl Mark {
+    fn set() -> Self {
+        MAY_BLOCK.set(true);
+        Self
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        MAY_BLOCK.set(false);
     }
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::flow::Flow;
+use super::lessor::Lessor;
 use super::load::Loads;
+use super::lock::Locks;
 use super::slot::{Limits, Slot};
 use super::stripes::Stripes;
 use super::{CacheManager, Origin, Running, Shared};
@@ -36,6 +38,7 @@ pub struct Builder {
     rules: Rules,
     clock: Option<Arc<dyn Clock>>,
     write: Write,
+    counters: Option<Level>,
     pending_bytes: Option<u64>,
     sweep_every: Option<Duration>,
     max_loads: Option<usize>,
@@ -90,6 +93,13 @@ impl Builder {
         self
     }
 
+    /// The level that has the counters. Default: the lowest that counts, which is the one that lasts longest and that
+    /// most processes share.
+    pub fn counters(mut self, level: Level) -> Self {
+        self.counters = Some(level);
+        self
+    }
+
     /// The most bytes on their way down. At half of it writers wait, a second at most; beyond it the oldest is
     /// dropped and counted. Default: 64 MiB.
     pub fn pending_bytes(mut self, bytes: u64) -> Self {
@@ -140,7 +150,7 @@ impl Builder {
     ///
     /// # Errors
     /// [`Error::Config`] when there is no level at all, when `through` or `behind` has no level that outlives the
-    /// process to write to, or when called outside a tokio runtime.
+    /// process to write to, when the level chosen for counters does not count, or when called outside a tokio runtime.
     pub async fn build(self) -> Result<CacheManager> {
         let config = |message: &str| Error::Config(message.to_string());
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
@@ -161,6 +171,11 @@ impl Builder {
                 "`write: behind` and `write: through` need a level that outlives the process",
             ));
         }
+        if let Some(level) = self.counters
+            && !present().any(|slot| slot.level == level && slot.tier.counting().is_some())
+        {
+            return Err(config(&format!("`counters: {level}` needs a backend at that level that counts")));
+        }
         let last = present().map(|slot| slot.profile.last_generation).max().unwrap_or(Generation::ZERO);
         let fences: Vec<_> =
             present().filter_map(|slot| slot.tier.fences()).flat_map(|fences| fences.remembered()).collect();
@@ -176,6 +191,8 @@ impl Builder {
         }
         let (stop, stopped) = watch::channel(false);
         let shared = Arc::new(Shared {
+            lessor: Lessor::of(&slots, &**flow.recorder.tracking()),
+            locks: Locks::new(),
             flow,
             slots,
             stripes: Stripes::new(),
@@ -185,6 +202,7 @@ impl Builder {
                 stopped.clone(),
             ),
             write: self.write,
+            counters: self.counters,
             sweep_every: watch::Sender::new(self.sweep_every.unwrap_or(Duration::from_secs(1))),
             origin: tokio::sync::Mutex::new(self.origin),
             closed: AtomicBool::new(false),

@@ -93,6 +93,7 @@ impl CacheManager {
         let mut report = CloseReport::default();
         let end = tokio::time::Instant::now() + deadline;
         let before = (flow.counters.sum(Count::Sunk), flow.counters.sum(Count::Faded));
+        shared.locks.end(deadline).await;
         flow.closing.store(true, Ordering::Release);
         for slot in shared.slots() {
             let Some(resident) = slot.resident() else { continue };

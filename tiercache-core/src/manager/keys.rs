@@ -3,7 +3,6 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::CacheManager;
-use super::guard::caught;
 use crate::tracking::{Query, Record};
 use crate::{Entry, Error, Generation, Key, Result};
 
@@ -94,7 +93,8 @@ impl Keys {
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Unsupported`] when there is neither tracking nor a tier that can be listed,
-    /// or what the store said; the listing may be continued after a retryable error.
+    /// [`Error::TimedOut`] when the tracking store takes longer than 5 s, or what the store said; the listing may be
+    /// continued after a retryable error.
     pub async fn next(&mut self) -> Result<Option<Record>> {
         loop {
             if let Some(record) = self.waiting.pop_front() {
@@ -134,11 +134,12 @@ impl Keys {
         query.live_at.get_or_insert(flow.now());
         match &mut self.source {
             Source::Tracking(after) => {
+                let recorder = &flow.recorder;
                 if after.is_none() {
-                    flow.recorder.flush(flow.now(), &flow.counters).await?;
+                    recorder.list("record", recorder.flush(flow.now(), &flow.counters)).await?;
                 }
-                let tracking = flow.recorder.tracking();
-                let page = caught(tracking.name(), tracking.find(&query, after.as_ref(), PAGE)).await?;
+                let page =
+                    recorder.list("find", recorder.tracking().find(&query, after.as_ref(), PAGE)).await?;
                 let last = page.last().map(|record| record.key.clone());
                 let is_last = page.len() < PAGE;
                 // Tracking may lag: what an invalidation killed, or is nowhere any more, is not told.

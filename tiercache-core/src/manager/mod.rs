@@ -6,12 +6,16 @@
 mod blocking;
 mod builder;
 mod close;
+mod conditional;
+mod count;
 mod counters;
 mod fences;
 mod flow;
 mod guard;
 mod keys;
+mod lessor;
 mod load;
+mod lock;
 mod many;
 mod pending;
 mod read;
@@ -23,6 +27,7 @@ mod sink;
 mod slot;
 mod stats;
 mod stripes;
+mod transaction;
 mod transfer;
 mod typed;
 mod write;
@@ -35,22 +40,28 @@ use tokio::sync::watch;
 pub use blocking::BlockingCache;
 pub use builder::{Builder, Write};
 pub use close::{CloseReport, LevelReport};
+pub use count::Addition;
 pub use keys::Keys;
+pub(crate) use load::memo;
 pub use load::{
     Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of, Plain, Raw,
-    Reason, Served, View, Warm, Warmed,
+    Reason, Served, Told, View, Warm, Warmed,
 };
+pub use lock::{Lock, LockGuard};
 pub use read::EntryInfo;
 pub use remove::{Popped, Removed};
 pub use retune::{Origin, Retune};
 pub use set::Set;
 pub use slot::Limits;
 pub use stats::{LevelStats, Stats};
+pub use transaction::{Transaction, Value};
 pub use transfer::{Restored, Scan};
 pub use typed::TypedCache;
 pub use write::Written;
 
 use self::flow::Flow;
+use self::lessor::Lessor;
+use self::lock::Locks;
 use self::slot::Slot;
 use self::stripes::Stripes;
 use crate::{AsKey, Error, KeyRef, Level, Result};
@@ -75,6 +86,10 @@ pub(crate) struct Shared {
     stripes: Stripes,
     loads: load::Loads,
     write: Write,
+    /// The level that has the counters, where it was chosen.
+    counters: Option<Level>,
+    lessor: Lessor,
+    locks: Locks,
     /// How often levels are swept.
     sweep_every: watch::Sender<std::time::Duration>,
     /// What the cache was made from. Held while that changes.

@@ -161,7 +161,7 @@ impl CacheManager {
 }
 
 impl EntryInfo {
-    fn new(found: Found, hits: u64, now: Timestamp) -> Self {
+    pub(super) fn new(found: Found, hits: u64, now: Timestamp) -> Self {
         let Found { entry, level, stale } = found;
         let extras = entry.extras.as_deref();
         Self {

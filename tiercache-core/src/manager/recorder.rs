@@ -21,6 +21,8 @@ const SHARD_EVENTS: usize = 4_096;
 const SHARD_KEYS: usize = 65_536;
 /// The longest a caller waits for the store to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The longest a listing waits: for the store to be told what it does not know yet, and for each page.
+const LISTING_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Recorder {
@@ -176,12 +178,27 @@ impl Recorder {
         op: &'static str,
         question: impl Future<Output = crate::Result<T>>,
     ) -> crate::Result<T> {
+        self.within(PATIENCE, op, question).await
+    }
+
+    /// Likewise, for a listing, which is nothing without the answer.
+    pub(super) async fn list<T>(
+        &self,
+        op: &'static str,
+        question: impl Future<Output = crate::Result<T>>,
+    ) -> crate::Result<T> {
+        self.within(LISTING_PATIENCE, op, question).await
+    }
+
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        op: &'static str,
+        question: impl Future<Output = crate::Result<T>>,
+    ) -> crate::Result<T> {
         let backend = self.tracking.name();
-        tokio::time::timeout(PATIENCE, caught(backend, question)).await.unwrap_or(Err(Error::TimedOut {
-            backend,
-            op,
-            after: PATIENCE,
-        }))
+        let late = Error::TimedOut { backend, op, after: limit };
+        tokio::time::timeout(limit, caught(backend, question)).await.unwrap_or(Err(late))
     }
 
     /// What was counted and not yet told.

@@ -28,8 +28,16 @@ pub(super) struct Draft {
     pub(super) value: Bytes,
     pub(super) ttl: Ttl,
     pub(super) levels: Levels,
-    pub(super) only_if_absent: bool,
+    pub(super) only_if: Option<OnlyIf>,
     pub(super) extras: Option<Arc<Extras>>,
+}
+
+/// What must be there for a write to be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum OnlyIf {
+    Absent,
+    Present,
+    Generation(Generation),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,11 +64,7 @@ impl Set<'_> {
 
     /// Adds a tag. Rules choose stays by tags, and `invalidate_tag` removes by them.
     pub fn tag(self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.try_with(|draft| {
-            let tags = &mut draft.extras().tags;
-            tags.insert(name.into(), value.into());
-            check_tags(tags)
-        })
+        self.try_with(|draft| draft.add_tag(name.into(), value.into()))
     }
 
     /// How long the entry stays at `level` without a use, instead of what rules and defaults say.
@@ -76,7 +80,17 @@ impl Set<'_> {
 
     /// Only if the key has no live entry; [`Written::stored`] tells.
     pub fn only_if_absent(self) -> Self {
-        self.with(|draft| draft.only_if_absent = true)
+        self.with(|draft| draft.only_if = Some(OnlyIf::Absent))
+    }
+
+    /// Only if the key has a live entry; [`Written::stored`] tells.
+    pub fn only_if_present(self) -> Self {
+        self.with(|draft| draft.only_if = Some(OnlyIf::Present))
+    }
+
+    /// Only if the key has the entry of that generation, see [`CacheManager::compare_and_set`].
+    pub fn only_if_generation(self, generation: Generation) -> Self {
+        self.with(|draft| draft.only_if = Some(OnlyIf::Generation(generation)))
     }
 
     /// At this level and no other: it does not sink from there, nor rise.
@@ -159,7 +173,7 @@ impl Future for SetFuture<'_> {
             if let Err(error) = shared.check_open() {
                 return Poll::Ready(Err(error));
             }
-            let begun = if draft.only_if_absent || shared.write != Write::Back {
+            let begun = if draft.only_if.is_some() || shared.write != Write::Back {
                 Begun::Slow(shared.clone().write_slowly(key, draft))
             } else {
                 shared.write_at_once(key, draft)
@@ -198,7 +212,13 @@ impl Future for SetFuture<'_> {
 
 impl Draft {
     pub(super) fn new(value: Bytes) -> Self {
-        Self { value, ttl: Ttl::Unset, levels: Levels::ALL, only_if_absent: false, extras: None }
+        Self { value, ttl: Ttl::Unset, levels: Levels::ALL, only_if: None, extras: None }
+    }
+
+    pub(super) fn add_tag(&mut self, name: String, value: String) -> Result<()> {
+        let tags = &mut self.extras().tags;
+        tags.insert(name, value);
+        check_tags(tags)
     }
 
     fn extras(&mut self) -> &mut Extras {
@@ -215,6 +235,11 @@ impl Draft {
 }
 
 impl Ttl {
+    /// The one asked for; `None` is for one without a deadline.
+    pub(super) fn given(ttl: Option<Duration>) -> Result<Self> {
+        ttl.map_or(Ok(Self::Never), |ttl| checked(ttl, "ttl").map(Self::For))
+    }
+
     pub(super) fn apply(self, entry: &mut Entry, now: Timestamp) {
         (entry.deadline, entry.explicit_ttl) = match self {
             Self::Unset => (Timestamp::NEVER, false),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::guard::caught;
 use crate::tier::{Index, Profile, Resident, Scope};
+use crate::transaction::Transactions;
 use crate::{Clock, Error, Level, Result, Tier, Timestamp};
 
 /// How a level answers to trouble.
@@ -84,6 +85,10 @@ impl Slot {
 
     pub(super) fn index(&self) -> Option<&dyn Index> {
         self.tier.index()
+    }
+
+    pub(super) fn transactions(&self) -> Option<&dyn Transactions> {
+        self.tier.transactions()
     }
 
     /// Notes that an invalidation has not reached the tier.

@@ -120,7 +120,7 @@ pub(super) fn encode<T: Serialize>(value: &T) -> Result<Bytes> {
     Ok(bytes.into())
 }
 
-fn decode<T: DeserializeOwned>(bytes: &Bytes) -> Result<Option<T>> {
+pub(super) fn decode<T: DeserializeOwned>(bytes: &Bytes) -> Result<Option<T>> {
     let mut decoder = rmp_serde::Deserializer::from_read_ref(&bytes[..]);
     decoder.set_max_depth(MAX_DEPTH);
     caught_now("a value's decoder", || Ok(T::deserialize(&mut decoder).ok()))

@@ -23,7 +23,7 @@ use super::builder::Write;
 use super::counters::Count;
 use super::flow::Flow;
 use super::pending::{Item, Ticket};
-use super::set::{Draft, Set, Ttl, checked};
+use super::set::{Draft, OnlyIf, Set, Ttl};
 use super::slot::Slot;
 use super::stripes::{Joined, Stripe};
 use super::{CacheManager, InFlight, Shared};
@@ -79,10 +79,7 @@ impl CacheManager {
     /// As for [`CacheManager::set`].
     pub async fn touch(&self, key: impl AsKey, ttl: impl Into<Option<Duration>>) -> Result<bool> {
         let key = self.key(&key)?.to_key();
-        let ttl = match ttl.into() {
-            Some(ttl) => Ttl::For(checked(ttl, "ttl")?),
-            None => Ttl::Never,
-        };
+        let ttl = Ttl::given(ttl.into())?;
         let shared = self.shared.clone();
         let touched = async move {
             let touched = shared.replace(&key, |found, now| {
@@ -298,6 +295,8 @@ impl Shared {
                 && (generation != entry.generation || outcome.over > read)
                 && !seeded("derived-overtakes")
             {
+                // What it was made of must not be what the next attempt is made of.
+                self.forget_in_ram(&key, generation);
                 return Ok(Written { stored: false, generation, degraded });
             }
             entry.generation = generation;
@@ -458,16 +457,14 @@ impl Shared {
                 let reason = "no configured level is left for it".into();
                 return Err(Error::InvalidOption { option: "levels", reason });
             }
-            if draft.only_if_absent {
-                let entry = draft.entry(self.flow.now());
-                let fresh = Some(entry);
-                let written = self.replace(&key, |found, now| match found {
-                    Some(mut found) if seeded("add-extends-life") => {
+            if let Some(only_if) = draft.only_if {
+                let fresh = draft.entry(self.flow.now());
+                let written = self.replace(&key, |found, now| match (only_if, found) {
+                    (OnlyIf::Absent, Some(mut found)) if seeded("add-extends-life") => {
                         found.deadline = now.after_millis(3_600_000);
                         Some(found)
                     }
-                    Some(_) => None,
-                    None => fresh.clone(),
+                    (only_if, found) => only_if.holds(found.as_ref()).then(|| fresh.clone()),
                 });
                 return Ok(written.await?.unwrap_or(Written {
                     stored: false,
@@ -501,7 +498,7 @@ impl Shared {
             let found = self.look(key.as_ref()).await;
             let begun = {
                 let mut stripe = self.stripes.lock(hash);
-                if stripe.floor(hash) != before {
+                if stripe.floor(hash) != before && !seeded("decides-on-old") {
                     continue;
                 }
                 let now = self.flow.now();

@@ -5,12 +5,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::lease::{Claim, Holder, Lease};
 use crate::testing::Op;
 use crate::tier::{
     Call, Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, PutItem, Removal,
     Resident, Scope, Sizing, Spill, Swept, Usage, side_by_side,
 };
-use crate::{Entry, Error, Generation, Key, Result, Tier, Timestamp};
+use crate::transaction::Transactions;
+use crate::{Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
 
 /// What goes wrong with a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -313,9 +315,17 @@ impl Tier for FaultTier {
         self.inner.fences().map(|_| self as &dyn FenceLog)
     }
 
-    /// As they are: nothing befalls counters.
     fn counting(&self) -> Option<&dyn Counting> {
-        self.inner.counting()
+        self.inner.counting().map(|_| self as &dyn Counting)
+    }
+
+    fn leasing(&self) -> Option<&dyn Leasing> {
+        self.inner.leasing().map(|_| self as &dyn Leasing)
+    }
+
+    /// As they are: nothing befalls transactions.
+    fn transactions(&self) -> Option<&dyn Transactions> {
+        self.inner.transactions()
     }
 
     fn sizing(&self) -> Option<&dyn Sizing> {
@@ -347,6 +357,71 @@ impl FenceLog for FaultTier {
 
     fn remembered(&self) -> Vec<(Scope, Generation)> {
         self.inner.fences().map(FenceLog::remembered).unwrap_or_default()
+    }
+}
+
+#[async_trait]
+impl Counting for FaultTier {
+    async fn add(
+        &self,
+        key: &Key,
+        delta: i64,
+        start: i64,
+        deadline: Timestamp,
+        now: Timestamp,
+    ) -> Result<i64> {
+        match self.inner.counting() {
+            Some(inner) => {
+                self.befallen(
+                    Op::Add,
+                    || inner.add(key, delta, start, deadline, now),
+                    start.saturating_add(delta),
+                )
+                .await
+            }
+            None => Err(Error::Unsupported { backend: self.inner.name(), op: "count" }),
+        }
+    }
+
+    async fn counter(&self, key: &Key, now: Timestamp) -> Result<Option<i64>> {
+        match self.inner.counting() {
+            Some(inner) => self.befallen(Op::Counter, || inner.counter(key, now), None).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn remove_counter(&self, key: &Key) -> Result<bool> {
+        match self.inner.counting() {
+            Some(inner) => self.befallen(Op::RemoveCounter, || inner.remove_counter(key), false).await,
+            None => Ok(false),
+        }
+    }
+}
+
+#[async_trait]
+impl Leasing for FaultTier {
+    async fn acquire(&self, name: &Key, holder: Holder, term: Duration) -> Result<Claim> {
+        match self.inner.leasing() {
+            Some(inner) => {
+                self.befallen(Op::Acquire, || inner.acquire(name, holder, term), Claim::Taken { left: term })
+                    .await
+            }
+            None => Ok(Claim::Taken { left: term }),
+        }
+    }
+
+    async fn renew(&self, name: &Key, holder: Holder, term: Duration) -> Result<Option<Lease>> {
+        match self.inner.leasing() {
+            Some(inner) => self.befallen(Op::Renew, || inner.renew(name, holder, term), None).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn release(&self, name: &Key, holder: Holder) -> Result<bool> {
+        match self.inner.leasing() {
+            Some(inner) => self.befallen(Op::Release, || inner.release(name, holder), false).await,
+            None => Ok(false),
+        }
     }
 }
 

@@ -1,15 +1,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+use crate::lease::{Claim, Holder, Lease};
 use crate::testing::Op;
 use crate::tier::{
     Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, PutItem, Removal, Resident,
     Scope, Sizing, Spill, Swept, Usage,
 };
-use crate::{Entry, Generation, Key, Result, Tier, Timestamp};
+use crate::transaction::Transactions;
+use crate::{Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
 
 /// A place where a call can be held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -200,9 +203,17 @@ impl Tier for GateTier {
         self.inner.fences().map(|_| self as &dyn FenceLog)
     }
 
-    /// As they are: nothing befalls counters.
     fn counting(&self) -> Option<&dyn Counting> {
-        self.inner.counting()
+        self.inner.counting().map(|_| self as &dyn Counting)
+    }
+
+    fn leasing(&self) -> Option<&dyn Leasing> {
+        self.inner.leasing().map(|_| self as &dyn Leasing)
+    }
+
+    /// As they are: nothing befalls transactions.
+    fn transactions(&self) -> Option<&dyn Transactions> {
+        self.inner.transactions()
     }
 
     fn sizing(&self) -> Option<&dyn Sizing> {
@@ -231,6 +242,61 @@ impl FenceLog for GateTier {
 
     fn remembered(&self) -> Vec<(Scope, Generation)> {
         self.inner.fences().map(FenceLog::remembered).unwrap_or_default()
+    }
+}
+
+#[async_trait]
+impl Counting for GateTier {
+    async fn add(
+        &self,
+        key: &Key,
+        delta: i64,
+        start: i64,
+        deadline: Timestamp,
+        now: Timestamp,
+    ) -> Result<i64> {
+        match self.inner.counting() {
+            Some(inner) => self.around(Op::Add, inner.add(key, delta, start, deadline, now)).await,
+            None => Err(Error::Unsupported { backend: self.inner.name(), op: "count" }),
+        }
+    }
+
+    async fn counter(&self, key: &Key, now: Timestamp) -> Result<Option<i64>> {
+        match self.inner.counting() {
+            Some(inner) => self.around(Op::Counter, inner.counter(key, now)).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn remove_counter(&self, key: &Key) -> Result<bool> {
+        match self.inner.counting() {
+            Some(inner) => self.around(Op::RemoveCounter, inner.remove_counter(key)).await,
+            None => Ok(false),
+        }
+    }
+}
+
+#[async_trait]
+impl Leasing for GateTier {
+    async fn acquire(&self, name: &Key, holder: Holder, term: Duration) -> Result<Claim> {
+        match self.inner.leasing() {
+            Some(inner) => self.around(Op::Acquire, inner.acquire(name, holder, term)).await,
+            None => Ok(Claim::Taken { left: term }),
+        }
+    }
+
+    async fn renew(&self, name: &Key, holder: Holder, term: Duration) -> Result<Option<Lease>> {
+        match self.inner.leasing() {
+            Some(inner) => self.around(Op::Renew, inner.renew(name, holder, term)).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn release(&self, name: &Key, holder: Holder) -> Result<bool> {
+        match self.inner.leasing() {
+            Some(inner) => self.around(Op::Release, inner.release(name, holder)).await,
+            None => Ok(false),
+        }
     }
 }
 

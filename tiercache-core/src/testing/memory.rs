@@ -2,14 +2,16 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::lease::{Claim, Holder, Lease, Table};
 use crate::tier::{
-    Cause, Dead, FenceLog, Hold, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal, Scope,
-    Spill, Swept, Usage,
+    Cause, Counting, Dead, FenceLog, Hold, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal,
+    Scope, Spill, Swept, Usage,
 };
-use crate::{Entry, Error, Generation, Key, Result, Tier, Timestamp};
+use crate::{Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
 
 /// The smallest tier that keeps the whole contract: a sorted map under a mutex, without a limit. It remembers
 /// removals, and may stand in for a store that outlives the process, or for one that several processes share.
@@ -31,6 +33,9 @@ struct Store {
     /// Likewise a namespace, or under `None` everything.
     cleared: BTreeMap<Option<String>, Generation>,
     fences: BTreeMap<Scope, Generation>,
+    /// Counters and when they die.
+    counters: BTreeMap<Key, (i64, Timestamp)>,
+    leases: Table,
     last_generation: Generation,
 }
 
@@ -143,9 +148,9 @@ impl Tier for MemoryTier {
         store.note(below);
         let cleared = store.cleared.entry(namespace.map(str::to_owned)).or_default();
         *cleared = below.max(*cleared);
-        store.kept.retain(|key, kept| {
-            kept.entry.generation >= below || namespace.is_some_and(|namespace| namespace != key.namespace())
-        });
+        let stays = |key: &Key| namespace.is_some_and(|namespace| namespace != key.namespace());
+        store.kept.retain(|key, kept| kept.entry.generation >= below || stays(key));
+        store.counters.retain(|key, _| stays(key));
         Ok(())
     }
 
@@ -193,6 +198,14 @@ impl Tier for MemoryTier {
     }
 
     fn fences(&self) -> Option<&dyn FenceLog> {
+        Some(self)
+    }
+
+    fn counting(&self) -> Option<&dyn Counting> {
+        Some(self)
+    }
+
+    fn leasing(&self) -> Option<&dyn Leasing> {
         Some(self)
     }
 }
@@ -244,10 +257,56 @@ impl FenceLog for MemoryTier {
     }
 }
 
+#[async_trait]
+impl Counting for MemoryTier {
+    async fn add(
+        &self,
+        key: &Key,
+        delta: i64,
+        start: i64,
+        deadline: Timestamp,
+        now: Timestamp,
+    ) -> Result<i64> {
+        let mut store = self.open()?;
+        let standing = store.counters.get(key).copied().filter(|&(_, deadline)| now < deadline);
+        let (count, deadline) = standing.unwrap_or((start, deadline));
+        let sum = count.checked_add(delta).ok_or_else(|| Error::InvalidOption {
+            option: "delta",
+            reason: format!("{count} + {delta} is out of range"),
+        })?;
+        store.counters.insert(key.clone(), (sum, deadline));
+        Ok(sum)
+    }
+
+    async fn counter(&self, key: &Key, now: Timestamp) -> Result<Option<i64>> {
+        let standing = self.open()?.counters.get(key).copied();
+        Ok(standing.filter(|&(_, deadline)| now < deadline).map(|(count, _)| count))
+    }
+
+    async fn remove_counter(&self, key: &Key) -> Result<bool> {
+        Ok(self.open()?.counters.remove(key).is_some())
+    }
+}
+
+#[async_trait]
+impl Leasing for MemoryTier {
+    async fn acquire(&self, name: &Key, holder: Holder, term: Duration) -> Result<Claim> {
+        self.open()?.leases.acquire(name, holder, term)
+    }
+
+    async fn renew(&self, name: &Key, holder: Holder, term: Duration) -> Result<Option<Lease>> {
+        self.open()?.leases.renew(name, holder, term)
+    }
+
+    async fn release(&self, name: &Key, holder: Holder) -> Result<bool> {
+        Ok(self.open()?.leases.release(name, holder))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::tier;
+    use crate::testing::{lease, tier};
 
     #[tokio::test]
     async fn keeps_the_contract() {
@@ -265,5 +324,18 @@ mod tests {
             opened[place].reopen() as Arc<dyn Tier>
         };
         tier::persistent_suite(open).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_gives_out_leases() {
+        let stores = Mutex::new(Vec::new());
+        lease::suite(Duration::from_millis(200), async |place| {
+            let mut stores = stores.lock().unwrap();
+            if place == stores.len() {
+                stores.push(MemoryTier::shared());
+            }
+            stores[place].reopen() as Arc<dyn Leasing>
+        })
+        .await;
     }
 }

@@ -3,6 +3,7 @@
 mod clock;
 mod fault;
 mod gate;
+pub mod lease;
 mod memory;
 mod op;
 pub mod tier;

@@ -27,6 +27,18 @@ pub enum Op {
     List,
     /// [`FenceLog::fence`](crate::tier::FenceLog::fence).
     Fence,
+    /// [`Counting::add`](crate::tier::Counting::add).
+    Add,
+    /// [`Counting::counter`](crate::tier::Counting::counter).
+    Counter,
+    /// [`Counting::remove_counter`](crate::tier::Counting::remove_counter).
+    RemoveCounter,
+    /// [`Leasing::acquire`](crate::Leasing::acquire).
+    Acquire,
+    /// [`Leasing::renew`](crate::Leasing::renew).
+    Renew,
+    /// [`Leasing::release`](crate::Leasing::release).
+    Release,
 }
 
 impl Op {
@@ -46,6 +58,12 @@ impl Op {
             Self::Close => "close",
             Self::List => "list",
             Self::Fence => "fence",
+            Self::Add => "add",
+            Self::Counter => "counter",
+            Self::RemoveCounter => "remove_counter",
+            Self::Acquire => "acquire",
+            Self::Renew => "renew",
+            Self::Release => "release",
         }
     }
 }

@@ -5,6 +5,7 @@
 //! statement short nor leaves an unread answer behind; batches of one process follow one another.
 
 mod config;
+mod lease;
 mod pool;
 mod read;
 mod schema;
@@ -19,10 +20,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::{ConnectOptions, Connection};
 use tiercache_core::tracking::{Event, Query, Record, Totals, What};
-use tiercache_core::{Error, Key, Result, Tracking};
+use tiercache_core::{Error, Key, Leasing, Result, Tracking};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+use self::lease::Leases;
 use self::pool::{Lent, Pool};
 use self::read::Reader;
 use self::write::Writer;
@@ -49,9 +51,11 @@ pub struct PostgresTracking {
 
 struct Store {
     place: String,
+    config: PostgresConfig,
     pool: Pool,
     reader: Reader,
     writer: Writer,
+    leases: Leases,
     skipped: AtomicU64,
 }
 
@@ -88,8 +92,10 @@ impl PostgresTracking {
         let store = Store {
             place,
             pool: pool::build(&config, options)?,
+            config: config.clone(),
             reader: Reader::new(&tables),
             writer: Writer::new(&tables),
+            leases: Leases::new(&tables),
             skipped: AtomicU64::new(0),
         };
         Ok(Self { store: Arc::new(store), writing: Arc::default(), timeout: config.timeout })
@@ -163,6 +169,10 @@ impl Tracking for PostgresTracking {
         self.store.pool.close();
         Ok(())
     }
+
+    fn leasing(&self) -> Option<&dyn Leasing> {
+        Some(self)
+    }
 }
 
 impl Store {
@@ -191,6 +201,10 @@ impl Store {
                     tracing::debug!(%error, attempt, "a batch met another one and is applied again");
                     attempt += 1;
                 }
+                Err(error) if attempt < ATTEMPTS && is_gone(&error) => {
+                    self.make_tables().await?;
+                    attempt += 1;
+                }
                 Err(error) => return Err(failed("record")(error)),
             }
         }
@@ -198,7 +212,10 @@ impl Store {
 
     async fn lookup(&self, key: &Key) -> Result<Option<Record>> {
         let mut lent = self.lend("lookup").await?;
-        let found = self.reader.lookup(lent.connection()?, key).await.map_err(failed("lookup"))?;
+        let found = match self.reader.lookup(lent.connection()?, key).await {
+            Ok(found) => found,
+            Err(error) => return Err(self.failed("lookup", error).await),
+        };
         lent.give_back();
         Ok(found.and_then(|found| {
             if found.is_none() {
@@ -210,8 +227,10 @@ impl Store {
 
     async fn find(&self, query: &Query, after: Option<&Key>, limit: usize) -> Result<Vec<Record>> {
         let mut lent = self.lend("find").await?;
-        let found = self.reader.find(lent.connection()?, query, after, limit).await;
-        let (page, senseless) = found.map_err(failed("find"))?;
+        let (page, senseless) = match self.reader.find(lent.connection()?, query, after, limit).await {
+            Ok(found) => found,
+            Err(error) => return Err(self.failed("find", error).await),
+        };
         lent.give_back();
         self.note_skipped(senseless);
         Ok(page)
@@ -219,7 +238,10 @@ impl Store {
 
     async fn totals(&self) -> Result<Totals> {
         let mut lent = self.lend("totals").await?;
-        let totals = self.reader.totals(lent.connection()?).await.map_err(failed("totals"))?;
+        let totals = match self.reader.totals(lent.connection()?).await {
+            Ok(totals) => totals,
+            Err(error) => return Err(self.failed("totals", error).await),
+        };
         lent.give_back();
         Ok(totals)
     }
@@ -227,6 +249,25 @@ impl Store {
     async fn reset_totals(&self) -> Result<()> {
         let mut lent = self.lend("reset totals").await?;
         self.writer.reset_totals(lent.connection()?).await.map_err(failed("reset totals"))?;
+        lent.give_back();
+        Ok(())
+    }
+
+    /// What a question failed with. Should the tables be gone, they are there for the next one.
+    async fn failed(&self, op: &'static str, error: sqlx::Error) -> Error {
+        if is_gone(&error)
+            && let Err(error) = self.make_tables().await
+        {
+            return error;
+        }
+        failed(op)(error)
+    }
+
+    /// Makes the tables that somebody has dropped.
+    async fn make_tables(&self) -> Result<()> {
+        tracing::warn!(place = self.place, "the tracking tables are gone and are made anew");
+        let mut lent = self.lend("migrate").await?;
+        schema::migrate(lent.connection()?, &self.config).await?;
         lent.give_back();
         Ok(())
     }
@@ -283,6 +324,12 @@ fn opening(error: sqlx::Error, place: &str) -> Error {
 fn is_conflict(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| code == "40P01" || code == "40001")
+}
+
+/// Whether there is no such table, or no such schema.
+fn is_gone(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code == "42P01" || code == "3F000")
 }
 
 /// Where it happened.

@@ -64,10 +64,10 @@ impl Reader {
     ) -> Result<(Vec<Record>, u64), sqlx::Error> {
         let (mut page, mut senseless) = (Vec::new(), 0);
         let Some(span) = Span::of(query, after) else { return Ok((page, 0)) };
-        let mut reached: Option<Reached> = None;
+        let mut part = Part::first(&span);
         while page.len() < limit {
             let count = CHUNK.min(limit - page.len());
-            let mut select = self.select(query, &span, reached.as_ref());
+            let mut select = self.select(query, &span, &part);
             select.push(" ORDER BY namespace, substring(key, 1, 1000), key LIMIT ").push_bind(count as i64);
             // Not kept: one that is planned anew knows how rare it is what is asked for.
             let rows = select.build().persistent(false).fetch_all(&mut *connection).await?;
@@ -79,35 +79,31 @@ impl Reader {
                     None => senseless += 1,
                 }
             }
-            match rows.last() {
-                Some(last) if rows.len() == count => {
-                    reached = Some(Reached { namespace: last.try_get(1)?, key: last.try_get(2)? });
+            part = match (rows.last(), part) {
+                (Some(last), _) if rows.len() == count => {
+                    Part::Within { namespace: last.try_get(1)?, from: Some((" > ", last.try_get(2)?)) }
                 }
+                (_, Part::Within { namespace, .. }) if span.namespace.is_none() => Part::Behind(namespace),
                 _ => break,
-            }
+            };
         }
         Ok((page, senseless))
     }
 
-    fn select(&self, query: &Query, span: &Span<'_>, reached: Option<&Reached>) -> QueryBuilder<Postgres> {
+    fn select(&self, query: &Query, span: &Span<'_>, part: &Part) -> QueryBuilder<Postgres> {
         let mut select = QueryBuilder::new(&*self.find);
-        let from = match (reached, &span.from) {
-            (Some(Reached { namespace, key }), _) => Some((" > ", &namespace[..], &key[..])),
-            (None, Bound::Excluded(key)) => Some((" > ", key.namespace().as_bytes(), key.bytes())),
-            (None, Bound::Included(key)) => Some((" >= ", key.namespace().as_bytes(), key.bytes())),
-            (None, Bound::Unbounded) => None,
-        };
-        if let Some(namespace) = span.namespace {
-            select.push(" AND namespace = ").push_bind(namespace.as_bytes().to_vec());
-        }
-        if let Some((comparison, namespace, key)) = from {
-            let all = span.namespace.is_none();
-            select.push(if all { " AND (namespace, " } else { " AND (" });
-            select.push("substring(key, 1, 1000), key)").push(comparison).push("(");
-            if all {
-                select.push_bind(namespace.to_vec()).push(", ");
+        match part {
+            Part::All => {}
+            Part::Behind(namespace) => {
+                select.push(" AND namespace > ").push_bind(namespace.clone());
             }
-            select.push_bind(head(key).to_vec()).push(", ").push_bind(key.to_vec()).push(")");
+            Part::Within { namespace, from } => {
+                select.push(" AND namespace = ").push_bind(namespace.clone());
+                if let Some((comparison, key)) = from {
+                    select.push(" AND (substring(key, 1, 1000), key)").push(comparison).push("(");
+                    select.push_bind(head(key).to_vec()).push(", ").push_bind(key.clone()).push(")");
+                }
+            }
         }
         if !span.prefix.is_empty() {
             if span.namespace.is_none() {
@@ -150,7 +146,8 @@ impl Reader {
     }
 
     pub(super) async fn totals(&self, connection: &mut PgConnection) -> Result<Totals, sqlx::Error> {
-        let row = sqlx::query(AssertSqlSafe(self.totals.clone())).fetch_one(connection).await?;
+        let row = sqlx::query(AssertSqlSafe(self.totals.clone())).fetch_optional(connection).await?;
+        let Some(row) = row else { return Ok(Totals::default()) };
         let count =
             |column: usize| row.try_get::<i64, _>(column).map(|count| u64::try_from(count).unwrap_or(0));
         Ok(Totals {
@@ -162,10 +159,31 @@ impl Reader {
     }
 }
 
-/// The last row that was looked at.
-struct Reached {
-    namespace: Vec<u8>,
-    key: Vec<u8>,
+/// What a statement looks through. A listing of all namespaces goes through one after the other: the server does not
+/// see that an index has what is behind a key of a namespace, and all of those after it.
+enum Part {
+    All,
+    /// One namespace, from a key on.
+    Within {
+        namespace: Vec<u8>,
+        from: Option<(&'static str, Vec<u8>)>,
+    },
+    /// Every namespace after one.
+    Behind(Vec<u8>),
+}
+
+impl Part {
+    fn first(span: &Span<'_>) -> Self {
+        let (from, key) = match &span.from {
+            Bound::Excluded(key) => (Some((" > ", key.bytes().to_vec())), Some(key)),
+            Bound::Included(key) => (Some((" >= ", key.bytes().to_vec())), Some(key)),
+            Bound::Unbounded => (None, None),
+        };
+        match span.namespace.or(key.map(Key::namespace)) {
+            Some(namespace) => Self::Within { namespace: namespace.as_bytes().to_vec(), from },
+            None => Self::All,
+        }
+    }
 }
 
 /// The record of a row; `None` when it makes no sense.

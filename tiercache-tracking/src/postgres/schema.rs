@@ -15,7 +15,8 @@ use super::{NAME, failed};
 pub(super) const HEAD: usize = 1_000;
 
 /// Each brings the tables from one version to the next; `{t}` stands for schema and prefix.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE {t}record (
         id bytea PRIMARY KEY,
         namespace bytea NOT NULL,
@@ -43,7 +44,17 @@ const MIGRATIONS: [&str; 1] = ["
         deletes bigint NOT NULL DEFAULT 0
     );
     INSERT INTO {t}totals (id) VALUES (1);
-"];
+",
+    "
+    CREATE TABLE {t}lease (
+        id bytea PRIMARY KEY,
+        holder bytea NOT NULL,
+        token bigint NOT NULL,
+        until timestamptz NOT NULL
+    ) WITH (fillfactor = 80);
+    CREATE INDEX {i}lease_until ON {t}lease (until);
+",
+];
 
 /// The row of a key.
 pub(super) fn id(namespace: &str, key: &[u8]) -> [u8; 16] {

@@ -32,9 +32,10 @@ impl Writer {
         const COUNTS: [&str; 6] = ["hot_hits", "cold_hits", "dry_hits", "misses", "sets", "deletes"];
         // Sums stop at the highest number instead of failing.
         let add = |(name, number): (&str, usize)| {
-            format!("{name} = least({name}::numeric + ${number}, 9223372036854775807)::bigint")
+            format!("{name} = least(kept.{name}::numeric + ${number}, 9223372036854775807)::bigint")
         };
         let adds: Vec<_> = COUNTS.into_iter().zip(1..).map(add).collect();
+        let counts = COUNTS.join(", ");
         let zeros = COUNTS.map(|name| format!("{name} = 0"));
         let columns = "id, namespace, key, generation, level, size, created, used, deadline, hits";
         let renewed: Vec<_> = columns
@@ -58,7 +59,13 @@ impl Writer {
             )
             .into(),
             delete: format!("DELETE FROM {tables}record WHERE id = ANY($1)").into(),
-            count: format!("UPDATE {tables}totals SET {} WHERE id = 1", adds.join(", ")).into(),
+            // The row may be gone, when somebody emptied the tables.
+            count: format!(
+                "INSERT INTO {tables}totals AS kept (id, {counts}) VALUES (1, $1, $2, $3, $4, $5, $6)
+                ON CONFLICT (id) DO UPDATE SET {}",
+                adds.join(", ")
+            )
+            .into(),
             reset: format!("UPDATE {tables}totals SET {} WHERE id = 1", zeros.join(", ")).into(),
             tables: tables.to_owned(),
         }

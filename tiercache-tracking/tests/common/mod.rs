@@ -15,7 +15,7 @@ pub(crate) fn config(server: &Postgres) -> PostgresConfig {
     PostgresConfig {
         url: Some(server.url().as_str().into()),
         schema: format!("s{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)),
-        connect_timeout: Duration::from_secs(2),
+        connect_timeout: Duration::from_secs(10),
         ..PostgresConfig::default()
     }
 }

@@ -173,6 +173,9 @@ impl Config {
             .sweep_every(sweep)
             .rules(self.rules)
             .write(self.settings.write);
+        if let Some(level) = self.settings.counters {
+            builder = builder.counters(level);
+        }
         for (level, prepared) in Level::ALL.into_iter().zip(self.levels) {
             let Some(PreparedLevel { tier, read_timeout, write_timeout }) = prepared else { continue };
             let tier = (tier.open)(clock.clone())

@@ -22,16 +22,19 @@ pub(crate) struct Settings {
     pub(crate) write: Write,
     pub(crate) pending: Option<u64>,
     pub(crate) sweep: Option<Duration>,
+    pub(crate) counters: Option<Level>,
 }
 
 /// The manager's own keys, and what they are when they are left out.
 pub(super) const PENDING_BYTES: u64 = 64 << 20;
 pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(1);
-const TOP_LEVEL: [&str; 7] =
-    ["hot_cache", "cold_cache", "dry_cache", "tracking", "write", "pending", "sweep"];
+const TOP_LEVEL: [&str; 8] =
+    ["hot_cache", "cold_cache", "dry_cache", "tracking", "write", "pending", "sweep", "counters"];
 
 const WRITES: [(&str, Write); 3] =
     [("back", Write::Back), ("behind", Write::Behind), ("through", Write::Through)];
+
+const LEVELS: [(&str, Level); 3] = [("hot", Level::Hot), ("cold", Level::Cold), ("dry", Level::Dry)];
 
 pub(crate) const LEVEL_SECTIONS: [&str; 3] = ["hot_cache", "cold_cache", "dry_cache"];
 
@@ -261,7 +264,12 @@ impl File<'_> {
         self.effective.insert("write".into(), json!(name));
         self.effective.insert("pending".into(), json!(units::format_size(pending.unwrap_or(PENDING_BYTES))));
         self.effective.insert("sweep".into(), json!(units::format_duration(sweep.unwrap_or(SWEEP_EVERY))));
-        Settings { write, pending, sweep }
+        let counters = self.key("counters").map(|node| node.word(&LEVELS));
+        let counters = counters.and_then(|level| self.note(level));
+        if let Some(level) = counters {
+            self.effective.insert("counters".into(), json!(level.name()));
+        }
+        Settings { write, pending, sweep, counters }
     }
 
     fn rules(&mut self, rules: &mut Rules) {

@@ -75,8 +75,17 @@ pub(crate) fn rule(rule: &Rule) -> Value {
 
 /// As a YAML file; keys that are not in `given` are marked.
 pub(crate) fn yaml(effective: &Map<String, Value>, given: &BTreeSet<String>) -> String {
-    const ORDER: [&str; 8] =
-        ["hot_cache", "cold_cache", "dry_cache", "tracking", "write", "pending", "sweep", "ttl_rules"];
+    const ORDER: [&str; 9] = [
+        "hot_cache",
+        "cold_cache",
+        "dry_cache",
+        "tracking",
+        "write",
+        "pending",
+        "sweep",
+        "counters",
+        "ttl_rules",
+    ];
     let mut out = String::new();
     let first = ORDER.iter().filter_map(|name| effective.get_key_value(*name));
     let rest = effective.iter().filter(|(name, _)| !ORDER.contains(&name.as_str()));

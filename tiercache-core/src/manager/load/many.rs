@@ -24,9 +24,8 @@ use super::super::{CacheManager, Shared, TypedCache};
 use super::run::{Claim, Leading, Outcome, Turn, Waited, wait};
 use super::value::sealed;
 use super::{LoadOptions, Loadable, Of, Raw};
-use crate::bugs::seeded;
-use crate::tier::{Call, Dead, side_by_side};
-use crate::{AsKey, BoxError, Error, Generation, Key, KeyRef, Result};
+use crate::tier::{Call, side_by_side};
+use crate::{AsKey, BoxError, Error, Generation, Key, KeyRef, Result, Timestamp};
 
 /// Claims and writes of one batch side by side.
 const AT_ONCE: usize = 16;
@@ -104,7 +103,7 @@ where
     E: Into<BoxError> + 'static,
 {
     options.check()?;
-    let begun = Instant::now();
+    let (begun, since) = (Instant::now(), cache.shared.flow.now());
     let shared = &cache.shared;
     let keys = names.iter().map(|name| Ok(cache.key(name)?.to_key())).collect::<Result<Vec<Key>>>()?;
     // Of a key that is named twice the first place is the one that is worked on.
@@ -184,8 +183,15 @@ where
         }
         refresh_many::<V, K, L, F, R, E>(shared, &keys, names, refreshes, &loader, options);
         for (wanted, mut outcome, leads) in waits {
-            let answer =
-                await_one::<V>(cache, &keys[wanted.place], &wanted, &mut outcome, begun, options, leads);
+            let answer = await_one::<V>(
+                cache,
+                &keys[wanted.place],
+                &wanted,
+                &mut outcome,
+                (begun, since),
+                options,
+                leads,
+            );
             match answer.await? {
                 Some(answer) => answers[wanted.place] = Some(answer),
                 None => again.push(wanted.place),
@@ -214,7 +220,7 @@ async fn await_one<V: sealed::View>(
     key: &Key,
     wanted: &Wanted<V::Shared>,
     outcome: &mut watch::Receiver<Option<Outcome>>,
-    begun: Instant,
+    (begun, since): (Instant, Timestamp),
     options: &LoadOptions,
     leads: bool,
 ) -> Result<Option<Option<V::Shared>>> {
@@ -230,7 +236,7 @@ async fn await_one<V: sealed::View>(
         (Waited::Lost, _) if leads => return Err(Error::Closed),
         (Waited::Lost, _) => return Ok(None),
     };
-    if !leads && shared.flow.fences.is_dead(key.as_ref(), &entry) && !seeded("load-outlives-fence") {
+    if !leads && !shared.may_join(key, &entry, since) {
         return Ok(None);
     }
     match entry.is_nothing() {

@@ -15,7 +15,9 @@
 //!
 //! A caller waits no longer than its options say, and a dropped one stops only waiting.
 
+mod blocking;
 mod many;
+pub(crate) mod memo;
 mod options;
 mod run;
 mod value;

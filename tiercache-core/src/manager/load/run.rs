@@ -242,7 +242,7 @@ where
 {
     options.check()?;
     let shared = &cache.shared;
-    let begun = Instant::now();
+    let (begun, since) = (Instant::now(), shared.flow.now());
     let mut loader = Some(loader);
     loop {
         let ended = shared.stripes.lock(key.hash64()).loads_ended();
@@ -308,8 +308,7 @@ where
             (Waited::Lost, _) if leads => return Err(Error::Closed),
             (Waited::Lost, _) => continue,
         };
-        // An invalidation of many that began after the load did may have ended before this call began.
-        if !leads && shared.flow.fences.is_dead(key.as_ref(), &entry) && !seeded("load-outlives-fence") {
+        if !leads && !shared.may_join(&key, &entry, since) {
             continue;
         }
         let value = match entry.is_nothing() {
@@ -533,6 +532,13 @@ impl Shared {
         stripe.begin_loading(Loading { key: key.clone(), generation, outcome: receiver });
         let flight = InFlight { shared: self.clone(), hash };
         Turn::Lead(Leading { flight, key: key.clone(), generation, outcome, ended: false })
+    }
+
+    /// Whether what another's load brought answers a call that began then. An invalidation of many that began after
+    /// the load may have ended before the call began; and what takes long to store may be over before.
+    pub(super) fn may_join(&self, key: &Key, entry: &Entry, since: Timestamp) -> bool {
+        let killed = self.flow.fences.is_dead(key.as_ref(), entry) && !seeded("load-outlives-fence");
+        !killed && entry.is_fresh(since)
     }
 
     /// Step 4: makes sure that what other processes do to the key from now on is newer than the load.

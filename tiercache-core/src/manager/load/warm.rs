@@ -69,6 +69,9 @@ enum Came {
     Nothing,
 }
 
+/// Is told how far a warm-up has come.
+type Progress<'a> = Box<dyn FnMut(&Warmed) + Send + 'a>;
+
 /// A warm-up: options, then `.await`.
 #[must_use = "nothing is loaded until it is awaited"]
 pub struct Warm<'a, V, I, L> {
@@ -78,7 +81,7 @@ pub struct Warm<'a, V, I, L> {
     options: LoadOptions,
     rate: Option<f64>,
     at_once: usize,
-    progress: Option<Box<dyn FnMut(&Warmed) + Send + 'a>>,
+    progress: Option<Progress<'a>>,
     view: PhantomData<V>,
 }
 
@@ -192,7 +195,7 @@ async fn run<V, L, F, R, E>(
     options: LoadOptions,
     rate: Option<f64>,
     at_once: usize,
-    mut progress: Option<Box<dyn FnMut(&Warmed) + Send + '_>>,
+    mut progress: Option<Progress<'_>>,
 ) -> Result<Warmed>
 where
     V: View,
