@@ -214,12 +214,16 @@ impl Part {
     /// Gives it its name; the folder remembers that, too.
     async fn place(mut self, path: &Path, force: bool) -> std::io::Result<()> {
         let Some(part) = self.0.clone() else { return Ok(()) };
-        if force {
-            tokio::fs::rename(&part, path).await?;
-            self.0 = None;
-        } else {
-            // A link is refused where a rename would overwrite what somebody else has put there meanwhile.
-            tokio::fs::hard_link(&part, path).await?;
+        // A link is refused where a rename would overwrite what somebody else has put there meanwhile.
+        let linked = if force { None } else { Some(tokio::fs::hard_link(&part, path).await) };
+        match linked {
+            Some(Ok(())) => {}
+            Some(Err(error)) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(error),
+            // Told to, or a file system without links: then it was not there a moment ago.
+            None | Some(Err(_)) => {
+                tokio::fs::rename(&part, path).await?;
+                self.0 = None;
+            }
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         tokio::fs::File::open(folder).await?.sync_all().await
