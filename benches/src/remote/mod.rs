@@ -7,6 +7,7 @@
 mod databases;
 mod memcached;
 mod redis;
+#[cfg(feature = "s3")]
 mod s3;
 
 use std::time::{Duration, Instant};
@@ -37,6 +38,7 @@ pub(crate) fn run(options: &Options) {
         redis::run(&options).await;
         memcached::run(&options).await;
         databases::run(&options).await;
+        #[cfg(feature = "s3")]
         s3::run(&options).await;
     });
     runtime.block_on(all).expect("nothing panicked");
