@@ -26,7 +26,7 @@ cargo xtask bench hot|disk|memory|hits|remote [--json] [--only KIND=NAME,…] [F
 ";
 
 /// What was asked for.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Options {
     pub(crate) json: bool,
     only: Vec<(String, String)>,
