@@ -4,7 +4,7 @@ use crate::run::{self, Outcome, cargo};
 
 pub(crate) fn run(arguments: &[String]) -> Outcome {
     let remote = arguments.iter().any(|argument| argument == "remote");
-    let (profile, features) = if remote { ("remote", "s3") } else { ("release", "peers") };
+    let (profile, features) = if remote { ("remote", "remote") } else { ("release", "peers") };
     let bench = ["run", "--quiet", "--profile", profile, "--package", "tiercache-benches"];
     run::run(cargo(bench).args(["--features", features, "--"]).args(arguments))
 }

@@ -7,8 +7,6 @@
 mod databases;
 mod memcached;
 mod redis;
-#[cfg(feature = "s3")]
-mod s3;
 
 use std::time::{Duration, Instant};
 
@@ -35,8 +33,6 @@ pub(crate) fn run(options: &Options) {
         redis::run(options).await;
         memcached::run(options).await;
         databases::run(options).await;
-        #[cfg(feature = "s3")]
-        s3::run(options).await;
     });
 }
 
