@@ -28,7 +28,7 @@ cargo xtask bench hot|load|disk|memory|hits|remote [--json] [--only KIND=NAME,â€
 ";
 
 /// What was asked for.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Options {
     pub(crate) json: bool,
     only: Vec<(String, String)>,

@@ -1,13 +1,12 @@
 //! `bench remote`: what a level in another process costs over its client alone, on loopback, and what batches save.
 //!
-//! One call at a time on a runtime of two threads, ours and the client's in turns on the same keys, so that both see the same
+//! One call at a time on a runtime of one thread, ours and the client's in turns on the same keys, so that both see the same
 //! machine. A figure is the median of the p50s of several rounds, a ratio the median of the rounds' ratios. A batch of 100 is
 //! compared with 100 single calls, one after the other, of the same tier.
 
 mod databases;
 mod memcached;
 mod redis;
-mod s3;
 
 use std::time::{Duration, Instant};
 
@@ -29,17 +28,12 @@ const BATCH: usize = 100;
 const VALUE: usize = 1_024;
 
 pub(crate) fn run(options: &Options) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.expect("a runtime of two threads");
-    // What is measured runs on a worker, as in a service: a call from another thread would wake one each time.
-    let options = options.clone();
-    let all = runtime.spawn(async move {
-        redis::run(&options).await;
-        memcached::run(&options).await;
-        databases::run(&options).await;
-        s3::run(&options).await;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime of one thread").block_on(async {
+        redis::run(options).await;
+        memcached::run(options).await;
+        databases::run(options).await;
     });
-    runtime.block_on(all).expect("nothing panicked");
 }
 
 /// What is asked for of one backend and size.
