@@ -207,7 +207,7 @@ struct Writer {
 
 impl Writer {
     fn new(keys: usize, size: usize) -> Self {
-        let names: Vec<String> = (0..keys).map(|number| key(number)).collect();
+        let names: Vec<String> = (0..keys).map(key).collect();
         let mut random = Random::new(7);
         Self {
             keys: names.iter().map(|name| Key::new("", name.as_bytes()).expect("a key")).collect(),

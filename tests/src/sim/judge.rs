@@ -153,10 +153,10 @@ impl Judge {
 
     /// Whether there may have been some value.
     pub(super) fn some(&mut self, seen: Seen) -> Result<(), String> {
-        let others = self.mutations.iter().filter(|other| other.key == seen.key && other.begun != seen.begun);
+        let others = self.mutations.iter().filter(|other| other.key == seen.key);
         let others: Vec<u64> = others
             .filter_map(|other| match other.kind {
-                Kind::Write(value) => Some(value),
+                Kind::Write(value) if value != seen.value => Some(value),
                 _ => None,
             })
             .collect();

@@ -730,9 +730,12 @@ impl History {
                     self.judge.pop(with)?;
                 }
             }
-            (Operation::Set { key, only: Only::Present, .. }, Outcome::Wrote { stored: true, degraded }) => {
+            (
+                Operation::Set { key, value, only: Only::Present, .. },
+                Outcome::Wrote { stored: true, degraded },
+            ) => {
                 end(true, degraded);
-                self.judge.some(seen(key, 0, None, self.lives))?;
+                self.judge.some(seen(key, value, None, self.lives))?;
             }
             (Operation::GetAndTouch { key, ttl }, Outcome::Value(value, _)) => {
                 end(true, false);

@@ -42,27 +42,25 @@ impl Fetching {
 
     /// The next entry, in no order.
     pub(super) async fn next(&mut self) -> Result<Option<Read>> {
-        loop {
-            while let Some(scan) = &mut self.scan
-                && self.running.len() < AT_ONCE
-                && (self.bytes < BYTES || self.running.is_empty())
+        while let Some(scan) = &mut self.scan
+            && self.running.len() < AT_ONCE
+            && (self.bytes < BYTES || self.running.is_empty())
+        {
+            let Some(record) = scan.next().await? else {
+                self.scan = None;
+                break;
+            };
+            if let Some(there) = &self.missing_at
+                && there.namespace(record.key.namespace())?.contains(&record.key).await?
             {
-                let Some(record) = scan.next().await? else {
-                    self.scan = None;
-                    break;
-                };
-                if let Some(there) = &self.missing_at
-                    && there.namespace(record.key.namespace())?.contains(&record.key).await?
-                {
-                    return Ok(Some(Read::Present));
-                }
-                self.begin(record);
+                return Ok(Some(Read::Present));
             }
-            let Some(ended) = self.running.join_next().await else { return Ok(None) };
-            let (bytes, fetched) = ended.map_err(|_| Error::Closed)?;
-            self.bytes -= bytes;
-            return Ok(Some(Read::Fetched(fetched)));
+            self.begin(record);
         }
+        let Some(ended) = self.running.join_next().await else { return Ok(None) };
+        let (bytes, fetched) = ended.map_err(|_| Error::Closed)?;
+        self.bytes -= bytes;
+        Ok(Some(Read::Fetched(fetched)))
     }
 
     fn begin(&mut self, record: Record) {

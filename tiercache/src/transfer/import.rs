@@ -16,6 +16,9 @@ const CHUNK: usize = 64 << 10;
 /// The largest record that is taken.
 const MOST: u32 = (1 << 30) + (1 << 20);
 
+/// Is told what was done so far, and how many bytes were read.
+type Progress<'a> = Box<dyn FnMut(&Report, u64) + Send + 'a>;
+
 /// An import: how, and then [`from_file`](Self::from_file) or [`from_reader`](Self::from_reader).
 #[must_use = "nothing is read yet"]
 pub struct Import<'a> {
@@ -23,7 +26,7 @@ pub struct Import<'a> {
     codec: Codec,
     replace: bool,
     skip_damaged: bool,
-    progress: Box<dyn FnMut(&Report, u64) + Send + 'a>,
+    progress: Progress<'a>,
 }
 
 impl<'a> Import<'a> {
