@@ -282,7 +282,7 @@ async fn of_a_batch_each_key_comes_after_what_another_process_did_to_it() {
     }
     let found = texts(&rig.cache, &["a", "b", "c"]).await;
     assert_eq!(found, ["1", "2", "3"].map(|value| Some(value.to_owned())));
-    assert_eq!(rig.below("b").await[0], false);
+    assert!(!rig.below("b").await[0]);
 }
 
 #[tokio::test]
