@@ -104,6 +104,7 @@ async fn counters_stand_at_the_level_the_file_names() {
     let cache =
         from_yaml(&tiers(folder.path(), "counters: hot\n"), &Registry::builtin()).await.expect("a cache");
     assert_eq!(cache.counter_level().expect("a level"), tiercache::Level::Hot);
+    cache.close(Duration::from_secs(5)).await.expect("closed");
     let refused = from_yaml(&tiers(folder.path(), "counters: dry\n"), &Registry::builtin()).await;
     let told = refused.expect_err("the disk does not count").to_string();
     assert!(told.contains("`counters: dry`"), "{told}");

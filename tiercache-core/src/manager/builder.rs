@@ -204,6 +204,7 @@ impl Builder {
             write: self.write,
             counters: self.counters,
             sweep_every: watch::Sender::new(self.sweep_every.unwrap_or(Duration::from_secs(1))),
+            restoring: tokio::sync::Mutex::default(),
             origin: tokio::sync::Mutex::new(self.origin),
             closed: AtomicBool::new(false),
             invalidating: AtomicUsize::new(0),

@@ -92,6 +92,8 @@ pub(crate) struct Shared {
     locks: Locks,
     /// How often levels are swept.
     sweep_every: watch::Sender<std::time::Duration>,
+    /// Held while RAM takes an entry of a copy.
+    restoring: tokio::sync::Mutex<()>,
     /// What the cache was made from. Held while that changes.
     origin: tokio::sync::Mutex<Option<Origin>>,
     closed: AtomicBool,

@@ -4,8 +4,10 @@
 
 use std::collections::VecDeque;
 
+use super::Write;
 use super::guard::caught;
 use super::set::check_tags;
+use super::slot::Slot;
 use super::write::{Begun, Written};
 use super::{CacheManager, Keys, Shared};
 use crate::bugs::seeded;
@@ -85,10 +87,15 @@ impl CacheManager {
     pub async fn restore(&self, key: impl AsKey, entry: Entry, replace: bool) -> Result<Restored> {
         let key = self.key(&key)?.to_key();
         let shared = self.shared.clone();
+        // What RAM takes pushes as much down at once. Many at a time would be more than the way down has room for, and
+        // nothing of a copy may be lost there.
+        let in_ram = shared.write != Write::Through
+            && shared.top(entry.levels).is_some_and(|slot| slot.resident().is_some());
+        let _alone = if in_ram { Some(self.shared.restoring.lock().await) } else { None };
         let restored =
             self.shared.owned(async move { shared.put_as_it_is(key, entry, replace).await }, "restore");
         let restored = restored.await??;
-        if self.shared.flow.pending.is_crowded() {
+        while self.shared.flow.pending.is_crowded() && !self.shared.lower_slots().any(Slot::is_open) {
             self.shared.wait_for_room().await;
         }
         Ok(restored)

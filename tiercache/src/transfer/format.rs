@@ -189,7 +189,7 @@ mod tests {
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         assert_eq!(
             hex(&header.encode()),
-            "895443580d0a1a0a01000000010203040506070800d8e7cf8b010000".to_owned()
+            "895443580d0a1a0a0100000001020304050607080068e5cf8b010000".to_owned()
                 + &hex(&low(xxh3_64(&header.encode()[..28])))
         );
         assert_eq!(Header::decode(&header.encode()), Ok(header));
