@@ -109,9 +109,7 @@ async fn questions_are_answered_by_indexes() {
     let next = plan(&server, tracking.find(&alive, Some(&last), 100), 100).await;
     assert!(next.contains("Index Scan using tiercache_record_key"), "{next}");
 
-    let one =
-        plan(&server, async { tracking.lookup(&key("rare/7")).await.map(|found| Vec::from_iter(found)) }, 1)
-            .await;
+    let one = plan(&server, async { tracking.lookup(&key("rare/7")).await.map(Vec::from_iter) }, 1).await;
     assert!(one.contains("tiercache_record_pkey"), "{one}");
     for plan in [by_tag, by_prefix, by_level, page, next, one] {
         assert!(!plan.contains("Seq Scan"), "{plan}");
