@@ -41,7 +41,7 @@ pub(super) struct Mutation {
 }
 
 /// Everything that happened to the keys.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Judge {
     mutations: Vec<Mutation>,
     /// Per key and process: the generations seen, and when.
@@ -151,8 +151,14 @@ impl Judge {
         Ok(())
     }
 
+    /// Whether a key was touched after that, whatever became of it: then its value was written once more.
+    pub(super) fn touched_since(&self, key: u8, since: Moment) -> bool {
+        let touched = |other: &Mutation| other.key == key && other.kind == Kind::Touch;
+        self.mutations.iter().any(|other| touched(other) && other.ended.is_none_or(|ended| ended > since))
+    }
+
     /// Whether there may have been some value.
-    pub(super) fn some(&mut self, seen: Seen) -> Result<(), String> {
+    pub(super) fn some(&self, seen: Seen) -> Result<(), String> {
         let others = self.mutations.iter().filter(|other| other.key == seen.key);
         let others: Vec<u64> = others
             .filter_map(|other| match other.kind {
@@ -160,7 +166,8 @@ impl Judge {
                 _ => None,
             })
             .collect();
-        if others.into_iter().any(|value| self.judge(Seen { value, ..seen }).is_ok()) {
+        // On a copy: what may have been seen has not been.
+        if others.into_iter().any(|value| self.clone().judge(Seen { value, ..seen }).is_ok()) {
             return Ok(());
         }
         Err(format!("key {} had no value that could be replaced {}..{}", seen.key, seen.begun, seen.ended))

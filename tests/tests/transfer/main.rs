@@ -1,5 +1,7 @@
 //! Entries that travel, warm-ups, and configurations that change while a cache is used.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod foreign;
 mod migrate;
 mod reload;

@@ -315,9 +315,6 @@ impl Shared {
                 put = synced.and(put);
             }
             match put {
-                Ok(Put::Superseded) if made != Made::Anew => {
-                    return Ok(Written { stored: false, generation, degraded });
-                }
                 Ok(put @ (Put::Stored | Put::Unchanged | Put::Superseded)) => {
                     self.kept_below(slot, &key, &entry, put, now);
                     return Ok(Written { stored: true, generation, degraded });
