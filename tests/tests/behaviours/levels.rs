@@ -406,7 +406,7 @@ async fn more_than_memory_holds_is_found_again_in_one_call_and_cleared_to_the_la
         if files() == 0 {
             break;
         }
-        tokio::task::spawn_blocking(|| std::thread::yield_now()).await.unwrap();
+        tokio::task::spawn_blocking(std::thread::yield_now).await.unwrap();
     }
     assert_eq!(cache.get_many(&keys).await.unwrap(), vec![None; 50]);
     assert!(cache.close(Duration::from_secs(10)).await.unwrap().is_clean());
