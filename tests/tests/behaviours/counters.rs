@@ -9,7 +9,11 @@ use tiercache_tests::rig::{builder, disk, get, ram};
 
 async fn sqlite(folder: &std::path::Path) -> CacheManager {
     let file = folder.join("tier.yaml");
-    let text = "hot_cache: { backend: ram, max_size: 1MB }\ndry_cache: { backend: sqlite, path: ./dry, max_size: 64MB }\n";
+    let dry = folder.join("dry").display().to_string();
+    let text = format!(
+        "hot_cache: {{ backend: ram, max_size: 1MB }}\n\
+         dry_cache: {{ backend: sqlite, path: {dry}, max_size: 64MB }}\ntracking: {{ backend: none }}\n"
+    );
     std::fs::write(&file, text).unwrap();
     Config::load(file, &Registry::builtin()).unwrap().open().await.unwrap()
 }
