@@ -20,7 +20,7 @@ mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Every bug, and the rule it breaks.
-    pub const ALL: [(&str, &str); 24] = [
+    pub const ALL: [(&str, &str); 25] = [
         ("add-extends-life", "only set and touch change a deadline"),
         ("behind-is-done", "another process that is ahead is overtaken"),
         ("deadline-unchecked", "the deadline is checked on every answer"),
@@ -32,6 +32,7 @@ mod chosen {
         ("generations-restart", "generations go on where the last process ended"),
         ("hit-ignores-fences", "a hit is older than no invalidation"),
         ("join-detached-read", "a get joins no read that began before a mutation"),
+        ("journal-forgotten", "a removal that waits for a level outlives the process"),
         ("no-floor", "a mutation raises the floor of operations in flight"),
         ("no-permit", "a write below commits only while its permit holds"),
         ("no-scope-fence", "an invalidation of many is seen by every read"),

@@ -12,6 +12,7 @@ mod encryption;
 mod entry;
 pub mod envelope;
 mod error;
+mod journal;
 mod key;
 mod level;
 mod manager;

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::entry::Decoded;
+pub use crate::journal::{Journal, Reach, Waiting};
 use crate::{Entry, Generation, Key, KeyRef, Result, Stay, Timestamp};
 
 /// A store that keeps entries. The manager decides what moves where; a tier only keeps and forgets.
@@ -77,6 +78,11 @@ pub trait Tier: fmt::Debug + Send + Sync + 'static {
 
     /// The tier as one that keeps invalidations of whole tags and namespaces across restarts.
     fn fences(&self) -> Option<&dyn FenceLog> {
+        None
+    }
+
+    /// The tier as one that remembers, on this machine, removals that other levels have yet to see.
+    fn journal(&self) -> Option<&dyn Journal> {
         None
     }
 

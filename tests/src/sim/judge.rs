@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 /// A moment of a history: operations begin and end at different ones.
 pub(super) type Moment = u64;
 
+/// The process of what other processes do.
+pub(super) const ELSEWHERE: u32 = u32::MAX;
+
 /// What an operation does to a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -45,6 +48,9 @@ pub(super) struct Judge {
     /// Per key and process: the generations seen, and when.
     seen: BTreeMap<(u8, u32), Vec<(Moment, u64)>>,
     popped: BTreeMap<u64, usize>,
+    /// Whether a level of this machine stands beside one that other processes use: what a read brought up from
+    /// there does not take the place of what a write has put here meanwhile.
+    beside: bool,
 }
 
 /// A read that found a value.
@@ -62,6 +68,10 @@ pub(super) struct Seen {
 }
 
 impl Judge {
+    pub(super) fn new(beside: bool) -> Self {
+        Self { beside, ..Self::default() }
+    }
+
     /// Notes that a mutation begins; returns its number.
     pub(super) fn begin(&mut self, mutation: Mutation) -> usize {
         self.mutations.push(mutation);
@@ -132,7 +142,9 @@ impl Judge {
                     ));
                 }
             }
-            before.push((ended, generation));
+            if !self.beside || written.life != ELSEWHERE {
+                before.push((ended, generation));
+            }
         }
         Ok(())
     }

@@ -25,8 +25,8 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 pub use self::choices::{Choices, shrink};
-use self::judge::{Judge, Kind, Moment, Mutation, Seen};
-use self::store::{Fate, Gates, Life, Store};
+use self::judge::{ELSEWHERE, Judge, Kind, Moment, Mutation, Seen};
+use self::store::{Fate, Gates, Life, NOTE, Store};
 
 const KEYS: u32 = 3;
 const MOST_IN_FLIGHT: usize = 6;
@@ -87,8 +87,12 @@ struct History {
     setup: Setup,
     clock: Arc<ManualClock>,
     store: Arc<Store>,
+    /// The store of the level of this machine, beside one that other processes use.
+    beside: Arc<Store>,
     gates: Arc<Gates>,
-    life: Arc<Life>,
+    opened: Vec<Arc<Life>>,
+    /// Whether all that had to be noted in this process was.
+    noted: bool,
     lives: u32,
     manager: CacheManager,
     judge: Judge,
@@ -112,6 +116,8 @@ struct Setup {
     /// Whether other processes use the store.
     shared: bool,
     store_at: Level,
+    /// Where a level of this machine stands too, which keeps the journal.
+    beside: Option<Level>,
     write: Write,
     faults: bool,
 }
@@ -154,18 +160,23 @@ enum Outcome {
 impl History {
     async fn begin(mut choices: Choices) -> Self {
         let store_is_local = !choices.once_in(2);
+        let shared = !store_is_local && choices.once_in(2);
+        let store_at = [Level::Dry, Level::Dry, Level::Cold][choices.below(3) as usize];
+        let other = if store_at == Level::Dry { Level::Cold } else { Level::Dry };
         let setup = Setup {
             policy: [Policy::Adaptive, Policy::Lru, Policy::TinyLfu][choices.below(3) as usize],
             hot_bytes: [200, 400, 800, 100_000][choices.below(4) as usize],
             cold: choices.once_in(2),
             store_is_local,
-            shared: !store_is_local && choices.once_in(2),
-            store_at: [Level::Dry, Level::Dry, Level::Cold][choices.below(3) as usize],
+            shared,
+            store_at,
+            beside: (shared && choices.once_in(2)).then_some(other),
             write: [Write::Back, Write::Back, Write::Behind, Write::Through][choices.below(4) as usize],
             faults: choices.once_in(2),
         };
-        let (clock, store, gates) = (ManualClock::new(), Arc::<Store>::default(), Arc::<Gates>::default());
-        let (life, manager) = open(setup, &clock, &store, &gates).await;
+        let (clock, gates) = (ManualClock::new(), Arc::<Gates>::default());
+        let (store, beside) = (Arc::<Store>::default(), Arc::<Store>::default());
+        let (opened, manager) = open(setup, &clock, [&store, &beside], &gates).await;
         let (done, ended) = mpsc::unbounded_channel();
         let mut log = String::new();
         let _ = writeln!(log, "{setup:?}");
@@ -174,11 +185,13 @@ impl History {
             setup,
             clock,
             store,
+            beside,
             gates,
-            life,
+            opened,
+            noted: true,
             lives: 0,
             manager,
-            judge: Judge::default(),
+            judge: Judge::new(setup.beside.is_some()),
             running: BTreeMap::new(),
             done,
             ended,
@@ -250,10 +263,11 @@ impl History {
 
     fn levels(&self) -> Vec<Level> {
         let mut levels = vec![Level::Hot];
-        if self.setup.store_at == Level::Cold || self.setup.cold {
+        let stores = [Some(self.setup.store_at), self.setup.beside];
+        if stores.contains(&Some(Level::Cold)) || self.setup.cold {
             levels.push(Level::Cold);
         }
-        if self.setup.store_at == Level::Dry {
+        if stores.contains(&Some(Level::Dry)) {
             levels.push(Level::Dry);
         }
         levels
@@ -284,7 +298,7 @@ impl History {
                 certain: false,
                 failed: false,
                 degraded: false,
-                life: u32::MAX,
+                life: ELSEWHERE,
             });
         }
         self.moment += 1;
@@ -344,6 +358,7 @@ impl History {
             self.lossy_at = Moment::MAX;
         }
         let step = self.gates.release(which, fate);
+        self.noted &= fate == Fate::Go || !step.contains(NOTE);
         self.note(format!("   {step}: {fate:?}"));
     }
 
@@ -369,7 +384,7 @@ impl History {
         self.note("the process dies".to_string());
         self.tally.crashes += 1;
         self.lossy_at = Moment::MAX;
-        self.life.dead.store(true, Ordering::Relaxed);
+        self.opened.iter().for_each(|life| life.dead.store(true, Ordering::Relaxed));
         for running in std::mem::take(&mut self.running).into_values() {
             running.task.abort();
         }
@@ -380,7 +395,9 @@ impl History {
         self.moment += 1;
         self.judge.settle(self.moment);
         self.lives += 1;
-        (self.life, self.manager) = open(self.setup, &self.clock, &self.store, &self.gates).await;
+        self.noted = true;
+        (self.opened, self.manager) =
+            open(self.setup, &self.clock, [&self.store, &self.beside], &self.gates).await;
         Ok(())
     }
 
@@ -408,7 +425,10 @@ impl History {
             clock: running.clock,
             life,
         };
+        // What was noted binds the processes to come as well.
+        let journalled = self.setup.beside.is_some() && self.noted;
         let mut end = |certain: bool, degraded: bool| {
+            let degraded = degraded && !journalled;
             for number in &running.mutation {
                 let mutation = self.judge.mutation(*number);
                 (mutation.ended, mutation.certain, mutation.degraded) = (Some(now), certain, degraded);
@@ -545,16 +565,14 @@ impl History {
 async fn open(
     setup: Setup,
     clock: &Arc<ManualClock>,
-    store: &Arc<Store>,
+    [store, beside]: [&Arc<Store>; 2],
     gates: &Arc<Gates>,
-) -> (Arc<Life>, CacheManager) {
-    let life = Arc::new(Life {
-        store: store.clone(),
-        gates: gates.clone(),
-        dead: false.into(),
-        local: setup.store_is_local,
-        shared: setup.shared,
-    });
+) -> (Vec<Arc<Life>>, CacheManager) {
+    let life = |name, store: &Arc<Store>, local, shared| {
+        let (store, gates) = (store.clone(), gates.clone());
+        Arc::new(Life { name, store, gates, dead: false.into(), local, shared })
+    };
+    let mut opened = vec![life("store", store, setup.store_is_local, setup.shared)];
     let ram =
         |max_size| Arc::new(RamTier::new(RamConfig { max_size, policy: setup.policy })) as Arc<dyn Tier>;
     let stay = |seconds| Some(Stay::For(Duration::from_secs(seconds)));
@@ -562,13 +580,17 @@ async fn open(
         .clock(clock.clone())
         .rules(Rules { rules: Vec::new(), defaults: [stay(8), stay(30), Some(Stay::Forever)] })
         .write(setup.write)
-        .level(setup.store_at, life.clone())
+        .level(setup.store_at, opened[0].clone())
         .hot(ram(setup.hot_bytes))
         .manual();
     if setup.cold && setup.store_at == Level::Dry {
         builder = builder.cold(ram(setup.hot_bytes * 2));
     }
-    (life, builder.build().await.expect("a manager"))
+    if let Some(level) = setup.beside {
+        opened.push(life("beside", beside, true, false));
+        builder = builder.level(level, opened[1].clone());
+    }
+    (opened, builder.build().await.expect("a manager"))
 }
 
 async fn perform(manager: &CacheManager, what: Operation) -> Outcome {

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use tiercache_core::tier::{
-    Dead, FenceLog, Hold, Index, Permit, Profile, Put, Removal, Scope, Spill, Swept, Tier, TryGet, Usage,
+    Dead, FenceLog, Hold, Index, Journal, Permit, Profile, Put, Removal, Scope, Spill, Swept, Tier, TryGet,
+    Usage, Waiting,
 };
 use tiercache_core::{Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 use tokio::sync::oneshot;
@@ -22,6 +23,9 @@ pub(super) enum Fate {
     Hang,
 }
 
+/// What the step of noting a removal that waits is called.
+pub(super) const NOTE: &str = "note";
+
 /// What outlives the process.
 #[derive(Debug, Default)]
 pub(super) struct Store(Mutex<Contents>);
@@ -32,6 +36,8 @@ struct Contents {
     removed: BTreeMap<Key, Generation>,
     fences: BTreeMap<Scope, Generation>,
     last: Generation,
+    notes: BTreeMap<u64, Waiting>,
+    noted: u64,
 }
 
 /// Where steps wait.
@@ -71,6 +77,7 @@ impl Gates {
 /// The store as one process sees it.
 #[derive(Debug)]
 pub(super) struct Life {
+    pub name: &'static str,
     pub store: Arc<Store>,
     pub gates: Arc<Gates>,
     /// The process is dead: nothing it still does has an effect.
@@ -89,7 +96,8 @@ impl Life {
 
     /// One operation: waits, has its effect, waits, answers.
     async fn step<T>(&self, what: String, effect: impl FnOnce(&mut Contents) -> T) -> Result<T> {
-        let failed = || Error::unavailable("store", "step", "told to fail");
+        let failed = || Error::unavailable(self.name, "step", "told to fail");
+        let what = format!("{}: {what}", self.name);
         match self.gates.pass(format!("before {what}")).await {
             Fate::Go => {}
             Fate::Fail => return Err(failed()),
@@ -162,7 +170,7 @@ impl Store {
 #[async_trait]
 impl Tier for Life {
     fn name(&self) -> &'static str {
-        "store"
+        self.name
     }
 
     fn profile(&self) -> Profile {
@@ -239,6 +247,10 @@ impl Tier for Life {
     fn fences(&self) -> Option<&dyn FenceLog> {
         Some(self)
     }
+
+    fn journal(&self) -> Option<&dyn Journal> {
+        if self.local { Some(self) } else { None }
+    }
 }
 
 #[async_trait]
@@ -278,6 +290,27 @@ impl FenceLog for Life {
 
     fn remembered(&self) -> Vec<(Scope, Generation)> {
         lock(&self.store.0).fences.iter().map(|(scope, generation)| (scope.clone(), *generation)).collect()
+    }
+}
+
+#[async_trait]
+impl Journal for Life {
+    async fn note(&self, waiting: &Waiting) -> Result<u64> {
+        self.step(format!("{NOTE} {waiting:?}"), |contents| {
+            contents.noted += 1;
+            contents.notes.insert(contents.noted, waiting.clone());
+            contents.noted
+        })
+        .await
+    }
+
+    async fn strike(&self, notes: &[u64]) -> Result<()> {
+        let strike = |contents: &mut Contents| contents.notes.retain(|number, _| !notes.contains(number));
+        self.step(format!("strike {notes:?}"), strike).await
+    }
+
+    async fn notes(&self) -> Result<Vec<(u64, Waiting)>> {
+        Ok(self.alive()?.notes.iter().map(|(number, waiting)| (*number, waiting.clone())).collect())
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::flow::Flow;
 use super::slot::{Limits, Slot};
 use super::stripes::Stripes;
-use super::{CacheManager, Running, Shared};
+use super::{CacheManager, Running, Shared, journal};
 use crate::bugs::seeded;
 use crate::tracking::NoTracking;
 use crate::{Clock, Error, Generation, Level, Result, Rules, SystemClock, Tier, Tracking};
@@ -117,7 +117,8 @@ impl Builder {
     ///
     /// # Errors
     /// [`Error::Config`] when there is no level at all, when `through` or `behind` has no level that outlives the
-    /// process to write to, or when called outside a tokio runtime.
+    /// process to write to, or when called outside a tokio runtime. What the level that keeps the journal of removals
+    /// said when it could not be read.
     pub async fn build(self) -> Result<CacheManager> {
         let config = |message: &str| Error::Config(message.to_string());
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
@@ -138,7 +139,14 @@ impl Builder {
                 "`write: behind` and `write: through` need a level that outlives the process",
             ));
         }
-        let last = present().map(|slot| slot.profile.last_generation).max().unwrap_or(Generation::ZERO);
+        let journal = journal::keeper(present());
+        let notes = match present().find(|slot| Some(slot.level) == journal) {
+            Some(slot) => journal::notes(slot).await?,
+            None => Vec::new(),
+        };
+        let known = present().map(|slot| slot.profile.last_generation);
+        let last =
+            known.chain(notes.iter().map(|(_, waiting)| waiting.below)).max().unwrap_or(Generation::ZERO);
         let fences: Vec<_> =
             present().filter_map(|slot| slot.tier.fences()).flat_map(|fences| fences.remembered()).collect();
         let flow = Arc::new(Flow::new(
@@ -151,6 +159,7 @@ impl Builder {
         for (scope, generation) in fences.into_iter().filter(|_| !seeded("fences-not-remembered")) {
             flow.fences.remove(&scope, generation);
         }
+        let (stop, stopped) = watch::channel(false);
         let shared = Arc::new(Shared {
             flow,
             slots,
@@ -158,13 +167,14 @@ impl Builder {
             write: self.write,
             closed: AtomicBool::new(false),
             invalidating: AtomicUsize::new(0),
-            cleaning: AtomicUsize::new(0),
+            journal,
+            stopped: stopped.clone(),
             runtime,
         });
         for slot in shared.slots() {
             slot.tier.attach(Arc::new(shared.chute(slot.level)));
         }
-        let (stop, stopped) = watch::channel(false);
+        shared.resume(notes).await;
         if !self.manual {
             shared.start(&stopped, self.sweep_every.unwrap_or(Duration::from_secs(1)));
         }

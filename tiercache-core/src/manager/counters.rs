@@ -37,9 +37,11 @@ pub(super) enum Count {
     Degraded,
     /// Times a level had to be emptied because too many removals waited for it.
     Emptied,
+    /// Removals that wait and could not be noted in the journal.
+    Unnoted,
 }
 
-const COUNTS: usize = 15;
+const COUNTS: usize = 16;
 
 impl Count {
     const fn index(self) -> usize {
@@ -57,6 +59,7 @@ impl Count {
             Self::Joined => 12,
             Self::Degraded => 13,
             Self::Emptied => 14,
+            Self::Unnoted => 15,
         }
     }
 }

@@ -238,8 +238,13 @@ impl Shared {
                         let found = answer.as_ref().and_then(|found| Option::clone(found));
                         drop(answer);
                         // No flight is told of an invalidation of many: the read may have begun before one that
-                        // ended before this call.
-                        let alive = |found: &Found| self.flow.is_alive(key, &found.entry, self.flow.now());
+                        // ended before this call, or before one that its level has yet to see.
+                        let alive = |found: &Found| {
+                            let slot = self.slot(found.level);
+                            let doubt = slot.map(|slot| Doubt::of(self, slot, key)).unwrap_or_default();
+                            self.flow.is_alive(key, &found.entry, self.flow.now())
+                                && !doubt.touches(key, &found.entry)
+                        };
                         if found.as_ref().is_none_or(alive) {
                             return found;
                         }
@@ -467,11 +472,11 @@ impl Shared {
 /// Removals that have not reached a level that other processes write to: what is found there may be from before them,
 /// since nobody can tell when another process wrote it.
 #[derive(Default)]
-struct Doubt {
+pub(super) struct Doubt {
     /// Whether a removal of the key lags. Not even the newest generation is above doubt then: another process may
     /// have counted to the same number.
     key: bool,
-    scopes: Vec<Scope>,
+    scopes: Arc<Vec<Scope>>,
 }
 
 impl Doubt {
@@ -482,12 +487,12 @@ impl Doubt {
         Self::under(&shared.stripes.lock(key.hash64()), Some(slot), key)
     }
 
-    fn under(stripe: &Stripe, slot: Option<&Slot>, key: KeyRef<'_>) -> Self {
+    pub(super) fn under(stripe: &Stripe, slot: Option<&Slot>, key: KeyRef<'_>) -> Self {
         let Some(slot) = slot.filter(|slot| slot.profile.shared) else { return Self::default() };
         Self { key: stripe.lags(key.hash64(), slot.level), scopes: slot.lagging() }
     }
 
-    fn touches(&self, key: KeyRef<'_>, entry: &Entry) -> bool {
+    pub(super) fn touches(&self, key: KeyRef<'_>, entry: &Entry) -> bool {
         self.key || self.scopes.iter().any(|scope| scope.covers(key, entry))
     }
 }

@@ -26,11 +26,6 @@ use crate::tier::{Removal, Scope};
 use crate::tracking::Query;
 use crate::{AsKey, Error, Generation, Key, Level, Result};
 
-/// The pause after the first retry of a removal; it doubles up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(4);
-/// The most removals that wait, one by one, for levels that could not be reached.
-const MOST_CLEANING: usize = 10_000;
 /// How often a mutation is made anew because other processes keep writing its key.
 const MOST_OVERTAKEN: u32 = 100;
 
@@ -171,11 +166,11 @@ impl Shared {
 
     /// What is left of a removal; tracking has been told of it.
     async fn remove_lower_too(self: &Arc<Self>, key: &Key, joined: &Joined) -> Vec<(Level, Error)> {
-        let (raised, degraded) = self.remove_lower(key, joined).await;
-        if raised > joined.generation {
-            self.flow.recorder.removed(self.flow.now(), key.clone(), raised);
+        let removing = self.remove_lower(key, joined).await;
+        if removing.generation > joined.generation {
+            self.flow.recorder.removed(self.flow.now(), key.clone(), removing.generation);
         }
-        degraded
+        removing.degraded
     }
 
     /// The whole removal if nothing has to be waited for, else the flight to hold while it is.
@@ -246,11 +241,7 @@ impl Shared {
     ///
     /// Of one key one removal runs at a time; mutations that begin meanwhile share the next. So whatever a level
     /// has at or above the generation asked for is another process's.
-    pub(super) async fn remove_lower(
-        self: &Arc<Self>,
-        key: &Key,
-        joined: &Joined,
-    ) -> (Generation, Vec<(Level, Error)>) {
+    pub(super) async fn remove_lower(self: &Arc<Self>, key: &Key, joined: &Joined) -> Removing {
         let _turn = joined.turn.lock().await;
         let outcome = match joined.batch.outcome.get() {
             Some(outcome) => outcome,
@@ -259,10 +250,13 @@ impl Shared {
                 joined.batch.outcome.get_or_init(|| outcome)
             }
         };
-        let generation = joined.generation;
         // The newest of those that shared it comes last, and the others are as if they had come just before.
-        let generation = if outcome.newest == generation { outcome.generation } else { generation };
-        (generation, outcome.degraded.clone())
+        let newest = outcome.newest == joined.generation;
+        Removing {
+            generation: if newest { outcome.generation } else { joined.generation },
+            overtaken: newest && outcome.overtaken,
+            degraded: outcome.degraded.clone(),
+        }
     }
 
     /// The removal for all that wait for one.
@@ -274,25 +268,41 @@ impl Shared {
             let passed = stripe.floor(hash) > newest && !seeded("no-floor");
             (newest, if passed { self.raise(&mut stripe, key) } else { newest })
         };
-        let _removing = Removing { shared: self, hash };
+        let mut overtaken = generation != newest;
+        let _under_way = UnderWay { shared: self, hash };
         let mut degraded = Vec::new();
-        for slot in self.lower_slots().rev() {
+        // With which generation each level was asked. One that was asked before another process turned out to be ahead
+        // may have got what a read brought up from there.
+        let mut asked = [Generation::ZERO; 3];
+        while let Some(slot) = self.lower_slots().rev().find(|slot| asked[slot.level.index()] < generation) {
+            let asked = &mut asked[slot.level.index()];
             if slot.index().is_some_and(|index| index.holds(key.as_ref()).is_none()) {
+                *asked = generation;
                 continue;
             }
             let limit = slot.limits.write_timeout.min(slot.limits.read_timeout.max(Duration::from_secs(1)));
-            if let Err(error) = self.remove_above(slot, key, &mut generation, limit).await {
-                self.flow.counters.count(Count::Degraded);
-                tracing::warn!(level = %slot.level, ?key, %error, "could not remove, fenced until it can");
-                self.clean_later(slot, key.clone(), generation);
-                degraded.push((slot.level, error));
+            let before = generation;
+            match self.remove_above(slot, key, &mut generation, limit).await {
+                Ok(()) => {
+                    *asked = generation;
+                    overtaken |= generation != before;
+                }
+                Err(error) => {
+                    self.flow.counters.count(Count::Degraded);
+                    tracing::warn!(level = %slot.level, ?key, %error, "could not remove, fenced until it can");
+                    let (raised, met) = self.clean_later(slot, key, generation).await;
+                    overtaken |= met || generation != before;
+                    generation = raised;
+                    *asked = Generation::MAX;
+                    degraded.push((slot.level, error));
+                }
             }
         }
-        RemovalOutcome { newest, generation, degraded }
+        RemovalOutcome { newest, generation, overtaken, degraded }
     }
 
     /// Removes from one level, and takes a higher generation as often as another process is ahead.
-    async fn remove_above(
+    pub(super) async fn remove_above(
         &self,
         slot: &Slot,
         key: &Key,
@@ -315,7 +325,7 @@ impl Shared {
     }
 
     /// A mutation under way gets a new generation.
-    fn raise(&self, stripe: &mut Stripe, key: &Key) -> Generation {
+    pub(super) fn raise(&self, stripe: &mut Stripe, key: &Key) -> Generation {
         let raised = self.flow.next_generation();
         stripe.mutate(key.hash64(), raised);
         // A read that began before may have brought up what another process put there.
@@ -333,88 +343,6 @@ impl Shared {
         slot.call("remove", limit, removal).await
     }
 
-    /// Tries a removal again until it works, or a later mutation of the key has reached the level; the flight it
-    /// holds keeps the older copy fenced for as long.
-    fn clean_later(self: &Arc<Self>, slot: &Slot, key: Key, below: Generation) {
-        let (hash, level) = (key.hash64(), slot.level);
-        if self.cleaning.fetch_add(1, Ordering::AcqRel) >= MOST_CLEANING {
-            self.cleaning.fetch_sub(1, Ordering::AcqRel);
-            return self.empty_later(slot);
-        }
-        let mut stripe = self.stripes.lock(hash);
-        stripe.enter(hash, below);
-        stripe.mutate(hash, below);
-        stripe.begin_lag(hash, level);
-        if slot.profile.shared {
-            // Nothing of this process is newer than the mutation, but a read may have brought up another's.
-            self.forget_in_ram(&key, Generation::MAX);
-        }
-        let flight = InFlight { shared: self.clone(), hash };
-        self.runtime.spawn(async move {
-            let shared = flight.shared.clone();
-            let again = || async {
-                let turn = shared.stripes.lock(hash).turn(hash);
-                let _turn = turn.lock().await;
-                let Some(slot) = shared.slot(level) else { return Ok(()) };
-                let mut generation = {
-                    let stripe = shared.stripes.lock(hash);
-                    if !stripe.lags(hash, level) {
-                        return Ok(());
-                    }
-                    stripe.floor(hash).max(below)
-                };
-                shared.remove_above(slot, &key, &mut generation, slot.limits.write_timeout).await
-            };
-            shared.until_it_works(again).await;
-            shared.cleaning.fetch_sub(1, Ordering::AcqRel);
-            drop(flight);
-        });
-    }
-
-    /// Too many removals wait for a level: nothing it holds is believed until it was emptied.
-    fn empty_later(self: &Arc<Self>, slot: &Slot) {
-        let level = slot.level;
-        if !slot.profile.shared {
-            // Of a level of this process alone every entry is numbered by it.
-            self.flow.fences.remove(&Scope::All, self.flow.next_generation());
-        }
-        if slot.lagging().contains(&Scope::All) {
-            return;
-        }
-        slot.begin_lag(&Scope::All);
-        self.flow.counters.count(Count::Emptied);
-        tracing::warn!(%level, "too many removals wait for the level: it is emptied when it is back");
-        let unsettled = Invalidating::begin(self);
-        self.runtime.spawn(async move {
-            let shared = unsettled.0.clone();
-            let Some(slot) = shared.slot(level) else { return };
-            let again = || async {
-                let mut generation = shared.flow.next_generation();
-                let limit = slot.limits.write_timeout;
-                if let Some(fences) = slot.tier.fences().filter(|_| slot.profile.shared) {
-                    generation = slot.call("fence", limit, fences.fence(&Scope::All, generation)).await?;
-                    shared.flow.join(slot.tier.name(), generation)?;
-                }
-                slot.call("clear", limit, slot.tier.clear(None, generation)).await
-            };
-            shared.until_it_works(again).await;
-            slot.end_lag(&Scope::All);
-            drop(unsettled);
-        });
-    }
-
-    /// Repeats `attempt`, with growing pauses, until it succeeds or the cache is closed.
-    async fn until_it_works<F: Future<Output = Result<()>>>(&self, attempt: impl Fn() -> F) {
-        let mut pause = FIRST_PAUSE;
-        while !self.closed.load(Ordering::Acquire) {
-            tokio::time::sleep(pause).await;
-            if attempt().await.is_ok() {
-                return;
-            }
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
     async fn invalidate_and_wait(self: Arc<Self>, scope: Scope) -> Result<Removed> {
         self.check_open()?;
         let shared = self.clone();
@@ -429,36 +357,21 @@ impl Shared {
         let mut generation = flow.next_generation();
         flow.fences.remove(&scope, generation);
         let mut degraded = Vec::new();
-        for slot in self.lower_slots().rev() {
+        // As for a key: a level that was asked before the generation was raised is asked again.
+        let mut asked = [Generation::ZERO; 3];
+        while let Some(slot) = self.lower_slots().rev().find(|slot| asked[slot.level.index()] < generation) {
+            let asked = &mut asked[slot.level.index()];
             match self.invalidate_slot(slot, &scope, generation).await {
-                Ok(raised) => generation = raised,
+                Ok(raised) => {
+                    generation = raised;
+                    *asked = raised;
+                }
                 Err(error) => {
                     flow.counters.count(Count::Degraded);
                     tracing::warn!(level = %slot.level, ?scope, %error, "could not invalidate, fenced until it can");
                     degraded.push((slot.level, error));
-                    let (shared, scope, level) = (self.clone(), scope.clone(), slot.level);
-                    let unsettled = Invalidating::begin(&self);
-                    slot.begin_lag(&scope);
-                    if slot.profile.shared {
-                        // Above what reads have brought up since this began; from here on they doubt it.
-                        generation = flow.next_generation();
-                        flow.fences.remove(&scope, generation);
-                    }
-                    self.runtime.spawn(async move {
-                        let _unsettled = unsettled;
-                        let again = || async {
-                            match shared.slot(level) {
-                                Some(slot) => {
-                                    shared.invalidate_slot(slot, &scope, generation).await.map(drop)
-                                }
-                                None => Ok(()),
-                            }
-                        };
-                        shared.until_it_works(again).await;
-                        if let Some(slot) = shared.slot(level) {
-                            slot.end_lag(&scope);
-                        }
-                    });
+                    generation = self.invalidate_later(slot, &scope, generation).await;
+                    *asked = Generation::MAX;
                 }
             }
         }
@@ -484,7 +397,7 @@ impl Shared {
 
     /// Makes the invalidation outlive this process at one level; returns its generation, raised when other processes
     /// are ahead.
-    async fn invalidate_slot(
+    pub(super) async fn invalidate_slot(
         &self,
         slot: &Slot,
         scope: &Scope,
@@ -602,23 +515,33 @@ impl Shared {
     }
 }
 
+/// What a removal from the lower levels came to.
+pub(super) struct Removing {
+    /// The mutation's generation now.
+    pub(super) generation: Generation,
+    /// Whether it was raised because another process was ahead.
+    pub(super) overtaken: bool,
+    /// Levels that failed.
+    pub(super) degraded: Vec<(Level, Error)>,
+}
+
 /// A removal under way, until it is over or dropped.
-struct Removing<'a> {
+struct UnderWay<'a> {
     shared: &'a Shared,
     hash: u64,
 }
 
-impl Drop for Removing<'_> {
+impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         self.shared.stripes.lock(self.hash).end_removal(self.hash);
     }
 }
 
 /// An invalidation that some level has not made durable, until it is dropped.
-struct Invalidating(Arc<Shared>);
+pub(super) struct Invalidating(pub(super) Arc<Shared>);
 
 impl Invalidating {
-    fn begin(shared: &Arc<Shared>) -> Self {
+    pub(super) fn begin(shared: &Arc<Shared>) -> Self {
         shared.invalidating.fetch_add(1, Ordering::AcqRel);
         Self(shared.clone())
     }

@@ -35,6 +35,9 @@ pub struct Stats {
     pub degraded: u64,
     /// Times a level could not be reached for so many removals that it is emptied when it is back.
     pub emptied: u64,
+    /// Removals that wait for a level and would be forgotten if the process were killed, since the level that keeps
+    /// the journal did not take them.
+    pub unnoted: u64,
     /// Invalidations remembered, and how many were merged into coarser ones.
     pub fences: (u64, u64),
     /// Batches the tracking store did not take at first.
@@ -103,6 +106,7 @@ impl CacheManager {
             joined: counters.sum(Count::Joined),
             degraded: counters.sum(Count::Degraded),
             emptied: counters.sum(Count::Emptied),
+            unnoted: counters.sum(Count::Unnoted),
             fences: (flow.fences.len() as u64, flow.fences.merged()),
             tracking_failures: recorder.failures(),
             tracking_merged: recorder.merged(),

@@ -75,6 +75,8 @@ pub(super) struct RemovalOutcome {
     /// The newest mutation's generation as it was, and as it is now.
     pub(super) newest: Generation,
     pub(super) generation: Generation,
+    /// Whether another process was ahead.
+    pub(super) overtaken: bool,
     /// Levels that failed.
     pub(super) degraded: Vec<(Level, Error)>,
 }
@@ -204,6 +206,11 @@ impl Stripe {
         if let Some(flight) = self.flight(hash).filter(|flight| generation > flight.floor) {
             flight.met = generation.max(flight.met);
         }
+    }
+
+    /// Whether another process's mutation was read that is not below this one.
+    pub(super) fn has_met(&self, hash: u64, generation: Generation) -> bool {
+        self.flights.iter().any(|flight| flight.hash == hash && flight.met >= generation)
     }
 
     /// Whether a mutation is not the newest any more: one of this process has begun since, or one of another was

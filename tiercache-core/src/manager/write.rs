@@ -23,12 +23,13 @@ use super::builder::Write;
 use super::counters::Count;
 use super::flow::Flow;
 use super::pending::{Item, Ticket};
+use super::read::Doubt;
 use super::set::{Draft, Set, Ttl, checked};
 use super::slot::Slot;
 use super::stripes::{Joined, Stripe};
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
-use crate::tier::{Permit, Put};
+use crate::tier::{Dead, Permit, Put};
 use crate::{AsKey, Entry, Error, Generation, Key, Level, Levels, Result, Timestamp};
 
 /// The longest a writer waits for the way down to clear before it goes on and the oldest there is dropped.
@@ -242,9 +243,16 @@ impl Shared {
         let (hash, mut generation) = (key.hash64(), entry.generation);
         let mut degraded = Vec::new();
         if let Some(joined) = removal {
-            (generation, degraded) = self.remove_lower(&key, &joined).await;
-            if derived && generation != entry.generation && !seeded("derived-overtakes") {
+            let removing = self.remove_lower(&key, &joined).await;
+            (generation, degraded) = (removing.generation, removing.degraded);
+            // An invalidation that came after this began is not overtaken by a generation that was raised since.
+            let dead = self.flow.fences.is_dead(key.as_ref(), &entry);
+            if derived && (removing.overtaken || dead) && !seeded("derived-overtakes") {
                 return Ok(Written { stored: false, generation, degraded });
+            }
+            if dead {
+                self.forget_in_ram(&key, generation);
+                return Ok(Written { stored: true, generation, degraded });
             }
             entry.generation = generation;
         }
@@ -419,7 +427,11 @@ impl Shared {
                     continue;
                 }
                 let now = self.flow.now();
-                // Alive when it was looked at, and perhaps not any more.
+                // Alive when it was looked at, and perhaps not any more; or its level has yet to see a removal.
+                let found = found.filter(|found| {
+                    let doubt = Doubt::under(&stripe, self.slot(found.level), key.as_ref());
+                    !doubt.touches(key.as_ref(), &found.entry)
+                });
                 let found = found.map(|found| found.entry);
                 let found = found.filter(|entry| self.flow.is_alive(key.as_ref(), entry, now));
                 // Below the floor it is being replaced by a mutation that has not published yet. That one

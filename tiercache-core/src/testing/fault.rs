@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use crate::testing::Op;
 use crate::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
-    Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Index, Journal, Listed, Listing, Permit, Profile, Put, Removal, Resident,
+    Scope, Spill, Swept, Usage, Waiting,
 };
 use crate::{Entry, Error, Generation, Key, Result, Tier, Timestamp};
 
@@ -244,6 +244,10 @@ impl Tier for FaultTier {
         self.inner.fences().map(|_| self as &dyn FenceLog)
     }
 
+    fn journal(&self) -> Option<&dyn Journal> {
+        self.inner.journal().map(|_| self as &dyn Journal)
+    }
+
     /// As they are: nothing befalls counters.
     fn counting(&self) -> Option<&dyn Counting> {
         self.inner.counting()
@@ -274,6 +278,30 @@ impl FenceLog for FaultTier {
 
     fn remembered(&self) -> Vec<(Scope, Generation)> {
         self.inner.fences().map(FenceLog::remembered).unwrap_or_default()
+    }
+}
+
+#[async_trait]
+impl Journal for FaultTier {
+    async fn note(&self, waiting: &Waiting) -> Result<u64> {
+        match self.inner.journal() {
+            Some(inner) => self.befallen(Op::Note, || inner.note(waiting), 0).await,
+            None => Ok(0),
+        }
+    }
+
+    async fn strike(&self, notes: &[u64]) -> Result<()> {
+        match self.inner.journal() {
+            Some(inner) => inner.strike(notes).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn notes(&self) -> Result<Vec<(u64, Waiting)>> {
+        match self.inner.journal() {
+            Some(inner) => inner.notes().await,
+            None => Ok(Vec::new()),
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use tokio::sync::watch;
 
 use crate::testing::Op;
 use crate::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, Removal, Resident, Scope,
-    Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Index, Journal, Listed, Listing, Permit, Profile, Put, Removal, Resident,
+    Scope, Spill, Swept, Usage, Waiting,
 };
 use crate::{Entry, Generation, Key, Result, Tier, Timestamp};
 
@@ -188,6 +188,10 @@ impl Tier for GateTier {
         self.inner.fences().map(|_| self as &dyn FenceLog)
     }
 
+    fn journal(&self) -> Option<&dyn Journal> {
+        self.inner.journal().map(|_| self as &dyn Journal)
+    }
+
     /// As they are: nothing befalls counters.
     fn counting(&self) -> Option<&dyn Counting> {
         self.inner.counting()
@@ -215,6 +219,30 @@ impl FenceLog for GateTier {
 
     fn remembered(&self) -> Vec<(Scope, Generation)> {
         self.inner.fences().map(FenceLog::remembered).unwrap_or_default()
+    }
+}
+
+#[async_trait]
+impl Journal for GateTier {
+    async fn note(&self, waiting: &Waiting) -> Result<u64> {
+        match self.inner.journal() {
+            Some(inner) => self.around(Op::Note, inner.note(waiting)).await,
+            None => Ok(0),
+        }
+    }
+
+    async fn strike(&self, notes: &[u64]) -> Result<()> {
+        match self.inner.journal() {
+            Some(inner) => inner.strike(notes).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn notes(&self) -> Result<Vec<(u64, Waiting)>> {
+        match self.inner.journal() {
+            Some(inner) => inner.notes().await,
+            None => Ok(Vec::new()),
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use async_trait::async_trait;
 
 use crate::tier::{
-    Cause, Dead, FenceLog, Hold, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal, Scope,
-    Spill, Swept, Usage,
+    Cause, Dead, FenceLog, Hold, Journal, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal,
+    Scope, Spill, Swept, Usage, Waiting,
 };
 use crate::{Entry, Error, Generation, Key, Result, Tier, Timestamp};
 
@@ -32,6 +32,8 @@ struct Store {
     cleared: BTreeMap<Option<String>, Generation>,
     fences: BTreeMap<Scope, Generation>,
     last_generation: Generation,
+    notes: BTreeMap<u64, Waiting>,
+    noted: u64,
 }
 
 #[derive(Debug)]
@@ -195,6 +197,11 @@ impl Tier for MemoryTier {
     fn fences(&self) -> Option<&dyn FenceLog> {
         Some(self)
     }
+
+    /// Of a tier that outlives the process and is this one's alone.
+    fn journal(&self) -> Option<&dyn Journal> {
+        (self.persistent && !self.shared).then_some(self as &dyn Journal)
+    }
 }
 
 #[async_trait]
@@ -241,6 +248,27 @@ impl FenceLog for MemoryTier {
     fn remembered(&self) -> Vec<(Scope, Generation)> {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         store.fences.iter().map(|(scope, &generation)| (scope.clone(), generation)).collect()
+    }
+}
+
+#[async_trait]
+impl Journal for MemoryTier {
+    async fn note(&self, waiting: &Waiting) -> Result<u64> {
+        let mut store = self.open()?;
+        store.noted += 1;
+        let number = store.noted;
+        store.notes.insert(number, waiting.clone());
+        Ok(number)
+    }
+
+    async fn strike(&self, notes: &[u64]) -> Result<()> {
+        let mut store = self.open()?;
+        store.notes.retain(|number, _| !notes.contains(number));
+        Ok(())
+    }
+
+    async fn notes(&self) -> Result<Vec<(u64, Waiting)>> {
+        Ok(self.open()?.notes.iter().map(|(number, waiting)| (*number, waiting.clone())).collect())
     }
 }
 

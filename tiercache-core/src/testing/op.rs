@@ -21,6 +21,8 @@ pub enum Op {
     List,
     /// [`FenceLog::fence`](crate::tier::FenceLog::fence).
     Fence,
+    /// [`Journal::note`](crate::tier::Journal::note).
+    Note,
 }
 
 impl Op {
@@ -37,6 +39,7 @@ impl Op {
             Self::Close => "close",
             Self::List => "list",
             Self::Fence => "fence",
+            Self::Note => "note",
         }
     }
 }
