@@ -51,7 +51,7 @@ pub(crate) fn stats(stats: &Stats) -> Value {
 }
 
 /// The counters beside hits and misses: name, value, meaning. The metrics have these names too.
-pub(crate) fn counters(stats: &Stats) -> [(&'static str, u64, &'static str); 14] {
+pub(crate) fn counters(stats: &Stats) -> [(&'static str, u64, &'static str); 15] {
     [
         ("pending_entries", stats.pending.0, "Entries on their way down."),
         ("pending_bytes", stats.pending.1, "Bytes on their way down."),
@@ -63,6 +63,7 @@ pub(crate) fn counters(stats: &Stats) -> [(&'static str, u64, &'static str); 14]
         ("refused", stats.refused, "Old values that were about to be published and were not."),
         ("joined", stats.joined, "Gets that joined another's read."),
         ("emptied", stats.emptied, "Times a level is emptied because too many removals waited for it."),
+        ("unnoted", stats.unnoted, "Removals that wait for a level and would be forgotten by a kill."),
         ("degraded", stats.degraded, "Removals that could not reach a level at first."),
         ("tracking_failures", stats.tracking_failures, "Batches the tracking store did not take at first."),
         ("tracking_merged", stats.tracking_merged, "Hit details added up before they were told."),

@@ -4,6 +4,7 @@ mod check;
 mod config;
 mod fences;
 mod iterate;
+mod journal;
 mod open;
 mod place;
 mod powers;

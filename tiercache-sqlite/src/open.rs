@@ -78,6 +78,12 @@ const SCHEMA: &str = "
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX counter_deadline ON counter (deadline);
 
+    -- Removals that wait for other levels; in the first shard alone.
+    CREATE TABLE waiting (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        note BLOB NOT NULL
+    ) STRICT;
+
     -- The highest generation met, what is in `entry`, and a count of the changes of `fence`.
     CREATE TABLE state (
         id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -90,7 +96,7 @@ const SCHEMA: &str = "
 ";
 
 /// Every table and column the statements need.
-const PROBES: [&str; 6] = [
+const PROBES: [&str; 7] = [
     "SELECT id, namespace, key, generation, checksum, deadline, stay, until, used, size, length, tags, file, value
      FROM entry WHERE id = 0",
     "SELECT entry, name, value FROM tag LIMIT 0",
@@ -98,6 +104,7 @@ const PROBES: [&str; 6] = [
     "SELECT kind, namespace, name, value, cleared, generation, written, swept, version FROM fence LIMIT 0",
     "SELECT namespace, key, count, deadline FROM counter LIMIT 0",
     "SELECT generation, entries, bytes, fences FROM state WHERE id = 1",
+    "SELECT number, note FROM waiting LIMIT 0",
 ];
 
 /// Refuses a library that is known to damage databases.

@@ -4,7 +4,8 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, Removal, Scope, Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Journal, Listing, Permit, Profile, Put, Removal, Scope, Spill, Swept,
+    Usage,
 };
 use tiercache_core::{Clock, Entry, Error, Generation, Key, Packing, Result, Tier, Timestamp};
 
@@ -400,6 +401,10 @@ impl Tier for SqliteTier {
     }
 
     fn fences(&self) -> Option<&dyn FenceLog> {
+        Some(self)
+    }
+
+    fn journal(&self) -> Option<&dyn Journal> {
         Some(self)
     }
 

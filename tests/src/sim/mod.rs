@@ -26,7 +26,7 @@ use tokio::task::AbortHandle;
 
 pub use self::choices::{Choices, shrink};
 use self::judge::{ELSEWHERE, Judge, Kind, Moment, Mutation, Seen};
-use self::store::{Fate, Gates, Life, NOTE, Store};
+use self::store::{Fate, Gates, Life, Store};
 
 const KEYS: u32 = 3;
 const MOST_IN_FLIGHT: usize = 6;
@@ -91,8 +91,8 @@ struct History {
     beside: Arc<Store>,
     gates: Arc<Gates>,
     opened: Vec<Arc<Life>>,
-    /// Whether all that had to be noted in this process was.
-    noted: bool,
+    /// Whether no step of the store that other processes use succeeds.
+    away: bool,
     lives: u32,
     manager: CacheManager,
     judge: Judge,
@@ -188,7 +188,7 @@ impl History {
             beside,
             gates,
             opened,
-            noted: true,
+            away: false,
             lives: 0,
             manager,
             judge: Judge::new(setup.beside.is_some()),
@@ -216,13 +216,17 @@ impl History {
                     self.note(format!("{seconds} s pass"));
                     self.clock.advance(Duration::from_secs(seconds));
                 }
+                16 if self.setup.beside.is_some() && self.setup.faults && self.choices.once_in(2) => {
+                    self.away = !self.away;
+                    self.note(format!("the store is {}", if self.away { "away" } else { "back" }));
+                }
                 16 => {
                     let at_once = self.choices.once_in(2);
                     self.gates.answer_at_once(at_once);
                 }
                 17 if self.choices.once_in(4) => self.drop_one(),
+                18 if self.choices.once_in(if self.away { 2 } else { 6 }) => self.crash().await?,
                 17 | 18 if self.setup.shared => self.elsewhere(),
-                18 if self.choices.once_in(6) => self.crash().await?,
                 19 => {
                     let operation =
                         if self.choices.once_in(3) { Operation::Prune } else { Operation::Settle };
@@ -352,13 +356,15 @@ impl History {
     fn release(&mut self) {
         let which = self.choices.below(self.gates.waiting() as u32) as usize;
         let mut fate = Fate::Go;
-        if self.setup.faults && self.choices.once_in(8) {
+        if self.away && self.gates.step(which).starts_with("before store") {
+            fate = Fate::Fail;
+            self.lossy_at = Moment::MAX;
+        } else if self.setup.faults && self.choices.once_in(8) {
             fate = if self.choices.once_in(3) { Fate::Hang } else { Fate::Fail };
             self.tally.faults += 1;
             self.lossy_at = Moment::MAX;
         }
         let step = self.gates.release(which, fate);
-        self.noted &= fate == Fate::Go || !step.contains(NOTE);
         self.note(format!("   {step}: {fate:?}"));
     }
 
@@ -395,7 +401,7 @@ impl History {
         self.moment += 1;
         self.judge.settle(self.moment);
         self.lives += 1;
-        self.noted = true;
+        self.away &= self.choices.once_in(2);
         (self.opened, self.manager) =
             open(self.setup, &self.clock, [&self.store, &self.beside], &self.gates).await;
         Ok(())
@@ -426,7 +432,7 @@ impl History {
             life,
         };
         // What was noted binds the processes to come as well.
-        let journalled = self.setup.beside.is_some() && self.noted;
+        let journalled = self.setup.beside.is_some() && self.manager.unnoted() == 0;
         let mut end = |certain: bool, degraded: bool| {
             let degraded = degraded && !journalled;
             for number in &running.mutation {
@@ -476,6 +482,7 @@ impl History {
     /// Lets everything end, and looks at what is left.
     async fn finish(&mut self) -> Result<(), String> {
         self.note("the end".to_string());
+        self.away = false;
         self.gates.answer_at_once(true);
         for round in 0.. {
             while self.gates.waiting() > 0 {

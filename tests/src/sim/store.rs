@@ -23,9 +23,6 @@ pub(super) enum Fate {
     Hang,
 }
 
-/// What the step of noting a removal that waits is called.
-pub(super) const NOTE: &str = "note";
-
 /// What outlives the process.
 #[derive(Debug, Default)]
 pub(super) struct Store(Mutex<Contents>);
@@ -52,6 +49,11 @@ impl Gates {
     /// How many steps wait.
     pub(super) fn waiting(&self) -> usize {
         lock(&self.waiting).len()
+    }
+
+    /// What a step that waits is called.
+    pub(super) fn step(&self, which: usize) -> String {
+        lock(&self.waiting)[which].0.clone()
     }
 
     /// Lets one go.
@@ -296,7 +298,7 @@ impl FenceLog for Life {
 #[async_trait]
 impl Journal for Life {
     async fn note(&self, waiting: &Waiting) -> Result<u64> {
-        self.step(format!("{NOTE} {waiting:?}"), |contents| {
+        self.step(format!("note {waiting:?}"), |contents| {
             contents.noted += 1;
             contents.notes.insert(contents.noted, waiting.clone());
             contents.noted

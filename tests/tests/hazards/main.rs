@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod code;
+mod journal;
 mod keys;
 mod overload;
 mod overtaken;

@@ -9,7 +9,7 @@
 //!
 //! `invalidate_tag` and `clear` raise one fence for everything in their scope, make it durable where copies outlive
 //! the process, and return; bytes go later. A level that could not be reached is told of in the result, fenced in
-//! this process, and tried again until it is clean.
+//! this process, and tried again until it is clean: see [`super::journal`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -36,7 +36,8 @@ pub struct Removed {
     /// Whether something was there to remove, as far as it is known without asking a remote level.
     pub found: bool,
     /// Levels that could not be reached, and why. What they hold is fenced in this process and removed in the
-    /// background.
+    /// background; where a level of this machine keeps a journal, by the next process if this one is killed before.
+    /// Without one, a kill forgets it, and the next process may find there what was removed.
     pub degraded: Vec<(Level, Error)>,
 }
 

@@ -114,6 +114,12 @@ impl CacheManager {
         })
     }
 
+    /// [`Stats::unnoted`], without a question to any level.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn unnoted(&self) -> u64 {
+        self.shared.flow.counters.sum(Count::Unnoted)
+    }
+
     /// Sets hits, misses, sets and deletes to zero, in the tracking store too.
     ///
     /// # Errors

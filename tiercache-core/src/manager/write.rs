@@ -44,7 +44,7 @@ pub struct Written {
     /// The write's generation.
     pub generation: Generation,
     /// Levels whose older copy could not be removed yet, and why. They are fenced in this process and cleaned in
-    /// the background; until then a crash could bring the older value back.
+    /// the background, as [`Removed::degraded`](crate::Removed::degraded) are.
     pub degraded: Vec<(Level, Error)>,
 }
 
