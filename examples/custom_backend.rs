@@ -51,7 +51,7 @@ impl Tier for Shelf {
         Ok(Put::Stored)
     }
     async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
-        self.keep(|kept, entry| kept != key || entry.generation >= below).map(|()| Removal::Done)
+        self.keep(|kept, entry| kept != key || entry.generation >= below).map(|()| Removal::DONE)
     }
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {
         self.keep(|key, entry| namespace.is_some_and(|name| name != key.namespace()) || entry.generation >= below)

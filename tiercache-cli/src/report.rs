@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value, json};
 use tiercache::tracking::{Query, Record};
 use tiercache::units::format_duration;
-use tiercache::{CacheManager, Error, Key, Level, Stats, Timestamp};
+use tiercache::{CacheManager, Error, Key, Level, Pruned, Stats, Timestamp};
 
 use crate::args::KeysArgs;
 use crate::keyname;
@@ -69,6 +69,11 @@ pub(crate) fn counters(stats: &Stats) -> [(&'static str, u64, &'static str); 15]
         ("tracking_merged", stats.tracking_merged, "Hit details added up before they were told."),
         ("tracking_lost", stats.tracking_lost, "Placements the tracking store will never be told."),
     ]
+}
+
+/// What a prune did.
+pub(crate) fn pruned(pruned: &Pruned) -> Value {
+    json!({ "dropped": pruned.dropped, "sinking": pruned.sinking, "complete": pruned.complete })
 }
 
 /// A page of keys: `{"keys": […], "next": …}`, where `next` is what `after` takes.

@@ -32,7 +32,7 @@ pub use key::{AsKey, ContentKey, Key, KeyRef, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES
 pub use level::{Level, Levels, Stay};
 pub use manager::{
     BlockingCache, Builder, CacheManager, CloseReport, EntryInfo, Keys, LevelReport, LevelStats, Limits,
-    Popped, Removed, Set, Stats, TypedCache, Write, Written,
+    Popped, Pruned, Removed, Set, Stats, Touched, TypedCache, Write, Written,
 };
 pub use rules::{Rule, Rules};
 pub use secret::{Address, Secret};

@@ -140,10 +140,25 @@ pub enum Put {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
     /// Nothing of the key from before the mutation is left.
-    Done,
+    Done {
+        /// At a shared tier, the generation of what stood there, entry or mark of a removal: it tells a mutation that
+        /// was made of what was read before whether another process came between. Zero when nothing stood there,
+        /// and at a tier that is not shared.
+        over: Generation,
+    },
     /// A shared tier has the key, or the mark of its removal, at this generation, which is not below the one that
     /// was asked for: another process is ahead. The mutation must be made anew with a higher one.
     Behind(Generation),
+}
+
+impl Removal {
+    /// The answer of a tier that is not shared.
+    pub const DONE: Self = Self::Done { over: Generation::ZERO };
+
+    /// Whether nothing from before the mutation is left.
+    pub const fn is_done(self) -> bool {
+        matches!(self, Self::Done { .. })
+    }
 }
 
 /// Whether a write that was decided earlier may still be made. Asked by the tier where it commits, under the lock

@@ -164,7 +164,7 @@ impl Tier for DiskTier {
             Some(done) => done?,
             None => self.store.remove(key.as_ref(), below).await?,
         }
-        Ok(Removal::Done)
+        Ok(Removal::DONE)
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {

@@ -85,6 +85,11 @@ pub(crate) fn flags(generation: Generation) -> u32 {
     }
 }
 
+/// The generation of such flags, where they are exact.
+pub(crate) fn exact(flags: u32) -> Option<Generation> {
+    (flags < 1 << 31).then(|| Generation::new(flags.into()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

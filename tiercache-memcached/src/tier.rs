@@ -21,7 +21,7 @@ use tiercache_core::{Codec, Entry, Error, Generation, Key, Result, Tier, Timesta
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::MemcachedConfig;
-use crate::names::{Names, expiry, flags};
+use crate::names::{Names, exact, expiry, flags};
 use crate::record::Record;
 use crate::server::{NAME, Server, Stands, TRIES, Written};
 
@@ -329,22 +329,25 @@ impl Shared {
                 return Ok(Removal::Behind(floor));
             }
             server.cover("remove", &known, below).await?;
-            let mut cas = None;
+            let (mut cas, mut over) = (None, Generation::ZERO);
             if let Some(found) = stands {
                 cas = found.cas;
-                if found.flags.unwrap_or_default() >= flags(below) {
+                let flag = found.flags.unwrap_or_default();
+                over = exact(flag).unwrap_or_default();
+                if flag >= flags(below) || exact(flag).is_none() {
                     let Some(found) = server.get("remove", &name, &["v", "c"]).await? else { continue };
                     cas = found.cas;
                     match standing(&found) {
                         Standing::Entry(standing, _) | Standing::Mark(standing) if standing >= below => {
                             return Ok(Removal::Behind(standing));
                         }
-                        _ => {}
+                        Standing::Entry(standing, _) | Standing::Mark(standing) => over = standing,
+                        Standing::Garbage => over = Generation::ZERO,
                     }
                 }
             }
             match server.set("remove", &name, &mark, cas, [&flag, &expiry]).await? {
-                Written::Stored => return Ok(Removal::Done),
+                Written::Stored => return Ok(Removal::Done { over }),
                 Written::Changed => {}
                 Written::TooLarge | Written::Full => {
                     return Err(Error::unavailable(NAME, "remove", "the server has no room for a mark"));

@@ -189,7 +189,7 @@ impl Documents {
         };
         let update = doc! { "$set": set, "$unset": unset };
         match self.replace(&entry.name, rank, update).await? {
-            Met::Lower(file) => Ok((Put::Stored, file)),
+            Met::Lower { file, .. } => Ok((Put::Stored, file)),
             Met::Standing { rank: same, sum } if same == rank && sum == Some(entry.sum) => {
                 Ok((Put::Unchanged, None))
             }
@@ -206,7 +206,7 @@ impl Documents {
             "$currentDate": { "removed": true },
         };
         match self.replace(name, rank, update).await? {
-            Met::Lower(file) => Ok((Removal::Done, file)),
+            Met::Lower { rank, file } => Ok((Removal::Done { over: generation(rank) }, file)),
             Met::Standing { rank, .. } => Ok((Removal::Behind(generation(rank)), None)),
         }
     }
@@ -237,11 +237,13 @@ impl Documents {
                 .find_one_and_update(lower, update.clone())
                 .upsert(true)
                 .return_document(ReturnDocument::Before)
-                .projection(doc! { "file": 1 })
+                .projection(doc! { "rank": 1, "file": 1 })
                 .await;
             let error = match written {
                 Ok(before) => {
-                    return Ok(Met::Lower(before.and_then(|before| before.get_object_id("file").ok())));
+                    let before = before.unwrap_or_default();
+                    let rank = number(&before, "rank").unwrap_or_default();
+                    return Ok(Met::Lower { rank, file: before.get_object_id("file").ok() });
                 }
                 Err(error) if is_duplicate(&error) => error,
                 Err(error) => return Err(error),
@@ -271,8 +273,8 @@ impl Documents {
 
 /// What a write met.
 enum Met {
-    /// Something of a lower rank, with that file, or nothing: it was written.
-    Lower(Option<ObjectId>),
+    /// Something of that lower rank, with that file, or nothing: it was written.
+    Lower { rank: i64, file: Option<ObjectId> },
     /// Something of no lower rank: nothing was written.
     Standing { rank: i64, sum: Option<i64> },
 }

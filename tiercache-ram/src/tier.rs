@@ -87,7 +87,7 @@ impl Tier for RamTier {
         self.open()?;
         let _ordered = self.puts.lock(key.as_ref());
         self.discard(key.as_ref(), below);
-        Ok(Removal::Done)
+        Ok(Removal::DONE)
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {

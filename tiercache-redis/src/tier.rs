@@ -334,11 +334,15 @@ impl Tier for RedisTier {
             )
             .await
             .map_err(self.failed("remove"))?;
-        match answer {
-            Value::Int(found) if found >= 0 => Ok(Removal::Behind(Generation::new(found.unsigned_abs()))),
-            answer if word(&answer) == b"done" => {
+        let Value::Array(answer) = answer else { return Err(self.failed("remove")(nonsense())) };
+        match answer[..] {
+            [Value::Int(found), Value::Int(marked)] if found >= 0 => {
+                let found = Generation::new(found.unsigned_abs());
+                if marked == 0 {
+                    return Ok(Removal::Behind(found));
+                }
                 self.ledger.confirmed(name, below);
-                Ok(Removal::Done)
+                Ok(Removal::Done { over: found })
             }
             _ => Err(self.failed("remove")(nonsense())),
         }

@@ -206,13 +206,13 @@ impl Tier for S3Tier {
         // First, so that what arrives between here and the deletion is not answered either.
         shared.late.removing(name.key, below);
         for _ in 0..ATTEMPTS {
-            let Some(standing) = shared.store.head(&name.object).await? else { return Ok(Removal::Done) };
+            let Some(standing) = shared.store.head(&name.object).await? else { return Ok(Removal::DONE) };
             shared.late.seen(name.key, standing.generation);
             if standing.generation >= below {
                 return Ok(Removal::Behind(standing.generation));
             }
             match shared.store.delete(&name.object, standing.etag.as_deref()).await {
-                Ok(()) => return Ok(Removal::Done),
+                Ok(()) => return Ok(Removal::Done { over: standing.generation }),
                 Err(failure) if failure.kind == Kind::Conflict => {}
                 Err(failure) => return Err(failure.into()),
             }

@@ -28,7 +28,7 @@ async fn a_write_that_arrives_after_its_removal_is_not_answered_and_goes() {
     let config = config(fake.url());
     let tier = Arc::new(open(config.clone()).await);
     dropped_put(&fake, &tier, "k", 5).await;
-    assert_eq!(remove(&tier, "k", 9).await, Removal::Done, "nothing is there yet");
+    assert!(remove(&tier, "k", 9).await.is_done(), "nothing is there yet");
     fake.release_puts();
     fake.landed().await;
     let client = raw(fake.url());
@@ -87,6 +87,6 @@ async fn a_removal_by_another_process_is_seen_by_generation() {
     assert_eq!(put(&one, "k", "one", 5).await, Put::Stored);
     assert_eq!(put(&other, "k", "other", 5).await, Put::Superseded, "the same generation, another value");
     assert_eq!(remove(&other, "k", 5).await, Removal::Behind(tiercache_core::Generation::new(5)));
-    assert_eq!(remove(&other, "k", 6).await, Removal::Done);
+    assert!(remove(&other, "k", 6).await.is_done());
     assert_eq!(value(&one, "k").await, None);
 }

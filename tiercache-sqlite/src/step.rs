@@ -214,7 +214,7 @@ impl<'a> Step<'a> {
         }
         self.leave_mark(hash(key), below)?;
         self.note(below);
-        Ok(Removal::Done)
+        Ok(Removal::Done { over: newest })
     }
 
     /// Makes dead what is in the scope and below the generation: for the whole cache, or at this level alone.

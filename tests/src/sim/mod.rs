@@ -149,10 +149,22 @@ enum Operation {
 #[derive(Debug)]
 enum Outcome {
     Value(Option<u64>, Option<u64>),
-    Wrote { stored: bool, degraded: bool },
-    Removed { degraded: bool },
-    Popped { value: Option<u64>, degraded: bool },
-    Touched(#[expect(dead_code, reason = "printed in the log")] bool),
+    Wrote {
+        stored: bool,
+        degraded: bool,
+    },
+    Removed {
+        degraded: bool,
+    },
+    Popped {
+        value: Option<u64>,
+        degraded: bool,
+    },
+    Touched {
+        #[expect(dead_code, reason = "printed in the log")]
+        found: bool,
+        degraded: bool,
+    },
     Nothing,
     Failed(#[expect(dead_code, reason = "printed in the log")] String),
 }
@@ -460,13 +472,14 @@ impl History {
                     self.judge.judge(seen(key, value, None, self.lives))?;
                 }
             }
-            (Operation::Touch { ttl: Some(ttl), .. }, Outcome::Touched(_)) => {
-                end(true, false);
+            (Operation::Touch { ttl: Some(ttl), .. }, Outcome::Touched { degraded, .. }) => {
+                end(true, degraded);
                 let deadline = self.clock.now().as_millis() + ttl * 1_000;
                 running.mutation.iter().for_each(|number| self.judge.mutation(*number).deadline = deadline);
             }
             (Operation::Flush(_), Outcome::Nothing) => self.lossy_at = self.lossy_at.max(now),
-            (_, Outcome::Touched(_) | Outcome::Nothing) => end(true, false),
+            (_, Outcome::Touched { degraded, .. }) => end(true, degraded),
+            (_, Outcome::Nothing) => end(true, false),
             // Nobody has the value, or nobody knows: either way what was there before is gone for this process.
             (Operation::Set { .. }, Outcome::Failed(_)) => {
                 end(true, true);
@@ -627,9 +640,10 @@ async fn perform(manager: &CacheManager, what: Operation) -> Outcome {
                 degraded: !written.degraded.is_empty(),
             })
         }
-        Operation::Touch { key, ttl } => {
-            manager.touch(name(key), ttl.map(Duration::from_secs)).await.map(Outcome::Touched)
-        }
+        Operation::Touch { key, ttl } => manager
+            .touch(name(key), ttl.map(Duration::from_secs))
+            .await
+            .map(|touched| Outcome::Touched { found: touched.found, degraded: !touched.degraded.is_empty() }),
         Operation::Delete(key) => manager
             .delete(name(key))
             .await

@@ -203,11 +203,11 @@ impl Tier for Life {
 
     async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
         let what = format!("remove {key:?} below {}", below.get());
-        self.step(what, |contents| match contents.newest(key).filter(|&newest| newest >= below) {
-            Some(newest) if self.shared => Removal::Behind(newest),
-            _ => {
+        self.step(what, |contents| match contents.newest(key) {
+            Some(newest) if self.shared && newest >= below => Removal::Behind(newest),
+            newest => {
                 contents.remove(key, below, self.local || self.shared);
-                Removal::Done
+                Removal::Done { over: newest.filter(|_| self.shared).unwrap_or_default() }
             }
         })
         .await

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Builder, CacheManager, CloseReport, EntryInfo, Popped, Removed, Set, Stats, Written};
+use super::{Builder, CacheManager, CloseReport, EntryInfo, Popped, Removed, Set, Stats, Touched, Written};
 use crate::tracking::{Query, Record};
 use crate::{AsKey, Error, Level, Result};
 
@@ -143,7 +143,7 @@ impl BlockingCache {
     ///
     /// # Errors
     /// As for [`BlockingCache::get`].
-    pub fn touch(&self, key: impl AsKey, ttl: impl Into<Option<Duration>>) -> Result<bool> {
+    pub fn touch(&self, key: impl AsKey, ttl: impl Into<Option<Duration>>) -> Result<Touched> {
         self.wait("touch", self.manager.touch(key, ttl))?
     }
 

@@ -36,10 +36,11 @@ pub use keys::Keys;
 pub use read::EntryInfo;
 pub use remove::{Popped, Removed};
 pub use set::Set;
+pub use sink::Pruned;
 pub use slot::Limits;
 pub use stats::{LevelStats, Stats};
 pub use typed::TypedCache;
-pub use write::Written;
+pub use write::{Touched, Written};
 
 use self::flow::Flow;
 use self::slot::Slot;

@@ -167,11 +167,11 @@ impl Shared {
 
     /// What is left of a removal; tracking has been told of it.
     async fn remove_lower_too(self: &Arc<Self>, key: &Key, joined: &Joined) -> Vec<(Level, Error)> {
-        let removing = self.remove_lower(key, joined).await;
-        if removing.generation > joined.generation {
-            self.flow.recorder.removed(self.flow.now(), key.clone(), removing.generation);
+        let outcome = self.remove_lower(key, joined).await;
+        if outcome.generation > joined.generation {
+            self.flow.recorder.removed(self.flow.now(), key.clone(), outcome.generation);
         }
-        removing.degraded
+        outcome.degraded
     }
 
     /// The whole removal if nothing has to be waited for, else the flight to hold while it is.
@@ -237,12 +237,12 @@ impl Shared {
     }
 
     /// Removes copies below the mutation from every level that must be waited for, coldest first. The caller
-    /// holds a flight. Returns the mutation's generation, which is a higher one when another process was ahead, and
-    /// the levels that failed, which are cleaned in the background.
+    /// holds a flight. The outcome has the mutation's generation, which is a higher one when another process was
+    /// ahead, and the levels that failed, which are cleaned in the background.
     ///
     /// Of one key one removal runs at a time; mutations that begin meanwhile share the next. So whatever a level
     /// has at or above the generation asked for is another process's.
-    pub(super) async fn remove_lower(self: &Arc<Self>, key: &Key, joined: &Joined) -> Removing {
+    pub(super) async fn remove_lower(self: &Arc<Self>, key: &Key, joined: &Joined) -> RemovalOutcome {
         let _turn = joined.turn.lock().await;
         let outcome = match joined.batch.outcome.get() {
             Some(outcome) => outcome,
@@ -253,10 +253,10 @@ impl Shared {
         };
         // The newest of those that shared it comes last, and the others are as if they had come just before.
         let newest = outcome.newest == joined.generation;
-        Removing {
+        RemovalOutcome {
             generation: if newest { outcome.generation } else { joined.generation },
             overtaken: newest && outcome.overtaken,
-            degraded: outcome.degraded.clone(),
+            ..outcome.clone()
         }
     }
 
@@ -270,8 +270,8 @@ impl Shared {
             (newest, if passed { self.raise(&mut stripe, key) } else { newest })
         };
         let mut overtaken = generation != newest;
-        let _under_way = UnderWay { shared: self, hash };
-        let mut degraded = Vec::new();
+        let _removing = Removing { shared: self, hash };
+        let (mut over, mut degraded) = (Generation::ZERO, Vec::new());
         // With which generation each level was asked. One that was asked before another process turned out to be ahead
         // may have got what a read brought up from there.
         let mut asked = [Generation::ZERO; 3];
@@ -284,9 +284,13 @@ impl Shared {
             let limit = slot.limits.write_timeout.min(slot.limits.read_timeout.max(Duration::from_secs(1)));
             let before = generation;
             match self.remove_above(slot, key, &mut generation, limit).await {
-                Ok(()) => {
-                    *asked = generation;
+                Ok(found) => {
+                    // Asked again, it has the mark of what it was asked before.
+                    if found > *asked {
+                        over = found.max(over);
+                    }
                     overtaken |= generation != before;
+                    *asked = generation;
                 }
                 Err(error) => {
                     self.flow.counters.count(Count::Degraded);
@@ -299,26 +303,27 @@ impl Shared {
                 }
             }
         }
-        RemovalOutcome { newest, generation, overtaken, degraded }
+        RemovalOutcome { newest, generation, over, overtaken, degraded }
     }
 
-    /// Removes from one level, and takes a higher generation as often as another process is ahead.
+    /// Removes from one level, and takes a higher generation as often as another process is ahead. Returns what
+    /// stood there, as [`Removal::Done`] tells.
     pub(super) async fn remove_above(
         &self,
         slot: &Slot,
         key: &Key,
         generation: &mut Generation,
         limit: Duration,
-    ) -> Result<()> {
+    ) -> Result<Generation> {
         for _ in 0..MOST_OVERTAKEN {
             match self.remove_at(slot, key, *generation, limit).await? {
                 Removal::Behind(found) if !seeded("behind-is-done") => {
                     self.flow.join(slot.tier.name(), found)?;
                     *generation = self.raise(&mut self.stripes.lock(key.hash64()), key);
                 }
-                Removal::Done | Removal::Behind(_) => {
+                Removal::Done { over: found } | Removal::Behind(found) => {
                     self.stripes.lock(key.hash64()).end_lag(key.hash64(), slot.level);
-                    return Ok(());
+                    return Ok(found);
                 }
             }
         }
@@ -516,23 +521,13 @@ impl Shared {
     }
 }
 
-/// What a removal from the lower levels came to.
-pub(super) struct Removing {
-    /// The mutation's generation now.
-    pub(super) generation: Generation,
-    /// Whether it was raised because another process was ahead.
-    pub(super) overtaken: bool,
-    /// Levels that failed.
-    pub(super) degraded: Vec<(Level, Error)>,
-}
-
 /// A removal under way, until it is over or dropped.
-struct UnderWay<'a> {
+struct Removing<'a> {
     shared: &'a Shared,
     hash: u64,
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for Removing<'_> {
     fn drop(&mut self) {
         self.shared.stripes.lock(self.hash).end_removal(self.hash);
     }

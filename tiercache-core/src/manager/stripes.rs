@@ -70,11 +70,13 @@ pub(super) struct Joined {
 }
 
 /// What came of it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct RemovalOutcome {
     /// The newest mutation's generation as it was, and as it is now.
     pub(super) newest: Generation,
     pub(super) generation: Generation,
+    /// The newest that stood at a level other processes write to.
+    pub(super) over: Generation,
     /// Whether another process was ahead.
     pub(super) overtaken: bool,
     /// Levels that failed.

@@ -48,6 +48,16 @@ pub struct Written {
     pub degraded: Vec<(Level, Error)>,
 }
 
+/// What [`CacheManager::touch`] did.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Touched {
+    /// Whether there was an entry to give a new time to live.
+    pub found: bool,
+    /// As [`Written::degraded`]: there the entry still has its old deadline, which is not answered by.
+    pub degraded: Vec<(Level, Error)>,
+}
+
 impl CacheManager {
     /// Keeps `value` under `key`. Awaited as it is, with the levels' defaults; options go in between:
     ///
@@ -85,12 +95,12 @@ impl CacheManager {
         results
     }
 
-    /// Gives the entry of `key` a new time to live from now; `None` for one without a deadline. Returns whether
-    /// there was such an entry.
+    /// Gives the entry of `key` a new time to live from now; `None` for one without a deadline. Tells whether there
+    /// was such an entry.
     ///
     /// # Errors
     /// As for [`CacheManager::set`].
-    pub async fn touch(&self, key: impl AsKey, ttl: impl Into<Option<Duration>>) -> Result<bool> {
+    pub async fn touch(&self, key: impl AsKey, ttl: impl Into<Option<Duration>>) -> Result<Touched> {
         let key = self.key(&key)?.to_key();
         let ttl = match ttl.into() {
             Some(ttl) => Ttl::For(checked(ttl, "ttl")?),
@@ -103,7 +113,9 @@ impl CacheManager {
                 ttl.apply(&mut entry, now);
                 Some(entry)
             });
-            Ok(touched.await?.is_some())
+            let written = touched.await?;
+            let found = written.is_some();
+            Ok(Touched { found, degraded: written.map(|written| written.degraded).unwrap_or_default() })
         };
         self.shared.owned(touched, "touch").await?
     }
@@ -138,18 +150,18 @@ impl Shared {
         let hash = key.hash64();
         let mut stripe = self.stripes.lock(hash);
         entry.generation = self.flow.next_generation();
-        self.write_locked(&mut stripe, key, entry, now, false)
+        self.write_locked(&mut stripe, key, entry, now, None)
     }
 
-    /// Steps 1 to 5 for an entry that has its generation. One that was `derived` from what was read is not made
-    /// anew when another process is ahead: nothing is stored then.
+    /// Steps 1 to 5 for an entry that has its generation. One that was derived, from what was read at that
+    /// generation, is not made anew when another process came between: nothing is stored then.
     fn write_locked(
         self: &Arc<Self>,
         stripe: &mut Stripe,
         key: Key,
         entry: Entry,
         now: Timestamp,
-        derived: bool,
+        derived: Option<Generation>,
     ) -> Begun {
         let (hash, generation) = (key.hash64(), entry.generation);
         stripe.mutate(hash, generation);
@@ -238,16 +250,17 @@ impl Shared {
         key: Key,
         mut entry: Entry,
         removal: Option<Joined>,
-        derived: bool,
+        derived: Option<Generation>,
     ) -> Result<Written> {
         let (hash, mut generation) = (key.hash64(), entry.generation);
         let mut degraded = Vec::new();
         if let Some(joined) = removal {
-            let removing = self.remove_lower(&key, &joined).await;
-            (generation, degraded) = (removing.generation, removing.degraded);
+            let outcome = self.remove_lower(&key, &joined).await;
+            (generation, degraded) = (outcome.generation, outcome.degraded);
             // An invalidation that came after this began is not overtaken by a generation that was raised since.
             let dead = self.flow.fences.is_dead(key.as_ref(), &entry);
-            if derived && (removing.overtaken || dead) && !seeded("derived-overtakes") {
+            let changed = |read| outcome.overtaken || outcome.over > read || dead;
+            if derived.is_some_and(changed) && !seeded("derived-overtakes") {
                 return Ok(Written { stored: false, generation, degraded });
             }
             if dead {
@@ -437,7 +450,7 @@ impl Shared {
                 // Below the floor it is being replaced by a mutation that has not published yet. That one
                 // comes first in order, so what it replaces must not be carried past it.
                 let found = found.filter(|entry| entry.generation >= before);
-                let derived = found.is_some();
+                let derived = found.as_ref().map(|entry| entry.generation);
                 let Some(mut entry) = change(found, now) else { return Ok(None) };
                 entry.generation = self.flow.next_generation();
                 self.write_locked(&mut stripe, key.clone(), entry, now, derived)

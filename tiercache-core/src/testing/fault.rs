@@ -205,7 +205,7 @@ impl Tier for FaultTier {
     }
 
     async fn remove(&self, key: &Key, below: Generation) -> Result<Removal> {
-        self.befallen(Op::Remove, || self.inner.remove(key, below), Removal::Done).await
+        self.befallen(Op::Remove, || self.inner.remove(key, below), Removal::DONE).await
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {

@@ -137,7 +137,7 @@ impl Tier for MemoryTier {
         if standing < Some(below) {
             store.kept.remove(key);
         }
-        Ok(Removal::Done)
+        Ok(Removal::Done { over: newest.filter(|_| self.shared).unwrap_or_default() })
     }
 
     async fn clear(&self, namespace: Option<&str>, below: Generation) -> Result<()> {

@@ -9,7 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use crate::tier::{Always, Dead, Hold, Left, Look, Permit, Put, Reach, Scope, Spill, TryGet, Waiting};
+use crate::tier::{
+    Always, Dead, Hold, Left, Look, Permit, Put, Reach, Removal, Scope, Spill, TryGet, Waiting,
+};
 use crate::{Entry, Error, Generation, Key, KeyRef, Level, Levels, Stay, Tier, Timestamp};
 
 /// The time of the cases that do not turn on it.
@@ -34,6 +36,7 @@ pub async fn suite(fresh: impl AsyncFn() -> Arc<dyn Tier>) {
         a_withdrawn_permit_refuses
         a_removal_takes_what_is_below_its_generation
         a_removal_counts_as_a_generation_where_it_is_remembered
+        a_removal_at_a_shared_tier_tells_what_stood_there
         clearing_a_namespace_takes_what_is_below_in_it
         clearing_all_takes_what_is_below
         namespaces_are_walls
@@ -159,6 +162,23 @@ pub async fn a_removal_takes_what_is_below_its_generation(tier: Arc<dyn Tier>) {
     assert_eq!(get(&tier, "other").await, Some(entry(1, "other")), "another key stays");
     assert_eq!(put(&tier, "k", &entry(6, "next")).await, Put::Stored, "what comes after a removal is taken");
     assert_eq!(get(&tier, "k").await, Some(entry(6, "next")));
+}
+
+/// A shared tier tells at which generation the key stood. A mark of removal may be gone, an entry not here.
+pub async fn a_removal_at_a_shared_tier_tells_what_stood_there(tier: Arc<dyn Tier>) {
+    let shared = tier.profile().shared;
+    let at = |number: u64| Removal::Done { over: Generation::new(if shared { number } else { 0 }) };
+    let key = key("k");
+    let of = |number| tier.remove(&key, Generation::new(number));
+    assert_eq!(of(3).await.expect("a removal"), at(0), "nothing stood there");
+    put(&tier, "k", &entry(5, "value")).await;
+    assert_eq!(of(7).await.expect("a removal"), at(5));
+    let marked = of(9).await.expect("a removal");
+    assert!(marked == at(7) || marked == at(0), "{marked:?}");
+    if shared {
+        put(&tier, "k", &entry(12, "value")).await;
+        assert_eq!(of(12).await.expect("a removal"), Removal::Behind(Generation::new(12)));
+    }
 }
 
 /// A tier that remembers a removal refuses what is older; one that does not takes it. Neither says one thing and
