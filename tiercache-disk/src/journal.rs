@@ -206,8 +206,8 @@ impl Found {
     }
 
     fn parse(bytes: &[u8]) -> Self {
-        let mut found = Self::default();
-        found.damaged = !bytes.starts_with(&MAGIC) && !MAGIC.starts_with(bytes);
+        let damaged = !bytes.starts_with(&MAGIC) && !MAGIC.starts_with(bytes);
+        let mut found = Self { damaged, ..Self::default() };
         let mut rest = bytes.get(MAGIC.len()..).unwrap_or_default();
         // What a power cut leaves behind the last whole record is cut short, or nothing but zeros.
         while rest.iter().any(|&byte| byte != 0) {
