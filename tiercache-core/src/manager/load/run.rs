@@ -547,8 +547,11 @@ impl Shared {
             return Claim::Made(Made::Of(seen));
         }
         let unmarked = || self.lower_slots().filter(|slot| slot.index().is_none());
-        if !unmarked().any(|slot| slot.profile.shared) || seeded("load-unclaimed") {
+        if !unmarked().any(|slot| slot.profile.shared) {
             return Claim::Made(Made::Of(Generation::ZERO));
+        }
+        if seeded("load-unclaimed") {
+            return Claim::Made(Made::AfterAsking);
         }
         'again: for _ in 0..MOST_OVERTAKEN {
             for slot in unmarked() {
