@@ -12,8 +12,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tiercache_core::testing::Op;
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Journal, Listed, Listing, Permit, Profile, Put, Removal, Resident,
-    Scope, Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Index, Journal, Late, Listed, Listing, Permit, Profile, Put, Removal,
+    Resident, Scope, Spill, Swept, Usage,
 };
 use tiercache_core::{Clock, Entry, Generation, Key, Result, Tier, Timestamp};
 
@@ -135,6 +135,11 @@ impl<H: Hooks> Tier for Hooked<H> {
     /// As it is: nothing befalls the journal.
     fn journal(&self) -> Option<&dyn Journal> {
         self.inner.journal()
+    }
+
+    /// Nothing befalls the opening.
+    fn late(&self) -> Option<&dyn Late> {
+        self.inner.late()
     }
 
     /// As they are: nothing befalls counters.

@@ -14,6 +14,7 @@ pub mod envelope;
 mod error;
 mod journal;
 mod key;
+mod late;
 mod level;
 mod manager;
 pub mod rules;
@@ -29,6 +30,7 @@ pub use encryption::{EncryptionConfig, OldKey};
 pub use entry::{Decoded, Entry, Extras, Generation, Tags};
 pub use error::{BoxError, Error, Result};
 pub use key::{AsKey, ContentKey, Key, KeyRef, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES};
+pub use late::{LateTier, LateTracking};
 pub use level::{Level, Levels, Stay};
 pub use manager::{
     BlockingCache, Builder, CacheManager, CloseReport, EntryInfo, Keys, LevelReport, LevelStats, Limits,

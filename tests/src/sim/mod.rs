@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tiercache_core::testing::ManualClock;
 use tiercache_core::tier::Tier;
-use tiercache_core::{CacheManager, Clock, Key, Level, Rules, Stay, Write};
+use tiercache_core::{CacheManager, Clock, Error, Key, LateTier, Level, Rules, Stay, Write};
 use tiercache_ram::{Policy, RamConfig, RamTier};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -118,6 +118,8 @@ struct Setup {
     store_at: Level,
     /// Where a level of this machine stands too, which keeps the journal.
     beside: Option<Level>,
+    /// Whether a process begins though the store is away.
+    late: bool,
     write: Write,
     faults: bool,
 }
@@ -183,6 +185,7 @@ impl History {
             shared,
             store_at,
             beside: (shared && choices.once_in(2)).then_some(other),
+            late: shared && choices.once_in(2),
             write: [Write::Back, Write::Back, Write::Behind, Write::Through][choices.below(4) as usize],
             faults: choices.once_in(2),
         };
@@ -228,8 +231,8 @@ impl History {
                     self.note(format!("{seconds} s pass"));
                     self.clock.advance(Duration::from_secs(seconds));
                 }
-                16 if self.setup.beside.is_some() && self.setup.faults && self.choices.once_in(2) => {
-                    self.away = !self.away;
+                16 if self.may_be_away() && self.choices.once_in(2) => {
+                    self.be_away(!self.away);
                     self.note(format!("the store is {}", if self.away { "away" } else { "back" }));
                 }
                 16 => {
@@ -250,6 +253,15 @@ impl History {
             self.quiesce().await?;
         }
         self.finish().await
+    }
+
+    fn may_be_away(&self) -> bool {
+        self.setup.faults && (self.setup.beside.is_some() || self.setup.late)
+    }
+
+    fn be_away(&mut self, away: bool) {
+        self.away = away;
+        self.gates.away.store(away && self.setup.late, Ordering::Relaxed);
     }
 
     fn operation(&mut self) -> Operation {
@@ -413,7 +425,8 @@ impl History {
         self.moment += 1;
         self.judge.settle(self.moment);
         self.lives += 1;
-        self.away &= self.choices.once_in(2);
+        let away = self.away && self.choices.once_in(2);
+        self.be_away(away);
         (self.opened, self.manager) =
             open(self.setup, &self.clock, [&self.store, &self.beside], &self.gates).await;
         Ok(())
@@ -495,7 +508,7 @@ impl History {
     /// Lets everything end, and looks at what is left.
     async fn finish(&mut self) -> Result<(), String> {
         self.note("the end".to_string());
-        self.away = false;
+        self.be_away(false);
         self.gates.answer_at_once(true);
         for round in 0.. {
             while self.gates.waiting() > 0 {
@@ -593,6 +606,14 @@ async fn open(
         Arc::new(Life { name, store, gates, dead: false.into(), local, shared })
     };
     let mut opened = vec![life("store", store, setup.store_is_local, setup.shared)];
+    let store: Arc<dyn Tier> = match opened[0].clone() {
+        store if setup.late => LateTier::new("store", move || {
+            let away = store.gates.away.load(Ordering::Relaxed);
+            let error = || Error::unavailable("store", "open", "it is away");
+            std::future::ready(if away { Err(error()) } else { Ok(store.clone() as Arc<dyn Tier>) })
+        }),
+        store => store,
+    };
     let ram =
         |max_size| Arc::new(RamTier::new(RamConfig { max_size, policy: setup.policy })) as Arc<dyn Tier>;
     let stay = |seconds| Some(Stay::For(Duration::from_secs(seconds)));
@@ -600,7 +621,7 @@ async fn open(
         .clock(clock.clone())
         .rules(Rules { rules: Vec::new(), defaults: [stay(8), stay(30), Some(Stay::Forever)] })
         .write(setup.write)
-        .level(setup.store_at, opened[0].clone())
+        .level(setup.store_at, store)
         .hot(ram(setup.hot_bytes))
         .manual();
     if setup.cold && setup.store_at == Level::Dry {

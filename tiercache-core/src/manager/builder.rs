@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::flow::Flow;
 use super::slot::{Limits, Slot};
 use super::stripes::Stripes;
-use super::{CacheManager, Running, Shared, journal};
+use super::{CacheManager, Running, Shared, journal, late};
 use crate::bugs::seeded;
 use crate::tracking::NoTracking;
 use crate::{Clock, Error, Generation, Level, Result, Rules, SystemClock, Tier, Tracking};
@@ -56,7 +56,8 @@ impl Builder {
         self.level(Level::Dry, tier)
     }
 
-    /// The tier at `level`.
+    /// The tier at `level`. One that should not keep the cache from beginning when its store is away stands in a
+    /// [`LateTier`](crate::LateTier).
     pub fn level(mut self, level: Level, tier: Arc<dyn Tier>) -> Self {
         self.tiers[level.index()] = Some(tier);
         self
@@ -117,7 +118,8 @@ impl Builder {
     ///
     /// # Errors
     /// [`Error::Config`] when there is no level at all, when `through` or `behind` has no level that outlives the
-    /// process to write to, or when called outside a tokio runtime. What the level that keeps the journal of removals
+    /// process to write to, or when called outside a tokio runtime. What a store that can be waited for said when waiting
+    /// does not help, and what the level that keeps the journal of removals
     /// said when it could not be read.
     pub async fn build(self) -> Result<CacheManager> {
         let config = |message: &str| Error::Config(message.to_string());
@@ -138,6 +140,10 @@ impl Builder {
             return Err(config(
                 "`write: behind` and `write: through` need a level that outlives the process",
             ));
+        }
+        let mut opened = Vec::new();
+        for slot in present() {
+            opened.extend(late::begin(slot).await?.map(|opened| (slot.level, opened)));
         }
         let journal = journal::keeper(present());
         let notes = match present().find(|slot| Some(slot.level) == journal) {
@@ -160,6 +166,11 @@ impl Builder {
             flow.fences.remove(&scope, generation);
         }
         let (stop, stopped) = watch::channel(false);
+        for (level, opened) in opened {
+            let Some(slot) = slots[level.index()].as_ref() else { continue };
+            flow.take_over(slot.tier.name(), opened)?;
+            slot.tier.late().into_iter().for_each(|late| late.admit());
+        }
         let shared = Arc::new(Shared {
             flow,
             slots,
@@ -175,6 +186,7 @@ impl Builder {
             slot.tier.attach(Arc::new(shared.chute(slot.level)));
         }
         shared.resume(notes).await;
+        shared.open_later(&stopped);
         if !self.manual {
             shared.start(&stopped, self.sweep_every.unwrap_or(Duration::from_secs(1)));
         }

@@ -12,6 +12,7 @@ mod flow;
 mod guard;
 mod journal;
 mod keys;
+mod late;
 mod pending;
 mod read;
 mod recorder;

@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use crate::testing::Op;
 use crate::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Journal, Listed, Listing, Permit, Profile, Put, Removal, Resident,
-    Scope, Spill, Swept, Usage, Waiting,
+    Counting, Dead, FenceLog, Hold, Index, Journal, Late, Listed, Listing, Permit, Profile, Put, Removal,
+    Resident, Scope, Spill, Swept, Usage, Waiting,
 };
 use crate::{Entry, Error, Generation, Key, Result, Tier, Timestamp};
 
@@ -246,6 +246,11 @@ impl Tier for FaultTier {
 
     fn journal(&self) -> Option<&dyn Journal> {
         self.inner.journal().map(|_| self as &dyn Journal)
+    }
+
+    /// Nothing befalls the opening.
+    fn late(&self) -> Option<&dyn Late> {
+        self.inner.late()
     }
 
     /// As they are: nothing befalls counters.

@@ -6,8 +6,8 @@ use tokio::sync::watch;
 
 use crate::testing::Op;
 use crate::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Journal, Listed, Listing, Permit, Profile, Put, Removal, Resident,
-    Scope, Spill, Swept, Usage, Waiting,
+    Counting, Dead, FenceLog, Hold, Index, Journal, Late, Listed, Listing, Permit, Profile, Put, Removal,
+    Resident, Scope, Spill, Swept, Usage, Waiting,
 };
 use crate::{Entry, Generation, Key, Result, Tier, Timestamp};
 
@@ -190,6 +190,11 @@ impl Tier for GateTier {
 
     fn journal(&self) -> Option<&dyn Journal> {
         self.inner.journal().map(|_| self as &dyn Journal)
+    }
+
+    /// Nothing befalls the opening.
+    fn late(&self) -> Option<&dyn Late> {
+        self.inner.late()
     }
 
     /// As they are: nothing befalls counters.
