@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use tiercache_core::lease::{Claim, Holder, Lease};
 use tiercache_core::testing::Op;
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Journal, Listed, Listing, Permit, Profile, Put, PutItem, Removal,
-    Resident, Scope, Sizing, Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Index, Journal, Late, Listed, Listing, Permit, Profile, Put, PutItem,
+    Removal, Resident, Scope, Sizing, Spill, Swept, Usage,
 };
 use tiercache_core::transaction::Transactions;
 use tiercache_core::{Clock, Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
@@ -149,6 +149,11 @@ impl<H: Hooks> Tier for Hooked<H> {
     /// As it is: nothing befalls the journal.
     fn journal(&self) -> Option<&dyn Journal> {
         self.inner.journal()
+    }
+
+    /// Nothing befalls the opening.
+    fn late(&self) -> Option<&dyn Late> {
+        self.inner.late()
     }
 
     fn counting(&self) -> Option<&dyn Counting> {

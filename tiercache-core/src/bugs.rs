@@ -20,7 +20,7 @@ mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Every bug, and the rule it breaks.
-    pub const ALL: [(&str, &str); 36] = [
+    pub const ALL: [(&str, &str); 37] = [
         ("adds-again", "an addition is made once"),
         ("add-extends-life", "only set and touch change a deadline"),
         ("batch-behind-is-done", "of a batch each removal overtakes what is ahead of it"),
@@ -42,6 +42,7 @@ mod chosen {
         ("load-stored-unchecked", "what was loaded before a mutation is not stored after it"),
         ("load-unclaimed", "what was loaded before another process changed a key is not stored over that"),
         ("journal-forgotten", "a removal that waits for a level outlives the process"),
+        ("late-not-joined", "a level that is opened later tells first what it remembers"),
         ("no-floor", "a mutation raises the floor of operations in flight"),
         ("no-permit", "a write below commits only while its permit holds"),
         ("no-scope-fence", "an invalidation of many is seen by every read"),

@@ -14,6 +14,7 @@ pub mod envelope;
 mod error;
 mod journal;
 mod key;
+mod late;
 pub mod lease;
 mod level;
 mod manager;
@@ -33,6 +34,7 @@ pub use encryption::{EncryptionConfig, OldKey};
 pub use entry::{Decoded, Entry, Extras, Generation, Tags};
 pub use error::{BoxError, Error, Result};
 pub use key::{AsKey, ContentKey, Key, KeyRef, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES};
+pub use late::{LateTier, LateTracking};
 pub use lease::Leasing;
 pub use level::{Level, Levels, Stay};
 pub use manager::{

@@ -109,6 +109,11 @@ pub trait Tier: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// The tier as one that may have to be opened later.
+    fn late(&self) -> Option<&dyn Late> {
+        None
+    }
+
     /// The tier as one that counts.
     fn counting(&self) -> Option<&dyn Counting> {
         None
@@ -460,6 +465,34 @@ pub trait FenceLog: Tier {
 
     /// The fences it remembers.
     fn remembered(&self) -> Vec<(Scope, Generation)>;
+}
+
+/// A tier whose store may be away when the cache begins: [`LateTier`](crate::LateTier).
+///
+/// Nobody knows what the store holds before it was opened, nor which generations. So it answers nothing until the
+/// manager has taken over what it must know.
+#[async_trait]
+pub trait Late: Tier {
+    /// Whether the store was opened and may answer. Once it is, it stays so.
+    fn is_open(&self) -> bool;
+
+    /// One attempt to open it. It does not answer yet; a second attempt takes the place of the first.
+    ///
+    /// # Errors
+    /// What the store said: [`Error::is_retryable`](crate::Error::is_retryable) tells whether to try again.
+    async fn open(&self) -> Result<Opened>;
+
+    /// Lets it answer from here on.
+    fn admit(&self);
+}
+
+/// What the manager must know of a store before it answers.
+#[derive(Clone, Debug, Default)]
+pub struct Opened {
+    /// The highest generation it knows of.
+    pub last_generation: Generation,
+    /// The invalidations it remembers.
+    pub fences: Vec<(Scope, Generation)>,
 }
 
 /// A tier with atomic counters. They are kept apart from entries: `get`, `put` and listings do not see them, and

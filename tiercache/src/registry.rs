@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tiercache_core::{Clock, Level, Result, Tier, Tracking};
+use tiercache_core::{Clock, Error, Level, Result, Tier, Tracking};
 
 use crate::config::node::Kind;
 use crate::config::{Node, Problem, read_node, show_hidden};
@@ -39,7 +39,7 @@ pub struct Registry {
 
 type Prepare<T> = Box<dyn Fn(&Section) -> Result<Prepared<T>, Problem> + Send + Sync>;
 type Opening<T> = Pin<Box<dyn Future<Output = Result<Arc<T>>> + Send>>;
-type Open<T> = Box<dyn FnOnce(Arc<dyn Clock>) -> Opening<T> + Send>;
+type Open<T> = Box<dyn Fn(Arc<dyn Clock>) -> Opening<T> + Send + Sync>;
 
 /// Backends that exist, and the feature each needs.
 const KNOWN_TIERS: [(&str, &str); 7] = [
@@ -161,6 +161,12 @@ impl Registry {
         }
     }
 
+    /// The name of a backend as logs and errors have it.
+    pub(crate) fn name_of(name: &str) -> &'static str {
+        let known = KNOWN_TIERS.iter().chain(&KNOWN_TRACKINGS).find(|(known, _)| *known == name);
+        known.map_or("a backend", |(known, _)| known)
+    }
+
     /// What one may write after `backend:`.
     pub(crate) fn listed(&self, tracking: bool) -> Vec<String> {
         let known: &[(&str, &str)] = if tracking { &KNOWN_TRACKINGS } else { &KNOWN_TIERS };
@@ -258,17 +264,26 @@ impl Section {
     where
         C: DeserializeOwned + Serialize + Send + 'static,
         T: Send + Sync + 'static,
-        D: ?Sized + 'static,
+        D: ?Sized + Send + Sync + 'static,
         F: Fn(C, Place) -> O + Send + Sync + 'static,
         O: Future<Output = Result<Arc<T>>> + Send + 'static,
     {
         let config: C = self.read()?;
         check(&config).map_err(|error| self.blame(&error.to_string()))?;
         let effective = self.effective(&config);
-        let (open, section, level) = (open.clone(), self.node.path.clone(), self.level);
+        let (open, level) = (open.clone(), self.level);
+        let node = self.node.clone();
+        // Read once more for every attempt.
         let open = Box::new(move |clock| -> Opening<D> {
-            let opening = open(config, Place { section, level, clock });
-            Box::pin(async move { opening.await.map(erase) })
+            let config = read_node(&node).map_err(|problem| Error::Config(problem.to_string()));
+            let section = node.path.clone();
+            match config {
+                Ok(config) => {
+                    let opening = open(config, Place { section, level, clock });
+                    Box::pin(async move { opening.await.map(erase) })
+                }
+                Err(error) => Box::pin(std::future::ready(Err(error))),
+            }
         });
         Ok(Prepared { effective, open })
     }

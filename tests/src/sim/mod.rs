@@ -22,8 +22,8 @@ use std::time::Duration;
 use tiercache_core::testing::ManualClock;
 use tiercache_core::tier::Tier;
 use tiercache_core::{
-    CacheManager, Clock, Eager, Entry, Error, Generation, Key, Level, LoadOptions, Restored, Retune, Rules,
-    Stay, Timestamp, Write, Written,
+    CacheManager, Clock, Eager, Entry, Error, Generation, Key, LateTier, Level, LoadOptions, Restored,
+    Retune, Rules, Stay, Timestamp, Write, Written,
 };
 use tiercache_ram::{Policy, RamConfig, RamTier};
 use tokio::sync::mpsc;
@@ -135,6 +135,8 @@ struct Setup {
     store_at: Level,
     /// Where a level of this machine stands too, which keeps the journal.
     beside: Option<Level>,
+    /// Whether a process begins though the store is away.
+    late: bool,
     write: Write,
     faults: bool,
     /// Whether the store takes a batch in one step.
@@ -274,6 +276,7 @@ impl History {
             shared,
             store_at,
             beside: (shared && choices.once_in(2)).then_some(other),
+            late: shared && choices.once_in(2),
             write: [Write::Back, Write::Back, Write::Behind, Write::Through][choices.below(4) as usize],
             faults: choices.once_in(2),
             batches: !choices.once_in(4),
@@ -326,8 +329,8 @@ impl History {
                     self.note(format!("{seconds} s pass"));
                     self.clock.advance(Duration::from_secs(seconds));
                 }
-                16 if self.setup.beside.is_some() && self.setup.faults && self.choices.once_in(2) => {
-                    self.away = !self.away;
+                16 if self.may_be_away() && self.choices.once_in(2) => {
+                    self.be_away(!self.away);
                     self.note(format!("the store is {}", if self.away { "away" } else { "back" }));
                 }
                 16 => {
@@ -348,6 +351,15 @@ impl History {
             self.quiesce().await?;
         }
         self.finish().await
+    }
+
+    fn may_be_away(&self) -> bool {
+        self.setup.faults && (self.setup.beside.is_some() || self.setup.late)
+    }
+
+    fn be_away(&mut self, away: bool) {
+        self.away = away;
+        self.gates.away.store(away && self.setup.late, Ordering::Relaxed);
     }
 
     fn operation(&mut self) -> Operation {
@@ -622,7 +634,8 @@ impl History {
         self.lives += 1;
         // Another process counts on from what the store has seen.
         self.known.clear();
-        self.away &= self.choices.once_in(2);
+        let away = self.away && self.choices.once_in(2);
+        self.be_away(away);
         (self.opened, self.manager) =
             open(self.setup, &self.clock, [&self.store, &self.beside], &self.gates).await;
         Ok(())
@@ -846,7 +859,7 @@ impl History {
     /// Lets everything end, and looks at what is left.
     async fn finish(&mut self) -> Result<(), String> {
         self.note("the end".to_string());
-        self.away = false;
+        self.be_away(false);
         self.gates.answer_at_once(true);
         for round in 0.. {
             while self.gates.waiting() > 0 {
@@ -988,6 +1001,14 @@ async fn open(
         Arc::new(Life { name, store, gates, dead: false.into(), local, batches: setup.batches, shared })
     };
     let mut opened = vec![life("store", store, setup.store_is_local, setup.shared)];
+    let store: Arc<dyn Tier> = match opened[0].clone() {
+        store if setup.late => LateTier::new("store", move || {
+            let away = store.gates.away.load(Ordering::Relaxed);
+            let error = || Error::unavailable("store", "open", "it is away");
+            std::future::ready(if away { Err(error()) } else { Ok(store.clone() as Arc<dyn Tier>) })
+        }),
+        store => store,
+    };
     let ram =
         |max_size| Arc::new(RamTier::new(RamConfig { max_size, policy: setup.policy })) as Arc<dyn Tier>;
     let stay = |seconds| Some(Stay::For(Duration::from_secs(seconds)));
@@ -996,7 +1017,7 @@ async fn open(
         .rules(Rules { rules: Vec::new(), defaults: [stay(8), stay(30), Some(Stay::Forever)] })
         .write(setup.write)
         .counters(if setup.counts_in_ram { Level::Hot } else { setup.store_at })
-        .level(setup.store_at, opened[0].clone())
+        .level(setup.store_at, store)
         .hot(ram(setup.hot_bytes))
         .manual();
     if setup.cold && setup.store_at == Level::Dry {

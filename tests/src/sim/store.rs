@@ -50,6 +50,8 @@ pub(super) struct Gates {
     waiting: Mutex<Vec<(String, oneshot::Sender<Fate>)>>,
     /// Answers of the paths that do not wait, decided ahead.
     at_once: AtomicBool,
+    /// Whether the store that other processes use cannot be opened.
+    pub away: AtomicBool,
 }
 
 impl Gates {

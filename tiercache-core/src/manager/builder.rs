@@ -10,7 +10,7 @@ use super::load::Loads;
 use super::lock::Locks;
 use super::slot::{Limits, Slot};
 use super::stripes::Stripes;
-use super::{CacheManager, Origin, Running, Shared, journal};
+use super::{CacheManager, Origin, Running, Shared, journal, late};
 use crate::bugs::seeded;
 use crate::tracking::NoTracking;
 use crate::{Clock, Error, Generation, Level, Result, Rules, SystemClock, Tier, Tracking};
@@ -63,7 +63,8 @@ impl Builder {
         self.level(Level::Dry, tier)
     }
 
-    /// The tier at `level`.
+    /// The tier at `level`. One that should not keep the cache from beginning when its store is away stands in a
+    /// [`LateTier`](crate::LateTier).
     pub fn level(mut self, level: Level, tier: Arc<dyn Tier>) -> Self {
         self.tiers[level.index()] = Some(tier);
         self
@@ -151,7 +152,8 @@ impl Builder {
     /// # Errors
     /// [`Error::Config`] when there is no level at all, when `through` or `behind` has no level that outlives the
     /// process to write to, when the level chosen for counters does not count, or when called outside a tokio runtime.
-    /// What the level that keeps the journal of removals said when it could not be read.
+    /// What a store that can be waited for said when waiting does not help, and what the level that keeps the journal of
+    /// removals said when it could not be read.
     pub async fn build(self) -> Result<CacheManager> {
         let config = |message: &str| Error::Config(message.to_string());
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
@@ -171,6 +173,10 @@ impl Builder {
             return Err(config(
                 "`write: behind` and `write: through` need a level that outlives the process",
             ));
+        }
+        let mut opened = Vec::new();
+        for slot in present() {
+            opened.extend(late::begin(slot).await?.map(|opened| (slot.level, opened)));
         }
         if let Some(level) = self.counters
             && !present().any(|slot| slot.level == level && slot.tier.counting().is_some())
@@ -198,6 +204,11 @@ impl Builder {
             flow.fences.remove(&scope, generation);
         }
         let (stop, stopped) = watch::channel(false);
+        for (level, opened) in opened {
+            let Some(slot) = slots[level.index()].as_ref() else { continue };
+            flow.take_over(slot.tier.name(), opened)?;
+            slot.tier.late().into_iter().for_each(|late| late.admit());
+        }
         let shared = Arc::new(Shared {
             lessor: Lessor::of(&slots, &**flow.recorder.tracking()),
             locks: Locks::new(),
@@ -224,6 +235,7 @@ impl Builder {
             slot.tier.attach(Arc::new(shared.chute(slot.level)));
         }
         shared.resume(notes).await;
+        shared.open_later(&stopped);
         if !self.manual {
             shared.start(&stopped);
         }

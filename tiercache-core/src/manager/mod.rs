@@ -14,6 +14,7 @@ mod flow;
 mod guard;
 mod journal;
 mod keys;
+mod late;
 mod lessor;
 mod load;
 mod lock;

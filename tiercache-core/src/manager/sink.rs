@@ -80,7 +80,7 @@ impl Shared {
         }
     }
 
-    fn run(&self, stop: &watch::Receiver<bool>, work: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn run(&self, stop: &watch::Receiver<bool>, work: impl Future<Output = ()> + Send + 'static) {
         let mut stop = stop.clone();
         self.runtime.spawn(async move {
             tokio::select! {
@@ -224,7 +224,7 @@ impl Shared {
         let flow = &self.flow;
         let began = flow.generation();
         let mut swept = [None; 3];
-        for slot in self.slots() {
+        for slot in self.slots().filter(|slot| !slot.is_away()) {
             let now = flow.now();
             let sweep = slot.tier.sweep(now, &*flow.fences);
             match slot.call("sweep", slot.limits().write_timeout.max(Duration::from_secs(60)), sweep).await {

@@ -150,9 +150,14 @@ impl Slot {
         Generation::new(self.doubted_since.load(Ordering::Acquire))
     }
 
-    /// Whether the breaker keeps calls away now.
+    /// Whether its store was away when the cache began, and has not been opened since.
+    pub(super) fn is_away(&self) -> bool {
+        self.tier.late().is_some_and(|late| !late.is_open())
+    }
+
+    /// Whether calls are kept away now, by the breaker or since there is nothing to call.
     pub(super) fn is_open(&self) -> bool {
-        self.breaker.is_open(self.clock.now())
+        self.breaker.is_open(self.clock.now()) || self.is_away()
     }
 
     /// How often the breaker opened.
@@ -168,6 +173,9 @@ impl Slot {
         operation: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let backend = self.tier.name();
+        if self.is_away() {
+            return Err(Error::unavailable(backend, op, "it has not been opened yet"));
+        }
         if !self.breaker.admit(self.clock.now()) {
             return Err(Error::unavailable(backend, op, "the breaker is open"));
         }

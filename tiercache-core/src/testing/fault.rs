@@ -8,8 +8,8 @@ use bytes::Bytes;
 use crate::lease::{Claim, Holder, Lease};
 use crate::testing::Op;
 use crate::tier::{
-    Call, Counting, Dead, FenceLog, Hold, Index, Journal, Listed, Listing, Permit, Profile, Put, PutItem,
-    Removal, Resident, Scope, Sizing, Spill, Swept, Usage, Waiting, side_by_side,
+    Call, Counting, Dead, FenceLog, Hold, Index, Journal, Late, Listed, Listing, Permit, Profile, Put,
+    PutItem, Removal, Resident, Scope, Sizing, Spill, Swept, Usage, Waiting, side_by_side,
 };
 use crate::transaction::Transactions;
 use crate::{Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
@@ -317,6 +317,11 @@ impl Tier for FaultTier {
 
     fn journal(&self) -> Option<&dyn Journal> {
         self.inner.journal().map(|_| self as &dyn Journal)
+    }
+
+    /// Nothing befalls the opening.
+    fn late(&self) -> Option<&dyn Late> {
+        self.inner.late()
     }
 
     fn counting(&self) -> Option<&dyn Counting> {

@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use crate::lease::{Claim, Holder, Lease};
 use crate::testing::Op;
 use crate::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Journal, Listed, Listing, Permit, Profile, Put, PutItem, Removal,
-    Resident, Scope, Sizing, Spill, Swept, Usage, Waiting,
+    Counting, Dead, FenceLog, Hold, Index, Journal, Late, Listed, Listing, Permit, Profile, Put, PutItem,
+    Removal, Resident, Scope, Sizing, Spill, Swept, Usage, Waiting,
 };
 use crate::transaction::Transactions;
 use crate::{Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
@@ -205,6 +205,11 @@ impl Tier for GateTier {
 
     fn journal(&self) -> Option<&dyn Journal> {
         self.inner.journal().map(|_| self as &dyn Journal)
+    }
+
+    /// Nothing befalls the opening.
+    fn late(&self) -> Option<&dyn Late> {
+        self.inner.late()
     }
 
     fn counting(&self) -> Option<&dyn Counting> {

@@ -20,14 +20,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tiercache_core::{CacheManager, Clock, Error, Level, Limits, Result, Rules, SystemClock, Tracking};
+use tiercache_core::{
+    CacheManager, Clock, Error, LateTier, LateTracking, Level, Limits, Result, Rules, SystemClock, Tracking,
+};
 
 pub use self::error::{ConfigError, Position, Problem};
 pub(crate) use self::node::Node;
-use self::parts::PreparedLevel;
+use self::parts::{PreparedLevel, PreparedTracking};
 use self::read::Settings;
 use crate::Registry;
-use crate::registry::Prepared;
 pub use tiercache_core::Secret;
 
 pub(crate) use self::de::read as read_node;
@@ -41,7 +42,7 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 pub struct Config {
     file: String,
     levels: [Option<PreparedLevel>; 3],
-    tracking: Option<Prepared<dyn Tracking>>,
+    tracking: Option<PreparedTracking>,
     rules: Rules,
     settings: Settings,
     effective: serde_json::Map<String, serde_json::Value>,
@@ -154,7 +155,7 @@ impl Config {
     /// # Errors
     /// As for [`Config::open`].
     pub async fn open_tracking(self) -> Result<Option<Arc<dyn Tracking>>> {
-        let Some(tracking) = self.tracking else { return Ok(None) };
+        let Some(PreparedTracking { tracking, .. }) = self.tracking else { return Ok(None) };
         let opened = (tracking.open)(SystemClock::start()).await;
         opened.map(Some).map_err(|error| within(&self.file, "tracking", error))
     }
@@ -177,10 +178,18 @@ impl Config {
             builder = builder.counters(level);
         }
         for (level, prepared) in Level::ALL.into_iter().zip(self.levels) {
-            let Some(PreparedLevel { tier, read_timeout, write_timeout }) = prepared else { continue };
-            let tier = (tier.open)(clock.clone())
-                .await
-                .map_err(|error| within(&self.file, read::LEVEL_SECTIONS[level.index()], error))?;
+            let Some(PreparedLevel { tier, read_timeout, write_timeout, waits }) = prepared else { continue };
+            let (file, clock) = (self.file.clone(), clock.clone());
+            let open = move || {
+                let (opening, file) = ((tier.open)(clock.clone()), file.clone());
+                async move {
+                    opening.await.map_err(|error| within(&file, read::LEVEL_SECTIONS[level.index()], error))
+                }
+            };
+            let tier = match waits {
+                Some(backend) => LateTier::new(backend, open),
+                None => open().await?,
+            };
             if read_timeout.is_some() || write_timeout.is_some() {
                 let defaults = Limits::of(&tier.profile());
                 builder = builder.limits(
@@ -193,25 +202,34 @@ impl Config {
             }
             builder = builder.level(level, tier);
         }
-        if let Some(tracking) = self.tracking {
-            builder = builder.tracking(
-                (tracking.open)(clock).await.map_err(|error| within(&self.file, "tracking", error))?,
-            );
+        if let Some(PreparedTracking { tracking, waits }) = self.tracking {
+            let file = self.file.clone();
+            let open = move || {
+                let (opening, file) = ((tracking.open)(clock.clone()), file.clone());
+                async move { opening.await.map_err(|error| within(&file, "tracking", error)) }
+            };
+            builder = builder.tracking(match waits {
+                Some(backend) => LateTracking::begin(backend, open).await?,
+                None => open().await?,
+            });
         }
         builder.build().await
     }
 }
 
 /// Says in which section of which file it went wrong.
-fn within(file: &str, section: &str, error: Error) -> Error {
+fn within(file: &str, section: &'static str, error: Error) -> Error {
     let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
     let message = format!("{file}: {section}: {error}{cause}");
     match error {
         Error::Config(_) => Error::Config(message),
         // The caller may want to try again, or to ask the owner: the kind of failure is kept.
         Error::Refused(_) => Error::Refused(message),
-        Error::Unavailable { backend, op, .. } => Error::unavailable(backend, op, message),
-        other => other,
+        Error::Unavailable { backend, op, .. } | Error::TimedOut { backend, op, .. } => {
+            Error::unavailable(backend, op, message)
+        }
+        Error::Panicked { .. } => Error::unavailable(section, "open", message),
+        _ => Error::Config(message),
     }
 }
 

@@ -10,18 +10,29 @@ use super::error::{Position, Problem};
 use super::node::{Key, Kind, Node};
 use super::read::{File, LEVEL_SECTIONS, stay};
 use super::show;
-use crate::registry::{Known, Prepared, Section};
+use crate::registry::{Known, Prepared, Registry, Section};
 use crate::units;
 
 const DEFAULT_BACKENDS: [&str; 3] = ["ram", "ram", "local"];
 /// What every level's section may say; the rest is the backend's.
-const COMMON_KEYS: [&str; 4] = ["backend", "ttl", "read_timeout", "write_timeout"];
+const COMMON_KEYS: [&str; 5] = ["backend", "ttl", "read_timeout", "write_timeout", "when_down"];
+/// Backends whose store is on this machine: it is there or will not be.
+const LOCAL: [&str; 4] = ["local", "memory", "ram", "sqlite"];
 
 /// A level whose tier is ready to be opened.
 pub(crate) struct PreparedLevel {
     pub(crate) tier: Prepared<dyn Tier>,
     pub(crate) read_timeout: Option<Duration>,
     pub(crate) write_timeout: Option<Duration>,
+    /// The backend's name, if the cache begins whether or not its server is there.
+    pub(crate) waits: Option<&'static str>,
+}
+
+/// Tracking that is ready to be opened.
+pub(crate) struct PreparedTracking {
+    pub(crate) tracking: Prepared<dyn Tracking>,
+    /// As [`PreparedLevel::waits`].
+    pub(crate) waits: Option<&'static str>,
 }
 
 impl File<'_> {
@@ -53,7 +64,9 @@ impl File<'_> {
         let mut timeout = |key| part.take(key).map(|node| node.duration()).and_then(|given| self.note(given));
         let (read_timeout, write_timeout) = (timeout("read_timeout"), timeout("write_timeout"));
 
+        let when_down = part.take("when_down");
         let backend = self.backend(&mut part, DEFAULT_BACKENDS[level.index()])?;
+        let waits = self.waits(when_down, &backend);
         let mut shown = serde_json::Map::new();
         shown.insert("backend".into(), json!(backend));
         let prepared = if backend == "none" {
@@ -64,27 +77,30 @@ impl File<'_> {
             for (key, given) in [("read_timeout", read_timeout), ("write_timeout", write_timeout)] {
                 shown.extend(given.map(|given| (key.to_owned(), json!(units::format_duration(given)))));
             }
+            shown.extend(waits.map(|_| ("when_down".to_owned(), json!("wait"))));
             let section = self.section(part, &backend, Some(level));
             let tier = with_common_keys(name, &COMMON_KEYS, self.registry.prepare_tier(&backend, &section));
             let tier = self.note(tier);
             if let Some(tier) = &tier {
                 shown.extend(show::object(&tier.effective));
             }
-            tier.map(|tier| Some(PreparedLevel { tier, read_timeout, write_timeout }))
+            tier.map(|tier| Some(PreparedLevel { tier, read_timeout, write_timeout, waits }))
         };
         self.effective.insert(name.into(), Value::Object(shown));
         prepared
     }
 
     /// Tracking: by default an index beside the disk level, or in memory where nothing lasts.
-    pub(super) fn tracking(&mut self) -> Option<Option<Prepared<dyn Tracking>>> {
+    pub(super) fn tracking(&mut self) -> Option<Option<PreparedTracking>> {
         let absent = Node::absent("tracking");
         let node = self.key("tracking").cloned().unwrap_or(absent);
         let entries = self.note(node.entries())?.to_vec();
         let mut part = Part::new(&node, entries);
         let index = self.index_path();
         let lasting = index.is_some() && matches!(self.registry.knows("sqlite", true), Known::Here);
+        let when_down = part.take("when_down");
         let backend = self.backend(&mut part, if lasting { "sqlite" } else { "memory" })?;
+        let waits = self.waits(when_down, &backend);
         if let Some(path) = index.filter(|_| backend == "sqlite" && part.take_null("path")) {
             part.put("path", Node { kind: Kind::Text(path), path: "tracking.path".to_owned(), at: part.at });
         }
@@ -94,19 +110,39 @@ impl File<'_> {
             self.no_more_keys(&part, &[]);
             Some(None)
         } else {
+            shown.extend(waits.map(|_| ("when_down".to_owned(), json!("wait"))));
             let section = self.section(part, &backend, None);
             let prepared = self.note(with_common_keys(
                 "tracking",
-                &["backend"],
+                &["backend", "when_down"],
                 self.registry.prepare_tracking(&backend, &section),
             ));
             if let Some(prepared) = &prepared {
                 shown.extend(show::object(&prepared.effective));
             }
-            prepared.map(Some)
+            prepared.map(|tracking| Some(PreparedTracking { tracking, waits }))
         };
         self.effective.insert("tracking".into(), Value::Object(shown));
         prepared
+    }
+
+    /// What `when_down` says, `fail` if nothing.
+    fn waits(&mut self, given: Option<Node>, backend: &str) -> Option<&'static str> {
+        let given = given?;
+        let word = self.note(given.text())?;
+        match word.as_str() {
+            "fail" => {}
+            "wait" if backend == "none" || LOCAL.contains(&backend) => {
+                let found = format!("there is no server to wait for with `backend: {backend}`");
+                self.problems.push(given.problem(found).allowed("fail"));
+            }
+            "wait" => return Some(Registry::name_of(backend)),
+            other => {
+                let found = format!("`{other}` is no answer");
+                self.problems.push(given.problem(found).among(other, ["fail", "wait"]));
+            }
+        }
+        None
     }
 
     /// Where the index stands if nothing is said: beside the folder of the last level on disk, since caches that
