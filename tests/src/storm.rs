@@ -4,11 +4,13 @@
 //! afterwards. The threads run as they like, so a seed does not bring a failure back for sure: what is printed is
 //! the history of the key.
 
+use std::collections::HashMap;
+use std::convert::Infallible;
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -16,7 +18,8 @@ use bytes::Bytes;
 use tiercache::disk::{DiskConfig, DiskTier};
 use tiercache_core::testing::MemoryTier;
 use tiercache_core::{
-    CacheManager, Level, Limits, Result, Rule, Rules, Stats, Stay, SystemClock, Tags, Tier, Write,
+    CacheManager, Level, Limits, LoadOptions, Result, Rule, Rules, Stats, Stay, SystemClock, Tags, Tier,
+    Write,
 };
 use tiercache_ram::{Policy, RamConfig, RamTier};
 
@@ -85,6 +88,14 @@ pub enum Act {
     Delete,
     /// `pop`.
     Pop,
+    /// `set_many` of four keys.
+    SetMany,
+    /// `delete_many` of four keys.
+    DeleteMany,
+    /// `get_or_load`.
+    Load,
+    /// `get_or_load_many` of four keys.
+    LoadMany,
     /// A get, set or delete whose future is dropped after some polls.
     Drop,
     /// `invalidate_tag`.
@@ -145,6 +156,7 @@ impl Storm {
             runtime.block_on(last.read_all())?;
             runtime.block_on(last.cache.close(Duration::from_secs(20))).map_err(failed)?;
             events.append(&mut last.events);
+            events.append(&mut board.asked.lock().unwrap_or_else(PoisonError::into_inner));
             let tally = judge(&events, self.dry != Dry::CrampedDisk)?;
             Ok(Weather { tally, sunk: stats.sunk, promoted: stats.promoted, refused: stats.refused })
         };
@@ -233,11 +245,25 @@ struct Board {
     moments: AtomicU64,
     values: AtomicU64,
     began: Instant,
+    /// What the origin was asked for.
+    asked: Mutex<Vec<Event>>,
 }
 
 impl Board {
     fn new() -> Self {
-        Self { moments: AtomicU64::new(1), values: AtomicU64::new(1), began: Instant::now() }
+        let (moments, values) = (AtomicU64::new(1), AtomicU64::new(1));
+        Self { moments, values, began: Instant::now(), asked: Mutex::default() }
+    }
+
+    /// What the origin has for `key` when it is asked. Once it is kept, it is as if it had been written in that moment.
+    fn loaded(&self, key: u16, who: u16) -> Bytes {
+        let new = self.values.fetch_add(1, Ordering::Relaxed);
+        let (generation, certain, tag, deadline, durable) = (None, false, None, None, false);
+        let what = What::Write(Written { value: new, generation, certain, tag, deadline, durable });
+        let moment = self.moment();
+        let asked = Event { key: Some(key), who, life: 0, begun: moment, ended: moment, what };
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(asked);
+        value(key, new)
     }
 
     fn moment(&self) -> u64 {
@@ -279,6 +305,10 @@ impl Client {
                 Act::GetMany => self.read_many(key).await?,
                 Act::Contains => drop(self.cache.contains(name(key)).await.map_err(failed(act))?),
                 Act::Set | Act::SetShort | Act::Add => self.set(key, act).await?,
+                Act::SetMany => self.set_many(key).await?,
+                Act::DeleteMany => self.delete_many(key).await?,
+                Act::Load => self.load(key).await?,
+                Act::LoadMany => self.load_many(key).await?,
                 Act::Pop => self.pop(key).await?,
                 Act::Drop => self.begin_and_drop(key).await,
                 Act::Prune => drop(self.cache.prune().await.map_err(failed(act))?),
@@ -313,7 +343,7 @@ impl Client {
     }
 
     async fn read_many(&mut self, key: u16) -> Result<(), String> {
-        let keys: Vec<u16> = (key..key + 4).map(|key| key % self.keys).collect();
+        let keys = self.four(key);
         let names: Vec<String> = keys.iter().map(|key| name(*key)).collect();
         let (clock, begun) = (self.board.clock(), self.board.moment());
         let found = self.cache.get_many(&names).await.map_err(failed(Act::GetMany))?;
@@ -353,6 +383,72 @@ impl Client {
                 durable: false,
             };
             self.note(Some(key), begun, ended, What::Write(written));
+        }
+        Ok(())
+    }
+
+    async fn set_many(&mut self, key: u16) -> Result<(), String> {
+        let keys = self.four(key);
+        let news = keys.map(|_| self.board.values.fetch_add(1, Ordering::Relaxed));
+        let pairs = keys.into_iter().zip(news).map(|(key, new)| (name(key), value(key, new)));
+        let begun = self.board.moment();
+        let done = self.cache.set_many(pairs).await;
+        let ended = self.board.moment();
+        for ((key, new), done) in keys.into_iter().zip(news).zip(done) {
+            let done = done.map_err(failed(Act::SetMany))?;
+            let (generation, certain) = (Some(done.generation.get()), done.degraded.is_empty());
+            let written =
+                Written { value: new, generation, certain, tag: None, deadline: None, durable: false };
+            self.note(Some(key), begun, ended, What::Write(written));
+        }
+        Ok(())
+    }
+
+    async fn delete_many(&mut self, key: u16) -> Result<(), String> {
+        let keys = self.four(key);
+        let begun = self.board.moment();
+        let removed = self.cache.delete_many(&keys.map(name)).await.map_err(failed(Act::DeleteMany))?;
+        let ended = self.board.moment();
+        for (key, removed) in keys.into_iter().zip(removed) {
+            let what = What::Remove { tag: None, certain: removed.degraded.is_empty() };
+            self.note(Some(key), begun, ended, what);
+        }
+        Ok(())
+    }
+
+    async fn load(&mut self, key: u16) -> Result<(), String> {
+        let (board, who) = (self.board.clone(), self.who);
+        let (clock, begun) = (self.board.clock(), self.board.moment());
+        let loaded = self.cache.get_or_load(name(key), move || async move {
+            // Somebody may change the key while the origin answers.
+            let new = board.loaded(key, who);
+            tokio::task::yield_now().await;
+            Ok::<_, Infallible>(new)
+        });
+        let found = loaded.await.map_err(failed(Act::Load))?;
+        let ended = self.board.moment();
+        let value = numbered(key, Some(found))?;
+        self.note(Some(key), begun, ended, What::Read { value, clock });
+        Ok(())
+    }
+
+    async fn load_many(&mut self, key: u16) -> Result<(), String> {
+        let keys = self.four(key);
+        let (board, who) = (self.board.clone(), self.who);
+        let (clock, begun) = (self.board.clock(), self.board.moment());
+        let loader = move |names: Vec<String>| {
+            let wanted = keys.into_iter().filter(|key| names.contains(&name(*key)));
+            let found: HashMap<_, _> = wanted.map(|key| (name(key), board.loaded(key, who))).collect();
+            async move {
+                tokio::task::yield_now().await;
+                Ok::<_, Infallible>(found)
+            }
+        };
+        let found = self.cache.get_or_load_many(&keys.map(name), &LoadOptions::new(), loader).await;
+        let ended = self.board.moment();
+        for (key, found) in keys.into_iter().zip(found.map_err(failed(Act::LoadMany))?) {
+            let value = numbered(key, found)?.ok_or("what was loaded is told to be missing")?;
+            self.note(Some(key), begun, ended, What::Read { value: Some(value), clock });
         }
         Ok(())
     }
@@ -421,6 +517,10 @@ impl Client {
 
     fn note(&mut self, key: Option<u16>, begun: u64, ended: u64, what: What) {
         self.events.push(Event { key, who: self.who, life: 0, begun, ended, what });
+    }
+
+    fn four(&self, key: u16) -> [u16; 4] {
+        std::array::from_fn(|at| (key + at as u16) % self.keys)
     }
 
     fn key(&mut self) -> u16 {

@@ -32,6 +32,18 @@ const UPHEAVAL: Mix = &[
     (Act::InvalidateTag, 1),
 ];
 
+const LOADS: Mix = &[
+    (Act::Load, 16),
+    (Act::LoadMany, 4),
+    (Act::Set, 6),
+    (Act::SetShort, 2),
+    (Act::SetMany, 2),
+    (Act::Delete, 4),
+    (Act::DeleteMany, 1),
+    (Act::InvalidateTag, 1),
+    (Act::Clear, 1),
+];
+
 const DROPPED: Mix = &[(Act::Drop, 8), (Act::Set, 6), (Act::Delete, 3), (Act::Pop, 1), (Act::Get, 6)];
 
 fn storm(policy: Policy) -> Storm {
@@ -101,6 +113,14 @@ fn nothing_is_ever_missing_while_everything_moves() {
                 Storm { dry, keys: 24, operations: 12_000, clients, filled: true, ..storm(policy) },
             );
         }
+    }
+}
+
+#[test]
+fn loads_and_batches_while_keys_are_changed() {
+    for (policy, write) in POLICIES.into_iter().zip([Write::Back, Write::Behind, Write::Through]) {
+        let clients = vec![LOADS, LOADS, LOADS, CHANGES, READS, LOADS];
+        rage("loads", Storm { dry: Dry::Disk, write, clients, operations: 8_000, ..storm(policy) });
     }
 }
 
