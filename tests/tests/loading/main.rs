@@ -4,6 +4,7 @@
 
 mod failing;
 mod flight;
+mod leased;
 mod many;
 mod overtaken;
 mod refreshing;

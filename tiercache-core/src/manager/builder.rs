@@ -43,6 +43,8 @@ pub struct Builder {
     sweep_every: Option<Duration>,
     max_loads: Option<usize>,
     max_refreshes: Option<usize>,
+    load_lease: Option<Duration>,
+    load_jitter: Option<f32>,
     origin: Option<Origin>,
     manual: bool,
 }
@@ -126,6 +128,20 @@ impl Builder {
         self
     }
 
+    /// The term of the lease that every load takes unless it says otherwise: see
+    /// [`LoadOptions::lease`](crate::LoadOptions::lease). Default: no lease.
+    pub fn load_lease(mut self, term: Duration) -> Self {
+        self.load_lease = Some(term);
+        self
+    }
+
+    /// By how much of it each time to live of a loaded value is shortened at most, by chance, unless the load says
+    /// otherwise: see [`LoadOptions::jitter`](crate::LoadOptions::jitter). Default: 0.
+    pub fn load_jitter(mut self, share: f32) -> Self {
+        self.load_jitter = Some(share);
+        self
+    }
+
     /// Where the time comes from. Default: the machine's clock.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = Some(clock);
@@ -150,7 +166,8 @@ impl Builder {
     ///
     /// # Errors
     /// [`Error::Config`] when there is no level at all, when `through` or `behind` has no level that outlives the
-    /// process to write to, when the level chosen for counters does not count, or when called outside a tokio runtime.
+    /// process to write to, when the level chosen for counters does not count, when a limit
+    /// or default of loading is out of its range, or when called outside a tokio runtime.
     pub async fn build(self) -> Result<CacheManager> {
         let config = |message: &str| Error::Config(message.to_string());
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
@@ -176,6 +193,13 @@ impl Builder {
         {
             return Err(config(&format!("`counters: {level}` needs a backend at that level that counts")));
         }
+        let defaults = super::load::Defaults {
+            max_loads: Some(self.max_loads.unwrap_or(1_000)),
+            max_refreshes: Some(self.max_refreshes.unwrap_or(64)),
+            lease: self.load_lease.map(Some),
+            jitter: self.load_jitter,
+        };
+        defaults.check()?;
         let last = present().map(|slot| slot.profile.last_generation).max().unwrap_or(Generation::ZERO);
         let fences: Vec<_> =
             present().filter_map(|slot| slot.tier.fences()).flat_map(|fences| fences.remembered()).collect();
@@ -196,11 +220,7 @@ impl Builder {
             flow,
             slots,
             stripes: Stripes::new(),
-            loads: Loads::new(
-                self.max_loads.unwrap_or(1_000),
-                self.max_refreshes.unwrap_or(64),
-                stopped.clone(),
-            ),
+            loads: Loads::new(&defaults, stopped.clone()),
             write: self.write,
             counters: self.counters,
             sweep_every: watch::Sender::new(self.sweep_every.unwrap_or(Duration::from_secs(1))),

@@ -49,9 +49,13 @@ pub(super) enum Count {
     LoadFailed,
     /// Answers that were stale.
     ServedStale,
+    /// Values that another process loaded while this one asked for the lease.
+    LoadedElsewhere,
+    /// Loads that were to have a lease and went on without.
+    Unleased,
 }
 
-const COUNTS: usize = 21;
+const COUNTS: usize = 23;
 
 impl Count {
     const fn index(self) -> usize {
@@ -75,6 +79,8 @@ impl Count {
             Self::LoadJoined => 18,
             Self::LoadFailed => 19,
             Self::ServedStale => 20,
+            Self::LoadedElsewhere => 21,
+            Self::Unleased => 22,
         }
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::super::counters::Count;
@@ -21,8 +21,9 @@ use super::super::guard::caught;
 use super::super::read::Found;
 use super::super::write::Made;
 use super::super::{CacheManager, Shared, TypedCache};
+use super::loads::Leave;
 use super::run::{Claim, Leading, Outcome, Turn, Waited, wait};
-use super::value::sealed;
+use super::value::sealed::{self, Home};
 use super::{LoadOptions, Loadable, Of, Raw};
 use crate::tier::{Call, side_by_side};
 use crate::{AsKey, BoxError, Error, Generation, Key, KeyRef, Result, Timestamp};
@@ -210,7 +211,7 @@ fn value<V: sealed::View>(
 ) -> Result<Option<Option<V::Shared>>> {
     match found.entry.is_nothing() {
         true => Ok(Some(None)),
-        false => Ok(V::unpack(cache, key.as_ref(), &found.entry)?.map(Some)),
+        false => Ok(V::unpack(Home(&cache.shared), key.as_ref(), &found.entry)?.map(Some)),
     }
 }
 
@@ -241,7 +242,7 @@ async fn await_one<V: sealed::View>(
     }
     match entry.is_nothing() {
         true => Ok(Some(None)),
-        false => Ok(V::unpack(cache, key.as_ref(), &entry)?.map(Some)),
+        false => Ok(V::unpack(Home(&cache.shared), key.as_ref(), &entry)?.map(Some)),
     }
 }
 
@@ -293,7 +294,7 @@ async fn lead_many<V, K, L, F, R, E>(
     leads: Vec<(Leading, K, Option<Generation>)>,
     loader: Arc<L>,
     options: LoadOptions,
-    refreshing: Option<OwnedSemaphorePermit>,
+    refreshing: Option<Leave>,
 ) where
     V: super::View,
     K: AsKey + Clone + Eq + Hash + Send + Sync + 'static,

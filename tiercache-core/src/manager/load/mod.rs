@@ -16,6 +16,8 @@
 //! A caller waits no longer than its options say, and a dropped one stops only waiting.
 
 mod blocking;
+mod lease;
+mod loads;
 mod many;
 pub(crate) mod memo;
 mod options;
@@ -34,8 +36,9 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub(super) use self::loads::{Defaults, Loads};
 pub use self::options::{Eager, LoadOptions, Loaded};
-pub(super) use self::run::{Failure, Loading, Loads};
+pub(super) use self::run::{Failure, Loading};
 use self::value::sealed;
 pub use self::value::{Loadable, Of, Raw, View};
 pub use self::warm::{Warm, Warmed};
