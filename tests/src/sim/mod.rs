@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tiercache_core::lease::Holder;
 use tiercache_core::testing::ManualClock;
 use tiercache_core::tier::Tier;
 use tiercache_core::{
@@ -28,17 +29,20 @@ use tiercache_core::{
 use tiercache_ram::{Policy, RamConfig, RamTier};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 pub use self::choices::{Choices, shrink};
 use self::counts::{Counts, Made};
 use self::judge::{Judge, Kind, Moment, Mutation, Seen};
-use self::origin::{Origin, WINDOW};
+use self::origin::{Asked, Origin, WINDOW};
 use self::store::{Fate, Gates, Life, Store};
 
 const KEYS: u32 = 3;
 /// Keys of a batch, any of which may be named twice.
 const BATCH: usize = 3;
 const MOST_IN_FLIGHT: usize = 6;
+/// How long a lease is for. Histories take some hundred milliseconds of the runtime's time.
+const TERM: Duration = Duration::from_millis(60);
 /// Decisions of a history: some 50 to 80 operations with what happens between their steps.
 pub const DECISIONS: usize = 700;
 
@@ -100,6 +104,10 @@ struct History {
     origin: Arc<Origin>,
     /// When other processes changed a key.
     elsewhere: Vec<(u8, Moment)>,
+    /// The leases other processes have.
+    held: BTreeMap<u8, Held>,
+    /// Loads that are to have a lease, and when they were asked for.
+    leased: BTreeMap<u64, Moment>,
     /// The mutation of a loaded value, and the seconds it lives.
     loads: BTreeMap<u64, (usize, Option<u64>)>,
     life: Arc<Life>,
@@ -135,6 +143,14 @@ struct Setup {
     batches: bool,
     /// Whether counters stand in RAM, and not in the store.
     counts_in_ram: bool,
+}
+
+/// The lease of a key that another process has.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    holder: Holder,
+    since: Moment,
+    until: Instant,
 }
 
 struct Running {
@@ -180,6 +196,7 @@ enum Operation {
         tag: Option<u8>,
         stale: bool,
         refresh: bool,
+        lease: bool,
     },
     GetMany([u8; BATCH]),
     SetMany([(u8, u64); BATCH]),
@@ -277,6 +294,8 @@ impl History {
             store,
             origin: Arc::new(Origin::new(gates.clone())),
             elsewhere: Vec::new(),
+            held: BTreeMap::new(),
+            leased: BTreeMap::new(),
             loads: BTreeMap::new(),
             gates,
             life,
@@ -314,7 +333,7 @@ impl History {
                     self.gates.answer_at_once(at_once);
                 }
                 17 if self.choices.once_in(4) => self.drop_one(),
-                17 | 18 if self.setup.shared => self.elsewhere()?,
+                17 | 18 if self.setup.shared => self.elsewhere().await?,
                 18 if self.choices.once_in(6) => self.crash().await?,
                 19 => {
                     let operation =
@@ -389,7 +408,8 @@ impl History {
                 let ttl = [None, Some(2), Some(10)][self.choices.below(3) as usize];
                 let tag = [None, None, Some(0), Some(1)][self.choices.below(4) as usize];
                 let (stale, refresh) = (self.choices.once_in(2), self.choices.once_in(3));
-                Operation::Load { key, value: self.values, ttl, tag, stale, refresh }
+                let lease = self.setup.shared && self.choices.once_in(2);
+                Operation::Load { key, value: self.values, ttl, tag, stale, refresh, lease }
             }
             21 => Operation::InvalidateTag(self.choices.below(2) as u8),
             22 => {
@@ -418,8 +438,12 @@ impl History {
 
     /// Another process sets or removes a key, whole and at once. This process may go on with what it has in RAM, but
     /// whatever it does to the key afterwards comes after.
-    fn elsewhere(&mut self) -> Result<(), String> {
+    async fn elsewhere(&mut self) -> Result<(), String> {
         let key = self.choices.below(KEYS) as u8;
+        if self.choices.once_in(3) {
+            self.lease_elsewhere(key).await;
+            return Ok(());
+        }
         let ahead = [0, 50, 1_000][self.choices.below(3) as usize];
         let name = Key::new("", format!("key-{key}").as_bytes()).expect("a key");
         self.moment += 1;
@@ -456,6 +480,37 @@ impl History {
         }
         self.moment += 1;
         Ok(())
+    }
+
+    /// Another process takes the lease of a key as its loads do, or gives it back.
+    async fn lease_elsewhere(&mut self, key: u8) {
+        let name = Key::new("", format!("load:key-{key}").as_bytes()).expect("a key");
+        self.moment += 1;
+        if let Some(held) = self.held.remove(&key) {
+            self.note(format!("{}: another process gives the lease of {key} back", self.moment));
+            self.store.release_elsewhere(&name, held.holder).await;
+            return;
+        }
+        let (holder, until) = (Holder::new(), Instant::now() + TERM);
+        if self.store.lease_elsewhere(&name, holder, TERM).await {
+            self.note(format!("{}: another process takes the lease of {key}", self.moment));
+            self.held.insert(key, Held { holder, since: self.moment, until });
+        }
+    }
+
+    /// A load that was asked for while another process had the lease of its key waits for the lease or its end. A store
+    /// that does not answer in time gives no leases.
+    async fn judge_lease(&self, loaded: &Asked) -> Result<(), String> {
+        let Some(asked) = self.leased.get(&loaded.value) else { return Ok(()) };
+        let waits = |held: &&Held| held.since < *asked && Instant::now() < held.until;
+        let Some(held) = self.held.get(&loaded.key).filter(waits).filter(|_| !self.setup.faults) else {
+            return Ok(());
+        };
+        let stats = self.manager.stats().await.map_err(|error| error.to_string())?;
+        if stats.loads_unleased > 0 {
+            return Ok(());
+        }
+        Err(format!("{loaded:?}, asked for at {asked}, did not wait for {held:?}"))
     }
 
     /// Begins an operation as a task of its own.
@@ -525,6 +580,9 @@ impl History {
                 self.counts.dropped(number, Moment::MAX, false);
             }
             _ => {}
+        }
+        if let Operation::Load { value, lease: true, .. } = what {
+            self.leased.insert(value, number);
         }
         let mutation = mutations.into_iter().map(|mutation| self.judge.begin(mutation)).collect();
         let (manager, done) = (self.manager.clone(), self.done.clone());
@@ -610,6 +668,7 @@ impl History {
         tokio::time::sleep(Duration::from_millis(1)).await;
         for loaded in self.origin.begun() {
             self.note(format!("   {loaded:?}"));
+            self.judge_lease(&loaded).await?;
             // It is as if it had been written, whole, when the origin was asked.
             let number = self.judge.begin(Mutation {
                 key: loaded.key,
@@ -1042,7 +1101,7 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
                 degraded: !written.degraded.is_empty(),
             })
         }
-        Operation::Load { key, value, ttl, tag, stale, refresh } => {
+        Operation::Load { key, value, ttl, tag, stale, refresh, lease } => {
             let mut options = LoadOptions::new().limit(Duration::from_secs(20));
             if let Some(ttl) = ttl {
                 options = options.ttl(Duration::from_secs(ttl));
@@ -1056,6 +1115,9 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
                 (false, true) => options.eager(Eager::After(0.5)),
                 (false, false) => options,
             };
+            if lease {
+                options = options.lease(TERM);
+            }
             let loader = origin.loader(key, value, ttl, tag, if stale { WINDOW } else { Duration::ZERO });
             let served = manager.get_or_load(name(key), loader).options(&options).entry().await;
             served.map(|served| Outcome::Served { value: number(&served.value), stale: served.is_stale() })

@@ -87,6 +87,7 @@ impl Shared {
             sharing.lease = Some((name.clone(), holder));
             let granted = match self.ask_for_lease(&name, holder, term).await {
                 Ok(Claim::Granted(_)) => true,
+                Ok(Claim::Taken { .. }) if seeded("lease-not-waited-for") => true,
                 Ok(Claim::Taken { .. }) if refreshing => {
                     sharing.lease = None;
                     return Contention::Left;
@@ -110,9 +111,7 @@ impl Shared {
                     return Contention::Load(Some(sharing));
                 }
             };
-            if let Some(entry) = self.look_below(leading, seen).await.filter(&answers)
-                && !seeded("leased-load-unlooked")
-            {
+            if let Some(entry) = self.look_below(leading, seen).await.filter(&answers) {
                 self.flow.counters.count(Count::LoadedElsewhere);
                 return Contention::Found(entry);
             }
