@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::counters::Count;
-use super::super::lessor::{Lessor, lease_name};
+use super::super::lessor::Lessor;
 use super::super::write::Writing;
 use super::super::{InFlight, Shared, Write};
 use super::LoadOptions;
@@ -27,11 +27,13 @@ use super::run::Leading;
 use crate::bugs::seeded;
 use crate::lease::{Claim, Holder};
 use crate::tier::Put;
-use crate::{Entry, Generation, Key, KeyRef, Levels};
+use crate::{Entry, Generation, Key, KeyRef, Levels, MAX_KEY_BYTES};
 
 /// Pauses between two looks at what another process loads: doubled each time, less up to a quarter by chance.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// What keeps leases of loads apart from others of the same key.
+const PURPOSE: &[u8] = b"load:";
 /// How long the store of leases is left alone after it failed.
 const REST: Duration = Duration::from_secs(1);
 
@@ -172,11 +174,11 @@ impl Shared {
     }
 }
 
+/// Of a key too long to be named with the purpose before it the beginning: two such keys may wait for each other, and
+/// each finds its own.
 fn load_lease_name(key: KeyRef<'_>) -> Key {
-    lease_name("load", key).unwrap_or_else(|_| {
-        // Too long with the purpose before it. Two keys of one hash wait for each other, and each finds its own.
-        let name = format!("load#{:016x}", key.hash64());
-        let namespace = std::str::from_utf8(key.namespace()).unwrap_or_default();
-        Key::new(namespace, name.as_bytes()).unwrap_or_else(|_| key.to_key())
-    })
+    let namespace = std::str::from_utf8(key.namespace()).unwrap_or_default();
+    let most = MAX_KEY_BYTES - PURPOSE.len();
+    let bytes = &key.bytes()[..key.bytes().len().min(most)];
+    Key::new(namespace, &[PURPOSE, bytes].concat()).unwrap_or_else(|_| key.to_key())
 }

@@ -15,6 +15,7 @@
 //!
 //! A caller waits no longer than its options say, and a dropped one stops only waiting.
 
+mod batch;
 mod blocking;
 mod lease;
 mod loads;
@@ -36,6 +37,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use self::batch::BatchLoader;
 pub(super) use self::loads::{Defaults, Loads};
 pub use self::options::{Eager, LoadOptions, Loaded};
 pub(super) use self::run::{Failure, Loading};
