@@ -198,6 +198,13 @@ enum Operation {
         refresh: bool,
         lease: bool,
     },
+    /// Loads that are asked for one by one and made together.
+    LoadMany {
+        keys: [u8; BATCH],
+        values: [u64; BATCH],
+        ttl: Option<u64>,
+        refresh: bool,
+    },
     GetMany([u8; BATCH]),
     SetMany([(u8, u64); BATCH]),
     DeleteMany([u8; BATCH]),
@@ -408,6 +415,12 @@ impl History {
                 let ttl = [None, Some(2), Some(10)][self.choices.below(3) as usize];
                 let tag = [None, None, Some(0), Some(1)][self.choices.below(4) as usize];
                 let (stale, refresh) = (self.choices.once_in(2), self.choices.once_in(3));
+                if self.choices.once_in(4) {
+                    let keys = self.batch();
+                    let values = std::array::from_fn(|at| self.values + at as u64);
+                    self.values += BATCH as u64 - 1;
+                    return Operation::LoadMany { keys, values, ttl, refresh };
+                }
                 let lease = self.setup.shared && self.choices.once_in(2);
                 Operation::Load { key, value: self.values, ttl, tag, stale, refresh, lease }
             }
@@ -815,7 +828,7 @@ impl History {
                 self.tally.reads += 1;
                 self.judge.judge(Seen { stale, ..seen(key, value, None, self.lives) })?;
             }
-            (Operation::GetMany(keys), Outcome::Values(values)) => {
+            (Operation::GetMany(keys) | Operation::LoadMany { keys, .. }, Outcome::Values(values)) => {
                 for (key, value) in keys.into_iter().zip(values) {
                     self.tally.reads += 1;
                     if let Some(value) = value {
@@ -1121,6 +1134,25 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
             let loader = origin.loader(key, value, ttl, tag, if stale { WINDOW } else { Duration::ZERO });
             let served = manager.get_or_load(name(key), loader).options(&options).entry().await;
             served.map(|served| Outcome::Served { value: number(&served.value), stale: served.is_stale() })
+        }
+        Operation::LoadMany { keys, values, ttl, refresh } => {
+            let mut options = LoadOptions::new().limit(Duration::from_secs(20));
+            if let Some(ttl) = ttl {
+                options = options.ttl(Duration::from_secs(ttl));
+            }
+            if refresh {
+                options = options.eager(Eager::After(0.5));
+            }
+            let named = keys.iter().zip(values).map(|(&key, value)| (name(key), (key, value)));
+            let loader = origin.loader_of_many(named.collect(), ttl);
+            let batch = manager.batch_loader(options, loader).window(Duration::ZERO);
+            let [a, b, c] = keys.map(|key| batch.get(name(key)));
+            let answers: [_; BATCH] = tokio::join!(a, b, c).into();
+            // What fails for one says nothing of the others.
+            let value = |answer: Result<Option<bytes::Bytes>, Error>| {
+                answer.ok().flatten().map(|value| number(&value))
+            };
+            Ok(Outcome::Values(answers.map(value).into()))
         }
         Operation::Touch { key, ttl } => {
             manager.touch(name(key), ttl.map(Duration::from_secs)).await.map(Outcome::Touched)
