@@ -42,6 +42,7 @@ mod chosen {
         ("load-outlives-fence", "a caller joins no load whose value an invalidation killed"),
         ("load-stored-unchecked", "what was loaded before a mutation is not stored after it"),
         ("load-unclaimed", "what was loaded before another process changed a key is not stored over that"),
+        ("journal-forgotten", "a removal that waits for a level outlives the process"),
         ("no-floor", "a mutation raises the floor of operations in flight"),
         ("no-permit", "a write below commits only while its permit holds"),
         ("no-scope-fence", "an invalidation of many is seen by every read"),

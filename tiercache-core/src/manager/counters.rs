@@ -53,9 +53,11 @@ pub(super) enum Count {
     LoadedElsewhere,
     /// Loads that were to have a lease and went on without.
     Unleased,
+    /// Removals that wait and could not be noted in the journal.
+    Unnoted,
 }
 
-const COUNTS: usize = 23;
+const COUNTS: usize = 24;
 
 impl Count {
     const fn index(self) -> usize {
@@ -81,6 +83,7 @@ impl Count {
             Self::ServedStale => 20,
             Self::LoadedElsewhere => 21,
             Self::Unleased => 22,
+            Self::Unnoted => 23,
         }
     }
 }

@@ -52,6 +52,9 @@ pub struct Stats {
     /// Loads that were to have a lease and went on without: its store could not be reached, or another process had it
     /// for as long as a load waits.
     pub loads_unleased: u64,
+    /// Removals that wait for a level and would be forgotten if the process were killed, since the level that keeps
+    /// the journal did not take them.
+    pub unnoted: u64,
     /// Invalidations remembered, and how many were merged into coarser ones.
     pub fences: (u64, u64),
     /// Batches the tracking store did not take at first.
@@ -128,11 +131,18 @@ impl CacheManager {
             served_stale: counters.sum(Count::ServedStale),
             loads_elsewhere: counters.sum(Count::LoadedElsewhere),
             loads_unleased: counters.sum(Count::Unleased),
+            unnoted: counters.sum(Count::Unnoted),
             fences: (flow.fences.len() as u64, flow.fences.merged()),
             tracking_failures: recorder.failures(),
             tracking_merged: recorder.merged(),
             tracking_lost: recorder.lost(),
         })
+    }
+
+    /// [`Stats::unnoted`], without a question to any level.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn unnoted(&self) -> u64 {
+        self.shared.flow.counters.sum(Count::Unnoted)
     }
 
     /// Sets hits, misses, sets and deletes to zero, in the tracking store too.
