@@ -672,6 +672,8 @@ impl History {
     async fn crash(&mut self) -> Result<(), String> {
         self.note("the process dies".to_string());
         self.tally.crashes += 1;
+        // What a process that is dead still loads nobody waits for.
+        self.leased.clear();
         self.lossy_at = Moment::MAX;
         self.opened.iter().for_each(|life| life.dead.store(true, Ordering::Relaxed));
         for running in std::mem::take(&mut self.running).into_values() {

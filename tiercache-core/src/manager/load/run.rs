@@ -414,7 +414,7 @@ async fn lead<V, L>(
     L: Loader<V::Shared, Value: Loadable<V::Value>>,
 {
     let shared = leading.flight.shared.clone();
-    let (mut stopped, mut ending) = (shared.loads.stopped(), shared.loads.stopped());
+    let mut stopped = shared.loads.stopped();
     // Both last until other processes can have the value.
     let (mut permit, mut sharing) = (None, None);
     let work = async {
@@ -460,7 +460,7 @@ async fn lead<V, L>(
     if let Some((key, entry, flight)) = hidden {
         tokio::select! {
             () = shared.share(&key, &entry, flight) => {}
-            _ = ending.wait_for(|stopped| *stopped) => {}
+            _ = stopped.wait_for(|stopped| *stopped) => {}
         }
     }
     drop((sharing, permit, refreshing));
