@@ -204,6 +204,8 @@ enum Operation {
         refresh: bool,
         lease: bool,
     },
+    /// Loads, and finds that there is nothing.
+    LoadNothing(u8),
     /// Loads that are asked for one by one and made together.
     LoadMany {
         keys: [u8; BATCH],
@@ -217,6 +219,7 @@ enum Operation {
     Delete(u8),
     Pop(u8),
     InvalidateTag(u8),
+    ExpireTag(u8),
     Clear,
     Flush(Level),
     Settle,
@@ -442,9 +445,13 @@ impl History {
                     self.values += BATCH as u64 - 1;
                     return Operation::LoadMany { keys, values, ttl, refresh };
                 }
+                if self.choices.once_in(6) {
+                    return Operation::LoadNothing(key);
+                }
                 let lease = self.setup.shared && self.choices.once_in(2);
                 Operation::Load { key, value: self.values, ttl, tag, stale, refresh, lease }
             }
+            21 if self.choices.once_in(3) => Operation::ExpireTag(self.choices.below(2) as u8),
             21 => Operation::InvalidateTag(self.choices.below(2) as u8),
             22 => {
                 let levels = self.levels();
@@ -602,6 +609,7 @@ impl History {
                 vec![mutate(a, Kind::Write(values[0]), None, u64::MAX), mutate(b, other, None, u64::MAX)]
             }
             Operation::InvalidateTag(tag) => everywhere(Kind::Remove(Some(tag))),
+            Operation::ExpireTag(tag) => everywhere(Kind::Expire(tag)),
             Operation::Clear => everywhere(Kind::Remove(None)),
             _ => Vec::new(),
         };
@@ -714,7 +722,8 @@ impl History {
             // It is as if it had been written, whole, when the origin was asked.
             let number = self.judge.begin(Mutation {
                 key: loaded.key,
-                kind: Kind::Write(loaded.value),
+                // That there is nothing is as if it had been removed.
+                kind: if loaded.value == 0 { Kind::Remove(None) } else { Kind::Write(loaded.value) },
                 tag: loaded.tag,
                 // It lives from when it is brought.
                 deadline: u64::MAX,
@@ -823,7 +832,10 @@ impl History {
             (Operation::Counter(key), Outcome::Sum(sum)) => {
                 self.counts.judge(key, sum.unwrap_or(0), running.begun, now)?;
             }
-            (Operation::Get(key) | Operation::Entry(key), Outcome::Value(value, generation)) => {
+            (
+                Operation::Get(key) | Operation::Entry(key) | Operation::LoadNothing(key),
+                Outcome::Value(value, generation),
+            ) => {
                 self.tally.reads += 1;
                 if let Some(value) = value {
                     self.tally.hits += 1;
@@ -1168,6 +1180,11 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
             let served = manager.get_or_load(name(key), loader).options(&options).entry().await;
             served.map(|served| Outcome::Served { value: number(&served.value), stale: served.is_stale() })
         }
+        Operation::LoadNothing(key) => {
+            let load = manager.get_or_load(name(key), origin.loader_of_nothing(key));
+            let load = load.limit(Duration::from_secs(20)).negative_ttl(Duration::from_secs(5));
+            load.await.map(|found| Outcome::Value(found.map(|value| number(&value)), None))
+        }
         Operation::LoadMany { keys, values, ttl, refresh } => {
             let mut options = LoadOptions::new().limit(Duration::from_secs(20));
             if let Some(ttl) = ttl {
@@ -1203,6 +1220,9 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
             .invalidate_tag("t", tag.to_string())
             .await
             .map(|removed| Outcome::Removed { degraded: !removed.degraded.is_empty() }),
+        Operation::ExpireTag(tag) => {
+            manager.expire_tag("t", tag.to_string()).await.map(|()| Outcome::Nothing)
+        }
         Operation::Clear => {
             manager.clear().await.map(|removed| Outcome::Removed { degraded: !removed.degraded.is_empty() })
         }

@@ -6,6 +6,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::judge::Moment;
 use super::store::{Fate, Gates};
 
@@ -94,6 +96,31 @@ impl Origin {
                         state.brought.push((value, clock));
                         Ok(value.to_string())
                     }
+                    Fate::Fail | Fate::Part => Err("told to fail"),
+                    Fate::Hang => std::future::pending().await,
+                }
+            })
+        }
+    }
+
+    /// A loader that finds nothing: that is value 0.
+    pub(super) fn loader_of_nothing(
+        self: &Arc<Self>,
+        key: u8,
+    ) -> impl FnOnce() -> Pin<Box<dyn Future<Output = Result<Option<Bytes>, &'static str>> + Send>>
+    + Send
+    + 'static
+    + use<> {
+        let origin = self.clone();
+        move || {
+            Box::pin(async move {
+                {
+                    let mut state = origin.state();
+                    let (asked, _) = state.now;
+                    state.begun.push(Asked { key, value: 0, tag: None, ttl: None, stale: 0, asked });
+                }
+                match origin.gates.pass(format!("load of nothing for {key}")).await {
+                    Fate::Go => Ok(None),
                     Fate::Fail | Fate::Part => Err("told to fail"),
                     Fate::Hang => std::future::pending().await,
                 }

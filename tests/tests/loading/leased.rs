@@ -1,11 +1,12 @@
 //! One load among several processes that share a level.
 
+use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tiercache_core::testing::{Fault, FaultTier, GateTier, ManualClock, MemoryTier, Op, Point, When};
 use tiercache_core::{CacheManager, Eager, Error, Level, LoadOptions, Tier, Write};
-use tiercache_tests::doubles::RuntimeClock;
+use tiercache_tests::doubles::{Hooked, RuntimeClock, Yielding, poll_at_most};
 use tiercache_tests::rig::{builder, get, id, idle, ram};
 use tokio::time::Instant;
 
@@ -342,6 +343,29 @@ async fn a_cache_that_closes_while_it_waits_for_a_lease_ends_its_callers() {
     origin.release();
     assert_eq!(holder.await.unwrap().unwrap(), "v");
     assert_eq!(origin.loads(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_dropped_at_any_poll_leaves_no_lease_behind() {
+    for polls in 1.. {
+        let store = MemoryTier::shared();
+        let slow = Hooked::opaque(store.clone(), Yielding);
+        let (cache, other) = (over(slow).await, over(store.reopen()).await);
+        let origin = Origin::new("v");
+        let load = cache.get_or_load("k", origin.load()).lease(TERM);
+        let done = poll_at_most(load.into_future(), polls).await;
+        idle().await;
+        let began = Instant::now();
+        assert_eq!(spawn(&other, &origin, options()).await.unwrap().unwrap(), "v");
+        assert!(began.elapsed() < Duration::from_secs(1), "{polls}: {:?}", began.elapsed());
+        assert_eq!(origin.loads(), 1, "{polls}: what was begun goes on");
+        for cache in [&cache, &other] {
+            assert_eq!(cache.stats().await.unwrap().in_flight, 0, "{polls}");
+        }
+        if done.is_some() {
+            break;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -57,10 +57,19 @@ struct Gathering<V: View, K> {
 
 /// The batch that gathers.
 struct Waiting<V: View, K> {
-    /// Those who wait for each key; nobody for one that is to be refreshed.
-    askers: HashMap<K, (Key, Vec<Asker<V>>)>,
+    /// In the order in which they were asked for.
+    keys: Vec<Wanted<V, K>>,
+    /// Where a key is.
+    places: HashMap<K, usize>,
     /// Which batch it is.
     number: u64,
+}
+
+/// A key, and those who wait for it: nobody, when it is to be refreshed.
+struct Wanted<V: View, K> {
+    name: K,
+    key: Key,
+    askers: Vec<Asker<V>>,
 }
 
 impl CacheManager {
@@ -117,7 +126,7 @@ where
                 Ok(loaded.into_iter().map(|(key, value)| (key, value.loaded())).collect())
             })
         };
-        let waiting = Mutex::new(Waiting { askers: HashMap::new(), number: 0 });
+        let waiting = Mutex::new(Waiting { keys: Vec::new(), places: HashMap::new(), number: 0 });
         let gathering = Arc::new(Gathering { options, loader: Box::new(loader), waiting });
         Self { cache: cache.clone(), gathering, window: DEFAULT_WINDOW, most: DEFAULT_MOST }
     }
@@ -200,10 +209,10 @@ where
     /// Steps 2 and 3.
     fn gather(&self, name: K, key: Key, asker: Option<Asker<V>>) {
         let mut waiting = self.gathering.waiting();
-        let first = waiting.askers.is_empty();
-        waiting.askers.entry(name).or_insert_with(|| (key, Vec::new())).1.extend(asker);
+        let first = waiting.keys.is_empty();
+        waiting.add(name, key, asker);
         let runtime = &self.cache.shared.runtime;
-        if waiting.askers.len() >= self.most {
+        if waiting.keys.len() >= self.most {
             let batch = waiting.take();
             drop(waiting);
             runtime.spawn(run(self.cache.clone(), self.gathering.clone(), batch));
@@ -234,27 +243,34 @@ impl<V: View, K> Gathering<V, K> {
     }
 }
 
-impl<V: View, K> Waiting<V, K> {
-    fn take(&mut self) -> HashMap<K, (Key, Vec<Asker<V>>)> {
+impl<V: View, K: Clone + Eq + Hash> Waiting<V, K> {
+    fn add(&mut self, name: K, key: Key, asker: Option<Asker<V>>) {
+        let next = self.keys.len();
+        let place = *self.places.entry(name.clone()).or_insert(next);
+        if place == next {
+            self.keys.push(Wanted { name, key, askers: Vec::new() });
+        }
+        self.keys[place].askers.extend(asker);
+    }
+
+    fn take(&mut self) -> Vec<Wanted<V, K>> {
         self.number += 1;
-        std::mem::take(&mut self.askers)
+        self.places.clear();
+        std::mem::take(&mut self.keys)
     }
 }
 
 /// Steps 3 and 4. What was begun goes on as it would without those who wait.
-async fn run<V, K>(
-    cache: CacheManager,
-    gathering: Arc<Gathering<V, K>>,
-    batch: HashMap<K, (Key, Vec<Asker<V>>)>,
-) where
+async fn run<V, K>(cache: CacheManager, gathering: Arc<Gathering<V, K>>, batch: Vec<Wanted<V, K>>)
+where
     V: View,
     K: AsKey + Clone + Eq + Hash + Send + Sync + 'static,
 {
     let (mut names, mut keys, mut askers) = (Vec::new(), Vec::new(), Vec::new());
-    for (name, (key, waiting)) in batch {
-        names.push(name);
-        keys.push(key);
-        askers.push(waiting);
+    for wanted in batch {
+        names.push(wanted.name);
+        keys.push(wanted.key);
+        askers.push(wanted.askers);
     }
     let refresh_only: Vec<bool> = askers.iter().map(Vec::is_empty).collect();
     let askers = Mutex::new(askers);
@@ -286,7 +302,7 @@ impl<V: View, K> Clone for BatchLoader<V, K> {
 
 impl<V: View, K> fmt::Debug for BatchLoader<V, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let waiting = self.gathering.waiting().askers.len();
+        let waiting = self.gathering.waiting().keys.len();
         f.debug_struct("BatchLoader")
             .field("window", &self.window)
             .field("max_batch", &self.most)

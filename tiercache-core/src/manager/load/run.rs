@@ -18,7 +18,7 @@ use super::loads::{Leave, Loads};
 use super::value::sealed::Home;
 use super::{Answer, Eager, LoadContext, LoadOptions, Loadable, Loaded, Loader, Reason, Served, View};
 use crate::bugs::seeded;
-use crate::tier::{Dead, Look, Removal};
+use crate::tier::{Look, Removal};
 use crate::{COARSE_SLACK_MILLIS, Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 
 /// Failures in a row that lengthen the pause.
@@ -518,7 +518,7 @@ impl Shared {
     /// Whether what another's load brought answers a call that began then. An invalidation of many that began after
     /// the load may have ended before the call began; and what takes long to store may be over before.
     pub(super) fn may_join(&self, key: &Key, entry: &Entry, since: Timestamp) -> bool {
-        let killed = self.flow.fences.is_dead(key.as_ref(), entry) && !seeded("load-outlives-fence");
+        let killed = self.flow.fences.hides(key.as_ref(), entry) && !seeded("load-outlives-fence");
         !killed && entry.is_fresh(since)
     }
 
