@@ -156,11 +156,7 @@ pub(super) fn herds() -> Vec<Herd> {
             })
         })
     };
-    vec![
-        ("moka", Box::new(moka)),
-        ("foyer-memory", Box::new(foyer)),
-        ("multi-tier-cache", Box::new(multi)),
-    ]
+    vec![("moka", Box::new(moka)), ("foyer-memory", Box::new(foyer)), ("multi-tier-cache", Box::new(multi))]
 }
 
 fn moka() -> Moka {

@@ -28,6 +28,8 @@ pub(super) struct Asked {
 
 type Bringing = Pin<Box<dyn Future<Output = Result<HashMap<String, String>, &'static str>> + Send>>;
 
+type Missing = Pin<Box<dyn Future<Output = Result<Option<Bytes>, &'static str>> + Send>>;
+
 #[derive(Debug)]
 pub(super) struct Origin {
     gates: Arc<Gates>,
@@ -107,10 +109,7 @@ impl Origin {
     pub(super) fn loader_of_nothing(
         self: &Arc<Self>,
         key: u8,
-    ) -> impl FnOnce() -> Pin<Box<dyn Future<Output = Result<Option<Bytes>, &'static str>> + Send>>
-    + Send
-    + 'static
-    + use<> {
+    ) -> impl FnOnce() -> Missing + Send + 'static + use<> {
         let origin = self.clone();
         move || {
             Box::pin(async move {
