@@ -180,7 +180,7 @@ async fn multi_tier() -> MultiTier {
     };
     let tier = |config| Arc::new(multi_tier_cache::L1Cache::new(config).expect("a valid configuration"));
     let system = CacheSystemBuilder::new()
-        .with_tier(tier(config.clone()), TierConfig::as_l1())
+        .with_tier(tier(config), TierConfig::as_l1())
         .with_tier(tier(config), TierConfig::as_l2())
         .build()
         .await
