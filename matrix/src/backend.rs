@@ -31,7 +31,11 @@ enum Service {
 }
 
 impl Service {
-    fn server(&self) -> &Server {
+    /// The server itself.
+    ///
+    /// # Panics
+    /// For a backend without one.
+    pub fn server(&self) -> &Server {
         match self {
             Self::Memcached(server) => server,
             Self::Redis(server) => server,

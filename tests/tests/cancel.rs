@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::HashMap;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use tiercache_core::testing::{ManualClock, MemoryTier};
 use tiercache_core::tier::{Resident, Tier};
 use tiercache_core::tracking::Query;
-use tiercache_core::{CacheManager, Error, Level, Result, Write};
+use tiercache_core::{CacheManager, Error, Level, LoadOptions, Result, Write};
 use tiercache_ram::RamTier;
 use tiercache_tests::doubles::{Hooked, Yielding, poll_at_most};
 use tiercache_tests::rig::{builder, get, id, idle, ram};
@@ -160,6 +161,16 @@ dropped!(
     a_dropped_load,
     |key, place| if place == "nowhere" && key == place { Some("loaded") } else { UNCHANGED(key, place) },
     |cache, key| cache.get_or_load(key, || async { Ok::<_, Error>("loaded") }).await?
+);
+dropped!(
+    a_dropped_gathered_load,
+    |key, place| if place == "nowhere" && key == place { Some("loaded") } else { UNCHANGED(key, place) },
+    |cache, key| {
+        let load = async |keys: Vec<&'static str>| {
+            Ok::<_, Error>(keys.into_iter().map(|key| (key, "loaded")).collect::<HashMap<_, _>>())
+        };
+        cache.batch_loader(LoadOptions::new(), load).window(Duration::ZERO).get(key).await?
+    }
 );
 dropped!(a_dropped_touch, UNCHANGED, |cache, key| cache.touch(key, Duration::from_secs(60)).await?);
 dropped!(a_dropped_delete, REMOVED, |cache, key| cache.delete(key).await?);

@@ -20,7 +20,7 @@ mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Every bug, and the rule it breaks.
-    pub const ALL: [(&str, &str); 37] = [
+    pub const ALL: [(&str, &str); 38] = [
         ("adds-again", "an addition is made once"),
         ("add-extends-life", "only set and touch change a deadline"),
         ("batch-behind-is-done", "of a batch each removal overtakes what is ahead of it"),
@@ -38,6 +38,7 @@ mod chosen {
         ("hit-ignores-fences", "a hit is older than no invalidation"),
         ("join-detached-read", "a get joins no read that began before a mutation"),
         ("join-detached-load", "a caller joins no load that began before a mutation"),
+        ("lease-not-waited-for", "a load waits while another process has the lease of its key"),
         ("load-outlives-fence", "a caller joins no load whose value an invalidation killed"),
         ("load-stored-unchecked", "what was loaded before a mutation is not stored after it"),
         ("load-unclaimed", "what was loaded before another process changed a key is not stored over that"),

@@ -38,10 +38,10 @@ pub use late::{LateTier, LateTracking};
 pub use lease::Leasing;
 pub use level::{Level, Levels, Stay};
 pub use manager::{
-    Addition, BlockingCache, Builder, CacheManager, CloseReport, Eager, EntryInfo, Keys, LevelReport,
-    LevelStats, Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader,
-    Lock, LockGuard, Of, Origin, Plain, Popped, Pruned, Raw, Reason, Removed, Restored, Retune, Scan, Served,
-    Set, Stats, Told, Touched, Transaction, TypedCache, Value, View, Warm, Warmed, Write, Written,
+    Addition, BatchLoader, BlockingCache, Builder, CacheManager, CloseReport, Eager, EntryInfo, Keys,
+    LevelReport, LevelStats, Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded,
+    Loader, Lock, LockGuard, Of, Origin, Plain, Popped, Pruned, Raw, Reason, Removed, Restored, Retune, Scan,
+    Served, Set, Stats, Told, Touched, Transaction, TypedCache, Value, View, Warm, Warmed, Write, Written,
 };
 pub use memo::{default_cache, set_default};
 pub use rules::{Rule, Rules};

@@ -10,7 +10,7 @@ use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
 use syn::{Error, Expr, ExprLit, Ident, Lit, LitStr, Path, Result, Token, parenthesized};
 
-const KNOWN: [&str; 24] = [
+const KNOWN: [&str; 25] = [
     "associated",
     "back_off",
     "cache",
@@ -22,6 +22,7 @@ const KNOWN: [&str; 24] = [
     "in_place",
     "jitter",
     "key",
+    "lease",
     "limit",
     "name",
     "namespace",
@@ -173,6 +174,7 @@ impl Options {
             "back_off"
             | "error_ttl"
             | "hard_timeout"
+            | "lease"
             | "limit"
             | "negative_ttl"
             | "soft_timeout"

@@ -13,6 +13,8 @@ use crate::{Config, units};
 const OF_LEVELS: [&str; 3] = ["ttl", "read_timeout", "write_timeout"];
 /// What may change elsewhere.
 const ELSEWHERE: [&str; 3] = ["pending", "sweep", "ttl_rules"];
+/// A section of which everything may.
+const LOADING: &str = "loading";
 
 /// Caches whose configuration can change while they are used.
 pub trait Reload {
@@ -113,12 +115,16 @@ fn plan(cache: &CacheManager, origin: Option<&Origin>, config: &Config) -> Resul
         }
     }
     let (pending, sweep) = config.limits();
+    retune = config.loading().retune(retune);
     retune = retune.pending_bytes(pending).sweep_every(sweep).origin(Arc::new(next));
     Ok((retune, changes))
 }
 
 fn may_change(cache: &CacheManager, path: &str) -> bool {
     let Some((section, key)) = path.split_once('.') else { return ELSEWHERE.contains(&path) };
+    if section == LOADING {
+        return true;
+    }
     let Some(at) = LEVEL_SECTIONS.iter().position(|name| *name == section) else { return false };
     OF_LEVELS.contains(&key) || (key == "max_size" && cache.is_sizable(Level::ALL[at]))
 }

@@ -186,6 +186,17 @@ const TABLE: &[(&str, &[Expected])] = &[
     // Other keys.
     ("pending: 0", &[("1:10", &["pending: `0` is not above zero"])]),
     ("counters: warm", &[("1:11", &["counters: unknown value `warm`", "hot, cold, dry"])]),
+    ("loading:\n", &[("1:8", &["loading", "the section is empty"])]),
+    (
+        "loading: { max_load: 3 }",
+        &[("1:12", &["loading.max_load: unknown key", "did you mean `max_loads`?"])],
+    ),
+    ("loading: { max_loads: 0 }", &[("1:23", &["loading.max_loads: found the number `0`", "from 1 to"])]),
+    ("loading: { max_refreshes: 1.5 }", &[("1:27", &["loading.max_refreshes", "a whole number from 0"])]),
+    ("loading: { max_refreshes: many }", &[("1:27", &["loading.max_refreshes", "a whole number from 0"])]),
+    ("loading: { lease: 10 }", &[("1:19", &["loading.lease: `10` has no unit", "null for no lease"])]),
+    ("loading: { lease: 25h }", &[("1:19", &["loading.lease: found the text \"25h\"", "a day at most"])]),
+    ("loading: { jitter: 10 }", &[("1:20", &["loading.jitter: found the number `10`", "from 0 to 1"])]),
     ("sweep: 1", &[("1:8", &["sweep: `1` has no unit"])]),
     ("hot_cache: { read_timeout: 5 }", &[("1:28", &["hot_cache.read_timeout: `5` has no unit"])]),
     ("ttl_rules:", &[("1:10", &["ttl_rules: found null", "a list"])]),

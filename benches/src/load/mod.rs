@@ -1,10 +1,15 @@
-//! `bench load`: what loading through the cache costs, beside the same without it.
+//! `bench load`: what loading through the cache costs, beside the same without it, and beside other caches.
 //!
-//! `get_hit` and `get_or_load_hit` are hot hits; `miss` is a load that
-//! brings its value at once, so all of it is overhead; `herd` is the time from the first of ten thousand tasks on one
-//! key to the last answer, where the loader takes [`LOADER`]: a second one would double it.
+//! `get_hit`, `get_or_load_hit` and `macro_hit` are hot hits; `miss` is a load that brings its value at once, so all of it
+//! is overhead; `herd` is the time from the first of ten thousand tasks on one key to the last answer, where the loader
+//! takes [`LOADER`]: a second one would double it.
+
+mod memo;
+#[cfg(feature = "peers")]
+mod peers;
 
 use std::hint::black_box;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -26,84 +31,46 @@ const HERD: usize = 10_000;
 /// What the loader of the herd takes.
 const LOADER: Duration = Duration::from_millis(100);
 
+/// What is done many times: its name, whose it is, and a pass of it.
+type Case<'a> = (&'static str, &'static str, Box<dyn Fn() -> Pass + 'a>);
+/// Who is asked by a herd: makes a cache, and a call of it that counts the loads.
+type Herd = (&'static str, Box<dyn Fn() -> Call>);
+type Call = Box<dyn Fn(&Arc<AtomicU64>) -> Pin<Box<dyn Future<Output = ()> + Send>>>;
+
+/// What every contender is measured with.
+struct Given<'a> {
+    runtime: &'a Runtime,
+    keys: &'a [String],
+    value: &'a Bytes,
+    fresh: &'a AtomicU64,
+}
+
+impl Given<'_> {
+    /// Keys that nobody had.
+    fn absent(&self) -> Vec<String> {
+        let absent = || format!("absent:{:017}", self.fresh.fetch_add(1, Ordering::Relaxed));
+        (0..MISSES).map(|_| absent()).collect()
+    }
+
+    fn hits(&self, call: impl AsyncFn(&String)) -> Pass {
+        passes(self.runtime, self.keys, PASS, call)
+    }
+
+    fn misses(&self, call: impl AsyncFn(&String)) -> Pass {
+        passes(self.runtime, &self.absent(), MISSES, call)
+    }
+}
+
 pub(crate) fn run(options: &Options) {
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let cache = runtime.block_on(async {
-        let hot = Arc::new(RamTier::new(RamConfig { max_size: 256 << 20, policy: Policy::Adaptive }));
-        CacheManager::builder().hot(hot).build().await.expect("a level in RAM needs nothing")
-    });
-    let moka: moka::sync::Cache<String, Bytes, foldhash::fast::RandomState> =
-        moka::sync::Cache::builder().max_capacity(1 << 20).build_with_hasher(Default::default());
+    let cache = runtime.block_on(small());
     let keys: Vec<String> = (0..KEYS).map(key).collect();
-    let value = crate::hot::value();
-    runtime.block_on(async {
-        for key in &keys {
-            cache.set(key, value.clone()).await.expect("room");
-            moka.insert(key.clone(), value.clone());
-        }
-    });
-    let fresh = AtomicU64::new(0);
-    let absent = || format!("absent:{:017}", fresh.fetch_add(1, Ordering::Relaxed));
-    type Case<'a> = (&'static str, &'static str, Box<dyn Fn() -> Pass + 'a>);
-    let cases: Vec<Case<'_>> = vec![
-        (
-            "get_hit",
-            "tiercache",
-            Box::new(|| {
-                hits(&runtime, &keys, async |key| {
-                    black_box(&cache.get(key).await);
-                })
-            }),
-        ),
-        (
-            "get_hit",
-            "moka",
-            Box::new(|| {
-                hits(&runtime, &keys, async |key| {
-                    black_box(&moka.get(key));
-                })
-            }),
-        ),
-        (
-            "get_or_load_hit",
-            "tiercache",
-            Box::new(|| {
-                hits(&runtime, &keys, async |key| {
-                    black_box(&cache.get_or_load(key, || async { Ok::<_, Error>("never") }).await);
-                })
-            }),
-        ),
-        (
-            "get_or_load_hit",
-            "moka",
-            Box::new(|| {
-                hits(&runtime, &keys, async |key| {
-                    black_box(&moka.get_with_by_ref(key, Bytes::new));
-                })
-            }),
-        ),
-        (
-            "miss",
-            "tiercache",
-            Box::new(|| {
-                let names: Vec<String> = (0..MISSES).map(|_| absent()).collect();
-                hits(&runtime, &names, async |key| {
-                    let value = value.clone();
-                    black_box(&cache.get_or_load(key, move || async move { Ok::<_, Error>(value) }).await);
-                })
-            }),
-        ),
-        (
-            "miss",
-            "moka",
-            Box::new(|| {
-                let names: Vec<String> = (0..MISSES).map(|_| absent()).collect();
-                hits(&runtime, &names, async |key| {
-                    black_box(&moka.get_with_by_ref(key, || value.clone()));
-                })
-            }),
-        ),
-    ];
+    let (value, fresh) = (crate::hot::value(), AtomicU64::new(0));
+    let given = Given { runtime: &runtime, keys: &keys, value: &value, fresh: &fresh };
+    let mut cases = ours(&given, &cache);
+    #[cfg(feature = "peers")]
+    cases.extend(peers::cases(&given));
+    cases.extend(memo::cases(&runtime, &cache));
     let wanted =
         |case: &str, contender: &str| options.wants("case", case) && options.wants("contender", contender);
     let mut passes: Vec<Vec<Pass>> = vec![Vec::new(); cases.len()];
@@ -119,15 +86,76 @@ pub(crate) fn run(options: &Options) {
         let ns = median(passes.iter().map(Pass::cpu_ns));
         rows.push(row(case, contender, ns, median(passes.iter().map(Pass::allocations_each)), String::new()));
     }
-    if wanted("herd", "tiercache") {
-        let (worst, loads) = herd();
-        let note = format!(
-            "{:.2} x the loader's {LOADER:?}, {loads} load",
-            worst.as_secs_f64() / LOADER.as_secs_f64()
-        );
-        rows.push(row("herd", "tiercache", worst.as_nanos() as f64, f64::NAN, note));
+    rows.sort_by_key(|row| cases.iter().position(|(case, ..)| *case == row.case));
+    #[cfg_attr(not(feature = "peers"), expect(unused_mut, reason = "peers are added to it"))]
+    let mut herds = vec![our_herd()];
+    #[cfg(feature = "peers")]
+    herds.extend(peers::herds());
+    for (contender, make) in herds.iter().filter(|(contender, _)| wanted("herd", contender)) {
+        let (worst, loads) = herd(make);
+        let times = worst.as_secs_f64() / LOADER.as_secs_f64();
+        let note = format!("{times:.2} x the loader's {LOADER:?}, {loads} load");
+        rows.push(row("herd", contender, worst.as_nanos() as f64, f64::NAN, note));
     }
     rows.iter().for_each(|row| row.print(options.json));
+}
+
+async fn small() -> CacheManager {
+    let hot = Arc::new(RamTier::new(RamConfig { max_size: 256 << 20, policy: Policy::Adaptive }));
+    CacheManager::builder().hot(hot).build().await.expect("a level in RAM needs nothing")
+}
+
+fn ours<'a>(given: &'a Given<'a>, cache: &'a CacheManager) -> Vec<Case<'a>> {
+    given.runtime.block_on(async {
+        for key in given.keys {
+            cache.set(key, given.value.clone()).await.expect("room");
+        }
+    });
+    let get = move || {
+        given.hits(async |key| {
+            black_box(&cache.get(key).await);
+        })
+    };
+    let load = move || {
+        given.hits(async |key| {
+            black_box(&cache.get_or_load(key, || async { Ok::<_, Error>("never") }).await);
+        })
+    };
+    let miss = move || {
+        given.misses(async |key| {
+            let value = given.value.clone();
+            black_box(&cache.get_or_load(key, move || async move { Ok::<_, Error>(value) }).await);
+        })
+    };
+    vec![
+        ("get_hit", "tiercache", Box::new(get)),
+        ("get_or_load_hit", "tiercache", Box::new(load)),
+        ("miss", "tiercache", Box::new(miss)),
+    ]
+}
+
+fn our_herd() -> Herd {
+    let make = || -> Call {
+        let runtime = tokio::runtime::Handle::current();
+        let cache = tokio::task::block_in_place(|| runtime.block_on(small()));
+        Box::new(move |loads| {
+            let (cache, loads) = (cache.clone(), loads.clone());
+            Box::pin(async move {
+                let load = move || async move {
+                    slow(&loads).await;
+                    Ok::<_, Error>("value")
+                };
+                black_box(&cache.get_or_load("one", load).await);
+            })
+        })
+    };
+    ("tiercache", Box::new(make))
+}
+
+/// The loader of the herd.
+async fn slow(loads: &AtomicU64) {
+    loads.fetch_add(1, Ordering::Relaxed);
+    tokio::time::sleep(LOADER).await;
 }
 
 fn row(case: &str, contender: &str, ns_per_op: f64, allocs_per_op: f64, note: String) -> Row {
@@ -135,8 +163,7 @@ fn row(case: &str, contender: &str, ns_per_op: f64, allocs_per_op: f64, note: St
     Row { bench: "load", case, contender, threads: 1, keys, ns_per_op, allocs_per_op, note }
 }
 
-fn hits(runtime: &Runtime, keys: &[String], call: impl AsyncFn(&String)) -> Pass {
-    let count = if keys.len() == KEYS { PASS } else { keys.len() };
+fn passes<K>(runtime: &Runtime, keys: &[K], count: usize, call: impl AsyncFn(&K)) -> Pass {
     runtime.block_on(async {
         let begun = Pass::begin();
         for key in keys.iter().cycle().take(count) {
@@ -147,29 +174,18 @@ fn hits(runtime: &Runtime, keys: &[String], call: impl AsyncFn(&String)) -> Pass
 }
 
 /// The longest of some herds, and the most loads one caused.
-fn herd() -> (Duration, u64) {
+fn herd(make: &dyn Fn() -> Call) -> (Duration, u64) {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let mut worst = Duration::ZERO;
     let mut most = 0;
     for _ in 0..5 {
-        let cache = runtime.block_on(async {
-            let hot = Arc::new(RamTier::new(RamConfig { max_size: 1 << 20, policy: Policy::Adaptive }));
-            CacheManager::builder().hot(hot).build().await.expect("a level in RAM needs nothing")
-        });
         let loads = Arc::new(AtomicU64::new(0));
         let took = runtime.block_on(async {
+            let call = make();
             let begun = Instant::now();
             let mut tasks = tokio::task::JoinSet::new();
             for _ in 0..HERD {
-                let (cache, loads) = (cache.clone(), loads.clone());
-                tasks.spawn(async move {
-                    let load = move || async move {
-                        loads.fetch_add(1, Ordering::Relaxed);
-                        tokio::time::sleep(LOADER).await;
-                        Ok::<_, Error>("value")
-                    };
-                    black_box(&cache.get_or_load("one", load).await);
-                });
+                tasks.spawn(call(&loads));
             }
             while tasks.join_next().await.is_some() {}
             begun.elapsed()

@@ -17,6 +17,8 @@ pub(super) enum Kind {
     Touch,
     /// Removes the value, if it carries that tag where one is named.
     Remove(Option<u8>),
+    /// Makes values that carry the tag stale, for its own process.
+    Expire(u8),
 }
 
 /// An operation that changes a key, or may have.
@@ -126,6 +128,11 @@ impl Judge {
                 Kind::Write(_) => true,
                 Kind::Touch => false,
                 Kind::Remove(tag) => tag.is_none() || tag == written.tag,
+                // A touch that found the value before writes it once more.
+                Kind::Expire(tag) => {
+                    let spared = seen.stale || self.touched_since(key, other.begun);
+                    written.tag == Some(tag) && other.life == life && !spared
+                }
             };
             let after_write = written.ended.is_some_and(|ended| ended < other.begun);
             let before_read = other.ended.is_some_and(|ended| ended < begun);

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tiercache_core::lease::Holder;
 use tiercache_core::testing::ManualClock;
 use tiercache_core::tier::Tier;
 use tiercache_core::{
@@ -28,17 +29,20 @@ use tiercache_core::{
 use tiercache_ram::{Policy, RamConfig, RamTier};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 pub use self::choices::{Choices, shrink};
 use self::counts::{Counts, Made};
 use self::judge::{ELSEWHERE, Judge, Kind, Moment, Mutation, Seen};
-use self::origin::{Origin, WINDOW};
+use self::origin::{Asked, Origin, WINDOW};
 use self::store::{Fate, Gates, Life, Store};
 
 const KEYS: u32 = 3;
 /// Keys of a batch, any of which may be named twice.
 const BATCH: usize = 3;
 const MOST_IN_FLIGHT: usize = 6;
+/// How long a lease is for. Histories take some hundred milliseconds of the runtime's time.
+const TERM: Duration = Duration::from_millis(60);
 /// Decisions of a history: some 50 to 80 operations with what happens between their steps.
 pub const DECISIONS: usize = 700;
 
@@ -102,6 +106,10 @@ struct History {
     origin: Arc<Origin>,
     /// When other processes changed a key.
     elsewhere: Vec<(u8, Moment)>,
+    /// The leases other processes have.
+    held: BTreeMap<u8, Held>,
+    /// Loads that are to have a lease, and when they were asked for.
+    leased: BTreeMap<u64, Moment>,
     /// The mutation of a loaded value, and the seconds it lives.
     loads: BTreeMap<u64, (usize, Option<u64>)>,
     opened: Vec<Arc<Life>>,
@@ -143,6 +151,14 @@ struct Setup {
     batches: bool,
     /// Whether counters stand in RAM, and not in the store.
     counts_in_ram: bool,
+}
+
+/// The lease of a key that another process has.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    holder: Holder,
+    since: Moment,
+    until: Instant,
 }
 
 struct Running {
@@ -188,6 +204,16 @@ enum Operation {
         tag: Option<u8>,
         stale: bool,
         refresh: bool,
+        lease: bool,
+    },
+    /// Loads, and finds that there is nothing.
+    LoadNothing(u8),
+    /// Loads that are asked for one by one and made together.
+    LoadMany {
+        keys: [u8; BATCH],
+        values: [u64; BATCH],
+        ttl: Option<u64>,
+        refresh: bool,
     },
     GetMany([u8; BATCH]),
     SetMany([(u8, u64); BATCH]),
@@ -195,6 +221,7 @@ enum Operation {
     Delete(u8),
     Pop(u8),
     InvalidateTag(u8),
+    ExpireTag(u8),
     Clear,
     Flush(Level),
     Settle,
@@ -295,6 +322,8 @@ impl History {
             store,
             origin: Arc::new(Origin::new(gates.clone())),
             elsewhere: Vec::new(),
+            held: BTreeMap::new(),
+            leased: BTreeMap::new(),
             loads: BTreeMap::new(),
             beside,
             gates,
@@ -339,7 +368,7 @@ impl History {
                 }
                 17 if self.choices.once_in(4) => self.drop_one(),
                 18 if self.choices.once_in(if self.away { 2 } else { 6 }) => self.crash().await?,
-                17 | 18 if self.setup.shared => self.elsewhere()?,
+                17 | 18 if self.setup.shared => self.elsewhere().await?,
                 19 => {
                     let operation =
                         if self.choices.once_in(3) { Operation::Prune } else { Operation::Settle };
@@ -422,8 +451,19 @@ impl History {
                 let ttl = [None, Some(2), Some(10)][self.choices.below(3) as usize];
                 let tag = [None, None, Some(0), Some(1)][self.choices.below(4) as usize];
                 let (stale, refresh) = (self.choices.once_in(2), self.choices.once_in(3));
-                Operation::Load { key, value: self.values, ttl, tag, stale, refresh }
+                if self.choices.once_in(4) {
+                    let keys = self.batch();
+                    let values = std::array::from_fn(|at| self.values + at as u64);
+                    self.values += BATCH as u64 - 1;
+                    return Operation::LoadMany { keys, values, ttl, refresh };
+                }
+                if self.choices.once_in(6) {
+                    return Operation::LoadNothing(key);
+                }
+                let lease = self.setup.shared && self.choices.once_in(2);
+                Operation::Load { key, value: self.values, ttl, tag, stale, refresh, lease }
             }
+            21 if self.choices.once_in(3) => Operation::ExpireTag(self.choices.below(2) as u8),
             21 => Operation::InvalidateTag(self.choices.below(2) as u8),
             22 => {
                 let levels = self.levels();
@@ -452,8 +492,12 @@ impl History {
 
     /// Another process sets or removes a key, whole and at once. This process may go on with what it has in RAM, but
     /// whatever it does to the key afterwards comes after.
-    fn elsewhere(&mut self) -> Result<(), String> {
+    async fn elsewhere(&mut self) -> Result<(), String> {
         let key = self.choices.below(KEYS) as u8;
+        if self.choices.once_in(3) {
+            self.lease_elsewhere(key).await;
+            return Ok(());
+        }
         let ahead = [0, 50, 1_000][self.choices.below(3) as usize];
         let name = Key::new("", format!("key-{key}").as_bytes()).expect("a key");
         self.moment += 1;
@@ -490,6 +534,37 @@ impl History {
         }
         self.moment += 1;
         Ok(())
+    }
+
+    /// Another process takes the lease of a key as its loads do, or gives it back.
+    async fn lease_elsewhere(&mut self, key: u8) {
+        let name = Key::new("", format!("load:key-{key}").as_bytes()).expect("a key");
+        self.moment += 1;
+        if let Some(held) = self.held.remove(&key) {
+            self.note(format!("{}: another process gives the lease of {key} back", self.moment));
+            self.store.release_elsewhere(&name, held.holder).await;
+            return;
+        }
+        let (holder, until) = (Holder::new(), Instant::now() + TERM);
+        if self.store.lease_elsewhere(&name, holder, TERM).await {
+            self.note(format!("{}: another process takes the lease of {key}", self.moment));
+            self.held.insert(key, Held { holder, since: self.moment, until });
+        }
+    }
+
+    /// A load that was asked for while another process had the lease of its key waits for the lease or its end. A store
+    /// that does not answer in time gives no leases.
+    async fn judge_lease(&self, loaded: &Asked) -> Result<(), String> {
+        let Some(asked) = self.leased.get(&loaded.value) else { return Ok(()) };
+        let waits = |held: &&Held| held.since < *asked && Instant::now() < held.until;
+        let Some(held) = self.held.get(&loaded.key).filter(waits).filter(|_| !self.setup.faults) else {
+            return Ok(());
+        };
+        let stats = self.manager.stats().await.map_err(|error| error.to_string())?;
+        if stats.loads_unleased > 0 {
+            return Ok(());
+        }
+        Err(format!("{loaded:?}, asked for at {asked}, did not wait for {held:?}"))
     }
 
     /// Begins an operation as a task of its own.
@@ -546,6 +621,7 @@ impl History {
                 vec![mutate(a, Kind::Write(values[0]), None, u64::MAX), mutate(b, other, None, u64::MAX)]
             }
             Operation::InvalidateTag(tag) => everywhere(Kind::Remove(Some(tag))),
+            Operation::ExpireTag(tag) => everywhere(Kind::Expire(tag)),
             Operation::Clear => everywhere(Kind::Remove(None)),
             _ => Vec::new(),
         };
@@ -559,6 +635,9 @@ impl History {
                 self.counts.dropped(number, Moment::MAX, false);
             }
             _ => {}
+        }
+        if let Operation::Load { value, lease: true, .. } = what {
+            self.leased.insert(value, number);
         }
         let mutation = mutations.into_iter().map(|mutation| self.judge.begin(mutation)).collect();
         let (manager, done) = (self.manager.clone(), self.done.clone());
@@ -613,6 +692,8 @@ impl History {
     async fn crash(&mut self) -> Result<(), String> {
         self.note("the process dies".to_string());
         self.tally.crashes += 1;
+        // What a process that is dead still loads nobody waits for.
+        self.leased.clear();
         self.lossy_at = Moment::MAX;
         self.opened.iter().for_each(|life| life.dead.store(true, Ordering::Relaxed));
         for running in std::mem::take(&mut self.running).into_values() {
@@ -650,10 +731,12 @@ impl History {
         tokio::time::sleep(Duration::from_millis(1)).await;
         for loaded in self.origin.begun() {
             self.note(format!("   {loaded:?}"));
+            self.judge_lease(&loaded).await?;
             // It is as if it had been written, whole, when the origin was asked.
             let number = self.judge.begin(Mutation {
                 key: loaded.key,
-                kind: Kind::Write(loaded.value),
+                // That there is nothing is as if it had been removed.
+                kind: if loaded.value == 0 { Kind::Remove(None) } else { Kind::Write(loaded.value) },
                 tag: loaded.tag,
                 // It lives from when it is brought.
                 deadline: u64::MAX,
@@ -762,7 +845,10 @@ impl History {
             (Operation::Counter(key), Outcome::Sum(sum)) => {
                 self.counts.judge(key, sum.unwrap_or(0), running.begun, now)?;
             }
-            (Operation::Get(key) | Operation::Entry(key), Outcome::Value(value, generation)) => {
+            (
+                Operation::Get(key) | Operation::Entry(key) | Operation::LoadNothing(key),
+                Outcome::Value(value, generation),
+            ) => {
                 self.tally.reads += 1;
                 if let Some(value) = value {
                     self.tally.hits += 1;
@@ -799,7 +885,7 @@ impl History {
                 self.tally.reads += 1;
                 self.judge.judge(Seen { stale, ..seen(key, value, None, self.lives) })?;
             }
-            (Operation::GetMany(keys), Outcome::Values(values)) => {
+            (Operation::GetMany(keys) | Operation::LoadMany { keys, .. }, Outcome::Values(values)) => {
                 for (key, value) in keys.into_iter().zip(values) {
                     self.tally.reads += 1;
                     if let Some(value) = value {
@@ -1094,7 +1180,7 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
                 degraded: !written.degraded.is_empty(),
             })
         }
-        Operation::Load { key, value, ttl, tag, stale, refresh } => {
+        Operation::Load { key, value, ttl, tag, stale, refresh, lease } => {
             let mut options = LoadOptions::new().limit(Duration::from_secs(20));
             if let Some(ttl) = ttl {
                 options = options.ttl(Duration::from_secs(ttl));
@@ -1108,9 +1194,36 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
                 (false, true) => options.eager(Eager::After(0.5)),
                 (false, false) => options,
             };
+            if lease {
+                options = options.lease(TERM);
+            }
             let loader = origin.loader(key, value, ttl, tag, if stale { WINDOW } else { Duration::ZERO });
             let served = manager.get_or_load(name(key), loader).options(&options).entry().await;
             served.map(|served| Outcome::Served { value: number(&served.value), stale: served.is_stale() })
+        }
+        Operation::LoadNothing(key) => {
+            let load = manager.get_or_load(name(key), origin.loader_of_nothing(key));
+            let load = load.limit(Duration::from_secs(20)).negative_ttl(Duration::from_secs(5));
+            load.await.map(|found| Outcome::Value(found.map(|value| number(&value)), None))
+        }
+        Operation::LoadMany { keys, values, ttl, refresh } => {
+            let mut options = LoadOptions::new().limit(Duration::from_secs(20));
+            if let Some(ttl) = ttl {
+                options = options.ttl(Duration::from_secs(ttl));
+            }
+            if refresh {
+                options = options.eager(Eager::After(0.5));
+            }
+            let named = keys.iter().zip(values).map(|(&key, value)| (name(key), (key, value)));
+            let loader = origin.loader_of_many(named.collect(), ttl);
+            let batch = manager.batch_loader(options, loader).window(Duration::ZERO);
+            let [a, b, c] = keys.map(|key| batch.get(name(key)));
+            let answers: [_; BATCH] = tokio::join!(a, b, c).into();
+            // What fails for one says nothing of the others.
+            let value = |answer: Result<Option<bytes::Bytes>, Error>| {
+                answer.ok().flatten().map(|value| number(&value))
+            };
+            Ok(Outcome::Values(answers.map(value).into()))
         }
         Operation::Touch { key, ttl } => manager
             .touch(name(key), ttl.map(Duration::from_secs))
@@ -1128,6 +1241,9 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
             .invalidate_tag("t", tag.to_string())
             .await
             .map(|removed| Outcome::Removed { degraded: !removed.degraded.is_empty() }),
+        Operation::ExpireTag(tag) => {
+            manager.expire_tag("t", tag.to_string()).await.map(|()| Outcome::Nothing)
+        }
         Operation::Clear => {
             manager.clear().await.map(|removed| Outcome::Removed { degraded: !removed.degraded.is_empty() })
         }

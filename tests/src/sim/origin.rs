@@ -1,10 +1,12 @@
 //! Where values are loaded from, as slowly and as badly as the simulator likes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use super::judge::Moment;
 use super::store::{Fate, Gates};
@@ -23,6 +25,10 @@ pub(super) struct Asked {
     pub stale: u64,
     pub asked: Moment,
 }
+
+type Bringing = Pin<Box<dyn Future<Output = Result<HashMap<String, String>, &'static str>> + Send>>;
+
+type Missing = Pin<Box<dyn Future<Output = Result<Option<Bytes>, &'static str>> + Send>>;
 
 #[derive(Debug)]
 pub(super) struct Origin {
@@ -91,6 +97,64 @@ impl Origin {
                         let (_, clock) = state.now;
                         state.brought.push((value, clock));
                         Ok(value.to_string())
+                    }
+                    Fate::Fail | Fate::Part => Err("told to fail"),
+                    Fate::Hang => std::future::pending().await,
+                }
+            })
+        }
+    }
+
+    /// A loader that finds nothing: that is value 0.
+    pub(super) fn loader_of_nothing(
+        self: &Arc<Self>,
+        key: u8,
+    ) -> impl FnOnce() -> Missing + Send + 'static + use<> {
+        let origin = self.clone();
+        move || {
+            Box::pin(async move {
+                {
+                    let mut state = origin.state();
+                    let (asked, _) = state.now;
+                    state.begun.push(Asked { key, value: 0, tag: None, ttl: None, stale: 0, asked });
+                }
+                match origin.gates.pass(format!("load of nothing for {key}")).await {
+                    Fate::Go => Ok(None),
+                    Fate::Fail | Fate::Part => Err("told to fail"),
+                    Fate::Hang => std::future::pending().await,
+                }
+            })
+        }
+    }
+
+    /// A loader of many keys: what each of them is, and the value it has from the moment it is asked for.
+    pub(super) fn loader_of_many(
+        self: &Arc<Self>,
+        values: BTreeMap<String, (u8, u64)>,
+        ttl: Option<u64>,
+    ) -> impl Fn(Vec<String>) -> Bringing + Send + Sync + 'static + use<> {
+        let origin = self.clone();
+        move |names| {
+            let origin = origin.clone();
+            let wanted: Vec<(String, u8, u64)> = names
+                .into_iter()
+                .filter_map(|name| values.get(&name).map(|&(key, value)| (name, key, value)))
+                .collect();
+            Box::pin(async move {
+                {
+                    let mut state = origin.state();
+                    let (asked, _) = state.now;
+                    for &(_, key, value) in &wanted {
+                        state.begun.push(Asked { key, value, tag: None, ttl, stale: 0, asked });
+                        state.asked.insert(value, asked);
+                    }
+                }
+                match origin.gates.pass(format!("load of {wanted:?}")).await {
+                    Fate::Go => {
+                        let mut state = origin.state();
+                        let (_, clock) = state.now;
+                        state.brought.extend(wanted.iter().map(|&(_, _, value)| (value, clock)));
+                        Ok(wanted.into_iter().map(|(name, _, value)| (name, value.to_string())).collect())
                     }
                     Fate::Fail | Fate::Part => Err("told to fail"),
                     Fate::Hang => std::future::pending().await,

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tiercache_core::lease::{Claim, Holder, Lease, LocalLeases};
 use tiercache_core::tier::{
     Counting, Dead, FenceLog, Hold, Index, Journal, Permit, Profile, Put, PutItem, Removal, Scope, Spill,
     Swept, Tier, TryGet, Usage, Waiting, side_by_side,
 };
 use tiercache_core::transaction::{Standing, Transacting, Transactions, Work};
-use tiercache_core::{Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
+use tiercache_core::{Entry, Error, Generation, Key, KeyRef, Leasing, Result, Timestamp};
 use tokio::sync::oneshot;
 
 /// How the simulator lets a step go.
@@ -30,7 +32,7 @@ pub(super) enum Fate {
 
 /// What outlives the process.
 #[derive(Debug, Default)]
-pub(super) struct Store(Mutex<Contents>);
+pub(super) struct Store(Mutex<Contents>, LocalLeases);
 
 #[derive(Clone, Debug, Default)]
 struct Contents {
@@ -124,6 +126,23 @@ impl Life {
             Fate::Go | Fate::Part => Ok(answer),
             Fate::Fail => Err(failed()),
             Fate::Hang if !hangs => Err(failed()),
+            Fate::Hang => std::future::pending().await,
+        }
+    }
+
+    /// A step about a lease.
+    async fn lease<T>(&self, what: String, effect: impl Future<Output = Result<T>>) -> Result<T> {
+        let failed = || Error::unavailable("store", "step", "told to fail");
+        match self.gates.pass(format!("before {what}")).await {
+            Fate::Go | Fate::Part => {}
+            Fate::Fail => return Err(failed()),
+            Fate::Hang => std::future::pending().await,
+        }
+        drop(self.alive()?);
+        let answer = effect.await;
+        match self.gates.pass(format!("after {what}")).await {
+            Fate::Go | Fate::Part => answer,
+            Fate::Fail => Err(failed()),
             Fate::Hang => std::future::pending().await,
         }
     }
@@ -233,6 +252,17 @@ impl Store {
     /// What stands under `key`.
     pub(super) fn value(&self, key: &Key) -> Option<Bytes> {
         lock(&self.0).entries.get(key).map(|entry| entry.value.clone())
+    }
+
+    /// Another process takes the lease of a name, if nobody has it.
+    pub(super) async fn lease_elsewhere(&self, name: &Key, holder: Holder, term: Duration) -> bool {
+        matches!(self.1.acquire(name, holder, term).await, Ok(Claim::Granted(_)))
+    }
+
+    /// It gives it back.
+    pub(super) async fn release_elsewhere(&self, name: &Key, holder: Holder) {
+        let held = self.1.release(name, holder).await;
+        assert!(held.is_ok(), "leases in memory are always there");
     }
 
     /// Another process adds to a counter.
@@ -355,12 +385,31 @@ impl Tier for Life {
         Some(self)
     }
 
+    fn leasing(&self) -> Option<&dyn Leasing> {
+        if self.shared { Some(self) } else { None }
+    }
+
     fn journal(&self) -> Option<&dyn Journal> {
         if self.local { Some(self) } else { None }
     }
 
     fn transactions(&self) -> Option<&dyn Transactions> {
         if self.shared { Some(self) } else { None }
+    }
+}
+
+#[async_trait]
+impl Leasing for Life {
+    async fn acquire(&self, name: &Key, holder: Holder, term: Duration) -> Result<Claim> {
+        self.lease(format!("lease {name:?}"), self.store.1.acquire(name, holder, term)).await
+    }
+
+    async fn renew(&self, name: &Key, holder: Holder, term: Duration) -> Result<Option<Lease>> {
+        self.lease(format!("renew {name:?}"), self.store.1.renew(name, holder, term)).await
+    }
+
+    async fn release(&self, name: &Key, holder: Holder) -> Result<bool> {
+        self.lease(format!("release {name:?}"), self.store.1.release(name, holder)).await
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 use tiercache::{BlockingCache, CacheManager, Error, Level, LoadOptions, cached};
-use tiercache_core::testing::ManualClock;
+use tiercache_core::testing::{ManualClock, MemoryTier};
 use tiercache_tests::rig::{builder, idle, ram};
 use tokio::sync::Semaphore;
 
@@ -534,4 +534,33 @@ fn a_blocking_loader_runs_once_and_may_use_the_cache() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let inside = runtime.block_on(async { cache.get_or_load("k", || Ok::<_, Error>("v")) });
     assert!(matches!(inside, Err(Error::WouldBlockRuntime("get_or_load"))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_processes_one_computes() {
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    static GATE: Semaphore = Semaphore::const_new(0);
+
+    #[cached(cache(cache), name = "slow", lease = "10s", ttl = "1m")]
+    async fn slow(cache: &CacheManager, number: u64) -> u64 {
+        RUNS.fetch_add(1, SeqCst);
+        GATE.acquire().await.unwrap().forget();
+        number * 2
+    }
+
+    let store = MemoryTier::shared();
+    let over = async |dry| builder(&ManualClock::new()).hot(ram()).dry(dry).build().await.unwrap();
+    let (a, b) = (over(store.clone()).await, over(store.reopen()).await);
+    let calls: Vec<_> = [&a, &b, &a, &b]
+        .map(|cache| {
+            let cache = cache.clone();
+            tokio::spawn(async move { slow(&cache, 21).await })
+        })
+        .into();
+    idle().await;
+    GATE.add_permits(1);
+    for call in calls {
+        assert_eq!(call.await.unwrap(), 42);
+    }
+    assert_eq!(runs(&RUNS), 1);
 }

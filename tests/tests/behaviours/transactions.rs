@@ -339,3 +339,19 @@ async fn what_cannot_be_one_step_is_refused_with_what_to_do() {
     assert!(matches!(odd, Err(Error::InvalidOption { option: "ttl", .. })));
     assert_eq!(get(&sharded, "k").await.unwrap(), "v");
 }
+
+#[tokio::test]
+async fn what_is_known_not_to_exist_is_no_value_to_a_transaction() {
+    for sunk in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let subject = open(folder.path()).await;
+        let cache = &subject.cache;
+        let nothing = cache.get_or_load("k", || async { Ok::<Option<bytes::Bytes>, Error>(None) });
+        assert_eq!(nothing.negative_ttl(Duration::from_secs(60)).await.unwrap(), None);
+        if sunk {
+            subject.sink().await;
+        }
+        let found = cache.transaction(&["k"], |tx| Ok((tx.get("k")?, tx.delete("k")?)));
+        assert_eq!(found.await.unwrap(), (None, false), "{sunk}");
+    }
+}

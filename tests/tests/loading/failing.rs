@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tiercache_core::{CacheManager, Error, LoadOptions};
-use tiercache_tests::rig::{Gated, get, idle};
+use tiercache_core::testing::{ManualClock, MemoryTier};
+use tiercache_core::{CacheManager, Error, Level, LoadOptions};
+use tiercache_tests::rig::{Gated, builder, get, idle, ram};
 
 use super::{Origin, in_ram, origin_error};
 
@@ -171,4 +172,44 @@ async fn h38_errors_are_cached_only_when_asked_and_a_mutation_ends_that() {
     tokio::time::advance(Duration::from_secs(30)).await;
     assert!(fails().await.is_some());
     assert_eq!(origin.loads(), 4);
+}
+
+#[tokio::test]
+async fn what_expired_with_its_tag_stays_so_however_often_the_levels_are_swept() {
+    let store = MemoryTier::persistent();
+    let cache = builder(&ManualClock::new()).hot(ram()).dry(store).build().await.unwrap();
+    cache.set("k", "v").tag("t", "1").await.unwrap();
+    cache.set("below", "v").tag("t", "1").pin(Level::Dry).await.unwrap();
+    cache.expire_tag("t", "1").await.unwrap();
+    for round in 0..3 {
+        cache.prune().await.unwrap();
+        for key in ["k", "below"] {
+            assert_eq!(get(&cache, key).await, None, "{key}, {round}");
+            assert!(cache.read_stale(key).await.unwrap().unwrap().stale, "{key}, {round}");
+        }
+    }
+    cache.set("k", "next").tag("t", "1").await.unwrap();
+    assert_eq!(get(&cache, "k").await.unwrap(), "next");
+}
+
+#[tokio::test]
+async fn who_comes_after_a_tag_expired_joins_no_load_from_before() {
+    let (cache, _clock) = in_ram(|builder| builder).await;
+    let origin = Origin::new("old");
+    origin.hold();
+    let call = |origin: &Arc<Origin>| {
+        let (cache, load) = (cache.clone(), origin.load());
+        tokio::spawn(async move { cache.get_or_load("k", load).tag("t", "1").await.unwrap() })
+    };
+    let before = call(&origin);
+    origin.begun().await;
+    cache.expire_tag("t", "1").await.unwrap();
+    origin.says("new");
+    let after = call(&origin);
+    idle().await;
+    origin.release();
+    assert_eq!(before.await.unwrap(), "old");
+    origin.begun().await;
+    origin.release();
+    assert_eq!(after.await.unwrap(), "new");
 }

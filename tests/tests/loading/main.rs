@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod batched;
 mod failing;
 mod flight;
+mod leased;
 mod many;
 mod overtaken;
 mod refreshing;

@@ -1,11 +1,13 @@
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tiercache::{CacheManager, Change, Config, Registry, Reload};
 use tiercache_core::testing::{ManualClock, Op, Point};
 use tiercache_core::tier::Resident;
 use tiercache_core::{Error, Level, Retune, Rule, Rules, Stay};
-use tiercache_tests::rig::{Gated, builder, get, id, ram};
+use tiercache_tests::rig::{Gated, builder, get, id, idle, ram};
+use tokio::sync::Semaphore;
 
 fn parsed(folder: &Path, text: &str) -> Config {
     let text = text.replace("FOLDER", &folder.display().to_string());
@@ -230,4 +232,46 @@ async fn a_cache_without_a_configuration_says_so() {
     assert!(matches!(no_level, Err(Error::Config(_))), "{no_level:?}");
     cache.close(Duration::from_secs(1)).await.unwrap();
     assert!(matches!(cache.retune(|_| Ok(Retune::new())).await, Err(Error::Closed)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_and_defaults_of_loading_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "
+hot_cache: { backend: ram, max_size: 1MiB }
+cold_cache: { backend: none }
+dry_cache: { backend: none }
+tracking: { backend: none }
+";
+    let cache = parsed(folder.path(), &format!("{text}loading: {{ max_loads: 1 }}\n")).open().await.unwrap();
+    let (begun, gate) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let load = |key: &'static str| {
+        let (cache, begun, gate) = (cache.clone(), begun.clone(), gate.clone());
+        let load = async move || {
+            begun.add_permits(1);
+            gate.acquire().await.unwrap().forget();
+            Ok::<_, Error>("v")
+        };
+        tokio::spawn(async move { cache.get_or_load(key, load).await.unwrap() })
+    };
+    let first = load("a");
+    begun.acquire().await.unwrap().forget();
+    let second = load("b");
+    idle().await;
+    assert_eq!(begun.available_permits(), 0, "one at once");
+    let more = parsed(folder.path(), &format!("{text}loading: {{ max_loads: 2, lease: 5s, jitter: 0.5 }}\n"));
+    let changes = cache.reload(more).await.unwrap();
+    let told: Vec<String> = changes.iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["loading.jitter: 0.0 → 0.5", "loading.lease: null → 5s", "loading.max_loads: 1 → 2"]);
+    begun.acquire().await.unwrap().forget();
+    gate.add_permits(2);
+    assert_eq!((first.await.unwrap(), second.await.unwrap()), ("v".into(), "v".into()));
+    // Lives are shortened from now on.
+    let mut least = Duration::MAX;
+    for number in 0..20 {
+        let key = format!("j{number}");
+        cache.get_or_load(&key, async || Ok::<_, Error>("v")).ttl(Duration::from_secs(1_000)).await.unwrap();
+        least = least.min(cache.entry(&key).await.unwrap().unwrap().time_left.unwrap());
+    }
+    assert!(least < Duration::from_secs(900), "{least:?}");
 }

@@ -43,6 +43,8 @@ pub struct Builder {
     sweep_every: Option<Duration>,
     max_loads: Option<usize>,
     max_refreshes: Option<usize>,
+    load_lease: Option<Duration>,
+    load_jitter: Option<f32>,
     origin: Option<Origin>,
     manual: bool,
 }
@@ -127,6 +129,20 @@ impl Builder {
         self
     }
 
+    /// The term of the lease that every load takes unless it says otherwise: see
+    /// [`LoadOptions::lease`](crate::LoadOptions::lease). Default: no lease.
+    pub fn load_lease(mut self, term: Duration) -> Self {
+        self.load_lease = Some(term);
+        self
+    }
+
+    /// By how much of it each time to live of a loaded value is shortened at most, by chance, unless the load says
+    /// otherwise: see [`LoadOptions::jitter`](crate::LoadOptions::jitter). Default: 0.
+    pub fn load_jitter(mut self, share: f32) -> Self {
+        self.load_jitter = Some(share);
+        self
+    }
+
     /// Where the time comes from. Default: the machine's clock.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = Some(clock);
@@ -151,9 +167,9 @@ impl Builder {
     ///
     /// # Errors
     /// [`Error::Config`] when there is no level at all, when `through` or `behind` has no level that outlives the
-    /// process to write to, when the level chosen for counters does not count, or when called outside a tokio runtime.
-    /// What a store that can be waited for said when waiting does not help, and what the level that keeps the journal of
-    /// removals said when it could not be read.
+    /// process to write to, when the level chosen for counters does not count, when a limit or default of loading is out of
+    /// its range, or when called outside a tokio runtime. What a store that can be waited for said when waiting does not
+    /// help, and what the level that keeps the journal of removals said when it could not be read.
     pub async fn build(self) -> Result<CacheManager> {
         let config = |message: &str| Error::Config(message.to_string());
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
@@ -183,6 +199,13 @@ impl Builder {
         {
             return Err(config(&format!("`counters: {level}` needs a backend at that level that counts")));
         }
+        let defaults = super::load::Defaults {
+            max_loads: Some(self.max_loads.unwrap_or(1_000)),
+            max_refreshes: Some(self.max_refreshes.unwrap_or(64)),
+            lease: self.load_lease.map(Some),
+            jitter: self.load_jitter,
+        };
+        defaults.check()?;
         let journal = journal::keeper(present());
         let notes = match present().find(|slot| Some(slot.level) == journal) {
             Some(slot) => journal::notes(slot).await?,
@@ -215,11 +238,7 @@ impl Builder {
             flow,
             slots,
             stripes: Stripes::new(),
-            loads: Loads::new(
-                self.max_loads.unwrap_or(1_000),
-                self.max_refreshes.unwrap_or(64),
-                stopped.clone(),
-            ),
+            loads: Loads::new(&defaults, stopped.clone()),
             write: self.write,
             counters: self.counters,
             sweep_every: watch::Sender::new(self.sweep_every.unwrap_or(Duration::from_secs(1))),

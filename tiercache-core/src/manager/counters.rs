@@ -49,11 +49,15 @@ pub(super) enum Count {
     LoadFailed,
     /// Answers that were stale.
     ServedStale,
+    /// Values that another process loaded while this one asked for the lease.
+    LoadedElsewhere,
+    /// Loads that were to have a lease and went on without.
+    Unleased,
     /// Removals that wait and could not be noted in the journal.
     Unnoted,
 }
 
-const COUNTS: usize = 22;
+const COUNTS: usize = 24;
 
 impl Count {
     const fn index(self) -> usize {
@@ -77,7 +81,9 @@ impl Count {
             Self::LoadJoined => 18,
             Self::LoadFailed => 19,
             Self::ServedStale => 20,
-            Self::Unnoted => 21,
+            Self::LoadedElsewhere => 21,
+            Self::Unleased => 22,
+            Self::Unnoted => 23,
         }
     }
 }

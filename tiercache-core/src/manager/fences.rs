@@ -69,8 +69,8 @@ impl Fences {
 
     /// Forgets fences below `generation` that `keep` does not want: everything they killed is gone.
     pub(super) fn forget(&self, below: Generation, keep: &dyn Fn(&Scope) -> bool) {
+        // What expired is kept, and would be fresh again without its fence: that lasts as long as the process.
         write(&self.removed).forget(below, keep);
-        write(&self.expired).forget(below, &|_| false);
     }
 
     /// How many fences there are.

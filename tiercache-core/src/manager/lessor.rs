@@ -12,6 +12,8 @@ use crate::{Error, Key, Leasing, Level, Result};
 
 /// The longest tracking is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest a store is waited for by those who can do without a lease.
+const SOON: Duration = Duration::from_secs(1);
 
 /// Who gives leases out.
 #[derive(Debug)]
@@ -44,7 +46,13 @@ impl Shared {
 
     /// [`Leasing::acquire`] of the cache's store, within the time and behind the breaker of its level.
     pub(super) async fn acquire_lease(&self, name: &Key, holder: Holder, term: Duration) -> Result<Claim> {
-        self.lease("acquire", |leases| async move { leases.acquire(name, holder, term).await }).await
+        self.lease("acquire", None, |leases| async move { leases.acquire(name, holder, term).await }).await
+    }
+
+    /// Likewise, for what goes on without a lease when the store does not answer soon.
+    pub(super) async fn ask_for_lease(&self, name: &Key, holder: Holder, term: Duration) -> Result<Claim> {
+        let soon = Some(SOON);
+        self.lease("acquire", soon, |leases| async move { leases.acquire(name, holder, term).await }).await
     }
 
     /// Likewise [`Leasing::renew`].
@@ -54,17 +62,18 @@ impl Shared {
         holder: Holder,
         term: Duration,
     ) -> Result<Option<Lease>> {
-        self.lease("renew", |leases| async move { leases.renew(name, holder, term).await }).await
+        self.lease("renew", None, |leases| async move { leases.renew(name, holder, term).await }).await
     }
 
     /// Likewise [`Leasing::release`].
     pub(super) async fn release_lease(&self, name: &Key, holder: Holder) -> Result<bool> {
-        self.lease("release", |leases| async move { leases.release(name, holder).await }).await
+        self.lease("release", None, |leases| async move { leases.release(name, holder).await }).await
     }
 
     async fn lease<'a, T, F: Future<Output = Result<T>>>(
         &'a self,
         op: &'static str,
+        limit: Option<Duration>,
         call: impl FnOnce(&'a dyn Leasing) -> F,
     ) -> Result<T> {
         let gone = || Error::Unsupported { backend: self.lessor_name(), op: "give out leases" };
@@ -72,13 +81,15 @@ impl Shared {
             Lessor::Level(level) => {
                 let slot = self.slot(*level).ok_or_else(gone)?;
                 let leases = slot.tier.leasing().ok_or_else(gone)?;
-                slot.call(op, slot.limits().write_timeout, call(leases)).await
+                let most = slot.limits().write_timeout;
+                slot.call(op, limit.map_or(most, |limit| limit.min(most)), call(leases)).await
             }
             Lessor::Tracking => {
                 let tracking = self.flow.recorder.tracking();
                 let (backend, leases) = (tracking.name(), tracking.leasing().ok_or_else(gone)?);
-                let late = |_| Error::TimedOut { backend, op, after: PATIENCE };
-                tokio::time::timeout(PATIENCE, caught(backend, call(leases))).await.map_err(late)?
+                let after = limit.unwrap_or(PATIENCE);
+                let late = |_| Error::TimedOut { backend, op, after };
+                tokio::time::timeout(after, caught(backend, call(leases))).await.map_err(late)?
             }
             Lessor::Process(leases) => call(leases).await,
         }

@@ -46,8 +46,8 @@ pub use count::Addition;
 pub use keys::Keys;
 pub(crate) use load::memo;
 pub use load::{
-    Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of, Plain, Raw,
-    Reason, Served, Told, View, Warm, Warmed,
+    BatchLoader, Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of,
+    Plain, Raw, Reason, Served, Told, View, Warm, Warmed,
 };
 pub use lock::{Lock, LockGuard};
 pub use read::EntryInfo;

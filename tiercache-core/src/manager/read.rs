@@ -378,7 +378,7 @@ impl Shared {
     }
 
     /// Step 5. What is stale only when nothing is alive. Also tells the flushes the level had seen when it was asked.
-    async fn read_below(&self, key: KeyRef<'_>, floor: Generation) -> Option<(Found, u64)> {
+    pub(super) async fn read_below(&self, key: KeyRef<'_>, floor: Generation) -> Option<(Found, u64)> {
         let mut stale = None;
         let mut budget = Budget::default();
         let mut owned: Option<Key> = None;
@@ -465,7 +465,7 @@ impl Shared {
 
     /// Step 6: puts what was read below into hot, unless it became old meanwhile. What is stale stays where it is, and
     /// is no answer once it was replaced or removed.
-    fn publish(&self, key: KeyRef<'_>, found: Found, flushed: u64) -> Option<Found> {
+    pub(super) fn publish(&self, key: KeyRef<'_>, found: Found, flushed: u64) -> Option<Found> {
         let flow = &self.flow;
         let now = flow.now();
         flow.recorder.used(now, || key.to_key(), 1);

@@ -10,6 +10,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::load::Defaults;
 use super::slot::{Limits, Slot};
 use super::{CacheManager, Shared};
 use crate::{Error, Level, Result, Rules};
@@ -25,6 +26,7 @@ pub struct Retune {
     capacities: [Option<u64>; 3],
     pending_bytes: Option<u64>,
     sweep_every: Option<Duration>,
+    loading: Defaults,
     origin: Option<Origin>,
 }
 
@@ -69,6 +71,34 @@ impl Retune {
         self
     }
 
+    /// The most loads that run at once. Those that run already go on.
+    #[must_use]
+    pub fn max_loads(mut self, loads: usize) -> Self {
+        self.loading.max_loads = Some(loads);
+        self
+    }
+
+    /// The most values refreshed in the background at once.
+    #[must_use]
+    pub fn max_refreshes(mut self, refreshes: usize) -> Self {
+        self.loading.max_refreshes = Some(refreshes);
+        self
+    }
+
+    /// The term of the lease that loads take unless they say otherwise; `None` for no lease.
+    #[must_use]
+    pub fn load_lease(mut self, term: Option<Duration>) -> Self {
+        self.loading.lease = Some(term);
+        self
+    }
+
+    /// By how much of it the time to live of a loaded value is shortened at most, unless the load says otherwise.
+    #[must_use]
+    pub fn load_jitter(mut self, share: f32) -> Self {
+        self.loading.jitter = Some(share);
+        self
+    }
+
     /// What the cache is from now on made from.
     #[must_use]
     pub fn origin(mut self, origin: Origin) -> Self {
@@ -82,8 +112,8 @@ impl CacheManager {
     /// says what is to be different; of several calls one runs at a time.
     ///
     /// # Errors
-    /// [`Error::Config`] when a level that is to change its size is not there or cannot, or not to that size, or what
-    /// `plan` says; [`Error::Closed`]. Nothing has changed then. Dropping the future after it was first polled does
+    /// [`Error::Config`] when a level that is to change its size is not there or cannot, or not to that size, when a limit
+    /// or default of loading is out of its range, or what `plan` says; [`Error::Closed`]. Nothing has changed then. Dropping the future after it was first polled does
     /// not stop the change.
     pub async fn retune(
         &self,
@@ -115,6 +145,7 @@ impl Shared {
         let mut origin = self.origin.lock().await;
         self.check_open()?;
         let change = plan(origin.as_ref())?;
+        change.loading.check()?;
         for level in Level::ALL {
             if let Some(bytes) = change.capacities[level.index()] {
                 self.check_capacity(level, bytes)?;
@@ -138,6 +169,7 @@ impl Shared {
         if let Some(every) = change.sweep_every {
             self.sweep_every.send_replace(every);
         }
+        self.loads.change(&change.loading);
         if change.origin.is_some() {
             *origin = change.origin;
         }

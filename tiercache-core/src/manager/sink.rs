@@ -305,7 +305,7 @@ pub struct Pruned {
 impl super::CacheManager {
     /// Sweeps every level now instead of when it is due: what is dead goes, what has stayed its time sinks.
     /// Returns how many entries were dropped and how many began to sink. Goes on until every level was looked at as a
-    /// whole, ten minutes at most: [`CacheManager::prune_within`].
+    /// whole, ten minutes at most: [`prune_within`](Self::prune_within).
     ///
     /// # Errors
     /// [`Error::Closed`](crate::Error::Closed).
@@ -314,7 +314,7 @@ impl super::CacheManager {
         Ok((pruned.dropped, pruned.sinking))
     }
 
-    /// [`CacheManager::prune`] for as long as `limit`, and a little longer: a level is not interrupted while it sweeps.
+    /// [`prune`](Self::prune) for as long as `limit`, and a little longer: a level is not interrupted while it sweeps.
     /// `progress` is told after every round what was done so far.
     ///
     /// A level that sweeps a part at a time is asked until it has come to its end twice, since it may have gone on in

@@ -43,10 +43,15 @@ pub struct Stats {
     pub load_failures: u64,
     /// Values refreshed in the background.
     pub refreshes: u64,
-    /// Refreshes that were due while as many ran as may at once.
+    /// Refreshes that were due while as many ran as may at once, or another process had the lease.
     pub refreshes_skipped: u64,
     /// Answers that were stale.
     pub served_stale: u64,
+    /// Values that another process loaded, and this one found when it had asked for the lease.
+    pub loads_elsewhere: u64,
+    /// Loads that were to have a lease and went on without: its store could not be reached, or another process had it
+    /// for as long as a load waits.
+    pub loads_unleased: u64,
     /// Removals that wait for a level and would be forgotten if the process were killed, since the level that keeps
     /// the journal did not take them.
     pub unnoted: u64,
@@ -124,6 +129,8 @@ impl CacheManager {
             refreshes: counters.sum(Count::Refreshed),
             refreshes_skipped: counters.sum(Count::RefreshSkipped),
             served_stale: counters.sum(Count::ServedStale),
+            loads_elsewhere: counters.sum(Count::LoadedElsewhere),
+            loads_unleased: counters.sum(Count::Unleased),
             unnoted: counters.sum(Count::Unnoted),
             fences: (flow.fences.len() as u64, flow.fences.merged()),
             tracking_failures: recorder.failures(),

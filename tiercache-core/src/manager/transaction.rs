@@ -190,7 +190,8 @@ impl Transaction<'_> {
         let (above, standing) = keys.get(key).cloned().unwrap_or_default();
         // Another process has set or removed the key after what RAM has.
         let above = above.filter(|above| above.generation >= standing.newest);
-        Ok(above.or(below))
+        // What is known not to exist hides what is below it, and is no value.
+        Ok(above.or(below).filter(|entry| !entry.is_nothing()))
     }
 }
 

@@ -7,6 +7,7 @@
 mod de;
 mod env;
 mod error;
+mod loading;
 pub(crate) mod node;
 mod parts;
 mod read;
@@ -150,6 +151,11 @@ impl Config {
         )
     }
 
+    /// How loads go unless they are told otherwise.
+    pub(crate) fn loading(&self) -> loading::Loading {
+        self.settings.loading
+    }
+
     /// Opens tracking alone, for a look at what it remembers beside the process that has the levels open.
     ///
     /// # Errors
@@ -174,6 +180,7 @@ impl Config {
             .sweep_every(sweep)
             .rules(self.rules)
             .write(self.settings.write);
+        builder = self.settings.loading.build(builder);
         if let Some(level) = self.settings.counters {
             builder = builder.counters(level);
         }

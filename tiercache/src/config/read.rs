@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tiercache_core::{Level, Rule, Rules, Stay, Tags, Write};
 
 use super::error::Problem;
+use super::loading::Loading;
 use super::node::{Key, Kind, Node};
 use super::parts::Part;
 use super::secret::{is_secret, without_credentials};
@@ -23,13 +24,14 @@ pub(crate) struct Settings {
     pub(crate) pending: Option<u64>,
     pub(crate) sweep: Option<Duration>,
     pub(crate) counters: Option<Level>,
+    pub(crate) loading: Loading,
 }
 
 /// The manager's own keys, and what they are when they are left out.
 pub(super) const PENDING_BYTES: u64 = 64 << 20;
 pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(1);
-const TOP_LEVEL: [&str; 8] =
-    ["hot_cache", "cold_cache", "dry_cache", "tracking", "write", "pending", "sweep", "counters"];
+const TOP_LEVEL: [&str; 9] =
+    ["hot_cache", "cold_cache", "dry_cache", "tracking", "write", "pending", "sweep", "counters", "loading"];
 
 const WRITES: [(&str, Write); 3] =
     [("back", Write::Back), ("behind", Write::Behind), ("through", Write::Through)];
@@ -269,7 +271,7 @@ impl File<'_> {
         if let Some(level) = counters {
             self.effective.insert("counters".into(), json!(level.name()));
         }
-        Settings { write, pending, sweep, counters }
+        Settings { write, pending, sweep, counters, loading: self.loading() }
     }
 
     fn rules(&mut self, rules: &mut Rules) {

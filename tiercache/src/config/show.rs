@@ -75,7 +75,7 @@ pub(crate) fn rule(rule: &Rule) -> Value {
 
 /// As a YAML file; keys that are not in `given` are marked.
 pub(crate) fn yaml(effective: &Map<String, Value>, given: &BTreeSet<String>) -> String {
-    const ORDER: [&str; 9] = [
+    const ORDER: [&str; 10] = [
         "hot_cache",
         "cold_cache",
         "dry_cache",
@@ -84,6 +84,7 @@ pub(crate) fn yaml(effective: &Map<String, Value>, given: &BTreeSet<String>) -> 
         "pending",
         "sweep",
         "counters",
+        "loading",
         "ttl_rules",
     ];
     let mut out = String::new();

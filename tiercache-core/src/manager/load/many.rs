@@ -7,13 +7,15 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::super::counters::Count;
@@ -21,8 +23,9 @@ use super::super::guard::caught;
 use super::super::read::Found;
 use super::super::write::Made;
 use super::super::{CacheManager, Shared, TypedCache};
+use super::loads::Leave;
 use super::run::{Claim, Leading, Outcome, Turn, Waited, wait};
-use super::value::sealed;
+use super::value::sealed::{self, Home};
 use super::{LoadOptions, Loadable, Of, Raw};
 use crate::tier::{Call, side_by_side};
 use crate::{AsKey, BoxError, Error, Generation, Key, KeyRef, Result, Timestamp};
@@ -102,15 +105,69 @@ where
     R: Loadable<V::Value>,
     E: Into<BoxError> + 'static,
 {
-    options.check()?;
-    let (begun, since) = (Instant::now(), cache.shared.flow.now());
-    let shared = &cache.shared;
     let keys = names.iter().map(|name| Ok(cache.key(name)?.to_key())).collect::<Result<Vec<Key>>>()?;
     // Of a key that is named twice the first place is the one that is worked on.
     let mut first: HashMap<&Key, usize> = HashMap::with_capacity(keys.len());
     let of: Vec<usize> = keys.iter().enumerate().map(|(at, key)| *first.entry(key).or_insert(at)).collect();
+    let asked: Vec<usize> = (0..keys.len()).filter(|&at| of[at] == at).collect();
     let mut answers: Vec<Option<Option<V::Shared>>> = vec![None; keys.len()];
-    let mut asked: Vec<usize> = (0..keys.len()).filter(|&at| of[at] == at).collect();
+    let (told, mut telling) = mpsc::unbounded_channel();
+    let deliver = move |place, answer| {
+        // It is heard as long as this is run.
+        let _ = told.send((place, answer));
+    };
+    let batch = Batch { names, keys: &keys, refresh_only: &[] };
+    let mut work = pin!(obtain_each::<V, K, L, F, R, E>(cache, batch, asked, options, loader, &deliver));
+    loop {
+        tokio::select! {
+            biased;
+            // The first error is the answer to all.
+            Some((place, answer)) = telling.recv() => answers[place] = Some(answer?),
+            ended = &mut work => {
+                ended?;
+                break;
+            }
+        }
+    }
+    while let Ok((place, answer)) = telling.try_recv() {
+        answers[place] = Some(answer?);
+    }
+    Ok(of.into_iter().map(|at| answers[at].clone().flatten()).collect())
+}
+
+/// Keys that are asked for together.
+#[derive(Clone, Copy)]
+pub(super) struct Batch<'a, K> {
+    pub(super) names: &'a [K],
+    pub(super) keys: &'a [Key],
+    /// Those that nobody waits for: what is there of them is refreshed. Those beyond the end are waited for.
+    pub(super) refresh_only: &'a [bool],
+}
+
+/// What is told of each key once.
+type Deliver<'a, S> = &'a (dyn Fn(usize, Result<Option<S>>) + Send + Sync);
+
+/// Answers the keys at the places `asked`, each as soon as it can be.
+pub(super) async fn obtain_each<V, K, L, F, R, E>(
+    cache: &CacheManager,
+    batch: Batch<'_, K>,
+    mut asked: Vec<usize>,
+    options: &LoadOptions,
+    loader: Arc<L>,
+    deliver: Deliver<'_, V::Shared>,
+) -> Result<()>
+where
+    V: super::View,
+    K: AsKey + Clone + Eq + Hash + Send + Sync + 'static,
+    L: Fn(Vec<K>) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<HashMap<K, R>, E>> + Send + 'static,
+    R: Loadable<V::Value>,
+    E: Into<BoxError> + 'static,
+{
+    options.check()?;
+    let (begun, since) = (Instant::now(), cache.shared.flow.now());
+    let shared = &cache.shared;
+    let Batch { names, keys, refresh_only } = batch;
     while !asked.is_empty() {
         let ended: Vec<u64> =
             asked.iter().map(|&at| shared.stripes.lock(keys[at].hash64()).loads_ended()).collect();
@@ -122,17 +179,25 @@ where
             let key = &keys[place];
             let now = shared.flow.now();
             let generation = found.as_ref().map(|found| found.entry.generation);
+            let unwaited = refresh_only.get(place).copied().unwrap_or(false);
             let value = match &found {
-                Some(found) => value::<V>(cache, key, found)?,
-                None => None,
+                Some(found) => value::<V>(cache, key, found),
+                None => Ok(None),
+            };
+            let value = match value {
+                Ok(value) => value,
+                Err(error) => {
+                    deliver(place, Err(error));
+                    continue;
+                }
             };
             let mut stale = None;
             match (found, value) {
                 (Some(found), Some(value)) if !found.stale => {
-                    if options.is_due(&shared.loads, &found.entry, now) {
+                    if unwaited || options.is_due(&shared.loads, &found.entry, now) {
                         refreshes.push((place, ended, generation));
                     }
-                    answers[place] = Some(value);
+                    deliver(place, Ok(value));
                     continue;
                 }
                 (Some(_), Some(value)) if !options.stale.is_zero() => {
@@ -140,11 +205,16 @@ where
                 }
                 _ => {}
             }
+            if unwaited {
+                // It is gone by now, and nobody asks for it.
+                deliver(place, Ok(None));
+                continue;
+            }
             if let Some((generation, value)) = &stale
                 && options.soft == Some(Duration::ZERO)
             {
                 shared.flow.counters.count(Count::ServedStale);
-                answers[place] = Some(value.clone());
+                deliver(place, Ok(value.clone()));
                 refreshes.push((place, ended, Some(*generation)));
                 continue;
             }
@@ -154,9 +224,9 @@ where
                 Turn::Failing(error) => match wanted.stale {
                     Some((_, value)) => {
                         shared.flow.counters.count(Count::ServedStale);
-                        answers[place] = Some(value);
+                        deliver(place, Ok(value));
                     }
-                    None => return Err(error),
+                    None => deliver(place, Err(error)),
                 },
                 Turn::Join(outcome) => {
                     shared.flow.counters.count(Count::LoadJoined);
@@ -181,25 +251,25 @@ where
                 lead_many::<V, K, L, F, R, E>(shared.clone(), leads, loader.clone(), options.clone(), None);
             shared.runtime.spawn(work);
         }
-        refresh_many::<V, K, L, F, R, E>(shared, &keys, names, refreshes, &loader, options);
-        for (wanted, mut outcome, leads) in waits {
-            let answer = await_one::<V>(
-                cache,
-                &keys[wanted.place],
-                &wanted,
-                &mut outcome,
-                (begun, since),
-                options,
-                leads,
-            );
-            match answer.await? {
-                Some(answer) => answers[wanted.place] = Some(answer),
-                None => again.push(wanted.place),
-            }
-        }
+        refresh_many::<V, K, L, F, R, E>(shared, keys, names, refreshes, &loader, options);
+        let waits: FuturesUnordered<_> = waits
+            .into_iter()
+            .map(async |(wanted, mut outcome, leads)| {
+                let key = &keys[wanted.place];
+                let waited =
+                    await_one::<V>(cache, key, &wanted, &mut outcome, (begun, since), options, leads);
+                match waited.await {
+                    Ok(None) => return Some(wanted.place),
+                    Ok(Some(answer)) => deliver(wanted.place, Ok(answer)),
+                    Err(error) => deliver(wanted.place, Err(error)),
+                }
+                None
+            })
+            .collect();
+        again.extend(waits.filter_map(std::future::ready).collect::<Vec<_>>().await);
         asked = again;
     }
-    Ok(of.into_iter().map(|at| answers[at].clone().flatten()).collect())
+    Ok(())
 }
 
 /// The answer of an entry; `None` when its bytes do not decode.
@@ -210,7 +280,7 @@ fn value<V: sealed::View>(
 ) -> Result<Option<Option<V::Shared>>> {
     match found.entry.is_nothing() {
         true => Ok(Some(None)),
-        false => Ok(V::unpack(cache, key.as_ref(), &found.entry)?.map(Some)),
+        false => Ok(V::unpack(Home(&cache.shared), key.as_ref(), &found.entry)?.map(Some)),
     }
 }
 
@@ -241,7 +311,7 @@ async fn await_one<V: sealed::View>(
     }
     match entry.is_nothing() {
         true => Ok(Some(None)),
-        false => Ok(V::unpack(cache, key.as_ref(), &entry)?.map(Some)),
+        false => Ok(V::unpack(Home(&cache.shared), key.as_ref(), &entry)?.map(Some)),
     }
 }
 
@@ -293,7 +363,7 @@ async fn lead_many<V, K, L, F, R, E>(
     leads: Vec<(Leading, K, Option<Generation>)>,
     loader: Arc<L>,
     options: LoadOptions,
-    refreshing: Option<OwnedSemaphorePermit>,
+    refreshing: Option<Leave>,
 ) where
     V: super::View,
     K: AsKey + Clone + Eq + Hash + Send + Sync + 'static,

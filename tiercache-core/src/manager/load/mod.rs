@@ -15,7 +15,10 @@
 //!
 //! A caller waits no longer than its options say, and a dropped one stops only waiting.
 
+mod batch;
 mod blocking;
+mod lease;
+mod loads;
 mod many;
 pub(crate) mod memo;
 mod options;
@@ -34,8 +37,10 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use self::batch::BatchLoader;
+pub(super) use self::loads::{Defaults, Loads};
 pub use self::options::{Eager, LoadOptions, Loaded};
-pub(super) use self::run::{Failure, Loading, Loads};
+pub(super) use self::run::{Failure, Loading};
 use self::value::sealed;
 pub use self::value::{Loadable, Of, Raw, View};
 pub use self::warm::{Warm, Warmed};

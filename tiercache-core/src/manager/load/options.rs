@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::super::set::{Ttl, checked};
+use crate::lease::LONGEST_TERM;
 use crate::{Error, Level, Levels, Result, Tags};
 
 /// The longest window of staleness.
@@ -28,7 +29,9 @@ pub struct LoadOptions {
     pub(super) limit: Duration,
     pub(super) back_off: Duration,
     pub(super) eager: Eager,
-    pub(super) jitter: f32,
+    pub(super) jitter: Option<f32>,
+    /// Zero: none.
+    pub(super) lease: Option<Duration>,
     pub(super) take_over: bool,
     pub(super) invalid: Option<(&'static str, &'static str)>,
 }
@@ -61,7 +64,8 @@ impl Default for LoadOptions {
             limit: DEFAULT_LIMIT,
             back_off: DEFAULT_BACK_OFF,
             eager: Eager::Off,
-            jitter: 0.0,
+            jitter: None,
+            lease: None,
             take_over: false,
             invalid: None,
         }
@@ -177,8 +181,21 @@ options! {
     }
 
     /// Shortens each time to live by a random share up to this, so that what was loaded together does not expire
-    /// together. Default: 0.
-    jitter(share: f32) |options| { options.jitter = options.share("jitter", share); }
+    /// together. Default: the cache's, which is 0 unless it was given: see
+    /// [`Builder::load_jitter`](crate::Builder::load_jitter).
+    jitter(share: f32) |options| { options.jitter = Some(options.share("jitter", share)); }
+
+    /// Of several processes that share a level one loads: it takes a lease of the key for `term`, at most a day, and
+    /// stores what it loaded where the others find it. They wait for that, no longer than `term`, then load
+    /// themselves; a refresh does not wait, it is left to the holder. Where no store gives leases out, no shared level
+    /// may have the value, or the store cannot be reached, each process loads for itself. Default: the cache's,
+    /// which is none unless it was given: see [`Builder::load_lease`](crate::Builder::load_lease).
+    lease(term: Duration) |options| {
+        options.lease = Some(options.duration("lease", term).min(LONGEST_TERM));
+    }
+
+    /// No lease, whatever the cache's default is: every process loads for itself.
+    no_lease() |options| { options.lease = Some(Duration::ZERO); }
 
     /// When a load fails, one of those who waited for it loads in its turn, the others wait for that one, and so on.
     /// Default: all of them get its error.

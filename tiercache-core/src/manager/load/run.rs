@@ -1,11 +1,9 @@
 //! How a load runs, and how callers wait for it.
 
-use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::super::counters::Count;
@@ -15,15 +13,20 @@ use super::super::set::Ttl;
 use super::super::stripes::Stripe;
 use super::super::write::{Begun, Made};
 use super::super::{CacheManager, InFlight, Shared};
+use super::lease::Contention;
+use super::loads::{Leave, Loads};
+use super::value::sealed::Home;
 use super::{Answer, Eager, LoadContext, LoadOptions, Loadable, Loaded, Loader, Reason, Served, View};
 use crate::bugs::seeded;
-use crate::tier::{Dead, Look, Removal};
-use crate::{COARSE_SLACK_MILLIS, Entry, Error, Generation, Key, Result, Timestamp};
+use crate::tier::{Look, Removal};
+use crate::{COARSE_SLACK_MILLIS, Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 
 /// Failures in a row that lengthen the pause.
 const MOST_DOUBLED: u32 = 5;
 /// A chance smaller than one in a hundred million is none: `-ln` of it.
 const LEAST_CHANCE: f64 = 18.4;
+/// How long a refresh that another process makes is not tried.
+const LEFT_ALONE: Duration = Duration::from_millis(250);
 /// How often a load asks again when other processes write the key meanwhile.
 const MOST_OVERTAKEN: u32 = 3;
 
@@ -59,42 +62,6 @@ impl Failure {
     }
 }
 
-/// What loads of a manager share.
-#[derive(Debug)]
-pub(in crate::manager) struct Loads {
-    running: Arc<Semaphore>,
-    refreshing: Arc<Semaphore>,
-    stopped: watch::Receiver<bool>,
-    /// The longest that a load took, in milliseconds: bounds how early a refresh by chance may come.
-    longest: AtomicU64,
-    chance: AtomicU64,
-}
-
-impl Loads {
-    pub(in crate::manager) fn new(running: usize, refreshing: usize, stopped: watch::Receiver<bool>) -> Self {
-        Self {
-            running: Arc::new(Semaphore::new(running.min(Semaphore::MAX_PERMITS))),
-            refreshing: Arc::new(Semaphore::new(refreshing.min(Semaphore::MAX_PERMITS))),
-            stopped,
-            longest: AtomicU64::new(0),
-            chance: AtomicU64::new(0),
-        }
-    }
-
-    /// Above 0, up to 1. Not for secrets: it only keeps things from happening all at once.
-    fn chance(&self) -> f64 {
-        // SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
-        let mut mixed = self
-            .chance
-            .fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)
-            .wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        ((mixed >> 11) + 1) as f64 / (1u64 << 53) as f64
-    }
-}
-
 impl LoadOptions {
     /// How hot judges a hit; `None` when it may not answer alone.
     pub(super) fn look(&self, shared: &Shared) -> Option<Look> {
@@ -110,7 +77,7 @@ impl LoadOptions {
             // The loader alone knows how long it lives.
             (Eager::After(_), _) => return None,
             (Eager::Probably(factor), _) => {
-                let longest = shared.loads.longest.load(Ordering::Relaxed);
+                let longest = shared.loads.longest();
                 (longest as f64 * f64::from(factor) * LEAST_CHANCE).ceil() as u64
             }
         };
@@ -175,7 +142,8 @@ impl LoadOptions {
         let keep = store && ttl.is_some();
         match ttl.unwrap_or(Ttl::Unset) {
             Ttl::For(ttl) => {
-                let shorter = ttl.mul_f64(1.0 - f64::from(self.jitter) * chance);
+                let jitter = self.jitter.unwrap_or_else(|| shared.loads.jitter());
+                let shorter = ttl.mul_f64(1.0 - f64::from(jitter) * chance);
                 Ttl::For(shorter.max(Duration::from_millis(1))).apply(&mut entry, now);
             }
             other => other.apply(&mut entry, now),
@@ -199,7 +167,7 @@ pub(super) enum Turn {
 /// A load from its begin to its end, however it ends.
 pub(super) struct Leading {
     flight: InFlight<Arc<Shared>>,
-    key: Key,
+    pub(super) key: Key,
     pub(super) generation: Generation,
     pub(super) outcome: watch::Sender<Option<Outcome>>,
     ended: bool,
@@ -247,6 +215,7 @@ where
     loop {
         let ended = shared.stripes.lock(key.hash64()).loads_ended();
         let present = shared.search(key.as_ref()).await?;
+        let passed = present.as_ref().map(|found| found.entry.generation);
         let present = match present {
             Some(found) => Present::<V, L::Value>::of(cache, &key, found)?,
             None => None,
@@ -291,7 +260,7 @@ where
                     reason: if stale.is_some() { Reason::Stale } else { Reason::Missing },
                     present: stale.and_then(|stale| stale.context(now)),
                 };
-                let seen = stale.map(|stale| stale.found.entry.generation);
+                let seen = Before { made_of: stale.and(passed), passed };
                 let work = lead::<V, L>(leading, loader, context, options.clone(), seen, permit);
                 shared.runtime.spawn(work);
                 (outcome, true)
@@ -305,7 +274,9 @@ where
             }
             (Waited::Ended(Err(_)), None) if !leads && options.take_over && loader.is_some() => continue,
             (Waited::Ended(Err(error)) | Waited::Late(error), None) => return Err(error),
-            (Waited::Lost, _) if leads => return Err(Error::Closed),
+            // A refresh that was left to another process, or the cache ends.
+            (Waited::Lost, Some(stale)) if leads => return Ok(shared.serve_stale(stale, now)),
+            (Waited::Lost, None) if leads => return Err(Error::Closed),
             (Waited::Lost, _) => continue,
         };
         if !leads && !shared.may_join(&key, &entry, since) {
@@ -313,7 +284,7 @@ where
         }
         let value = match entry.is_nothing() {
             true => None,
-            false => V::unpack(cache, key.as_ref(), &entry)?,
+            false => V::unpack(Home(&cache.shared), key.as_ref(), &entry)?,
         };
         match L::Value::answer(value) {
             Some(value) => {
@@ -340,7 +311,7 @@ impl<V: View, R: Loadable<V::Value>> Present<V, R> {
         let value = if found.entry.is_nothing() {
             None
         } else {
-            match V::unpack(cache, key.as_ref(), &found.entry)? {
+            match V::unpack(Home(&cache.shared), key.as_ref(), &found.entry)? {
                 Some(value) => Some(value),
                 None => return Ok(None),
             }
@@ -417,7 +388,17 @@ fn refresh<V, L>(
         present: present.context(shared.flow.now()),
     };
     let seen = Some(present.found.entry.generation);
+    let seen = Before { made_of: seen, passed: seen };
     shared.runtime.spawn(lead::<V, L>(leading, loader, context, options, seen, Some(permit)));
+}
+
+/// What a load found before it began.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Before {
+    /// The generation of the stale value it replaces.
+    made_of: Option<Generation>,
+    /// Of whatever did not answer.
+    passed: Option<Generation>,
 }
 
 /// A load, from step 4 on.
@@ -426,20 +407,28 @@ async fn lead<V, L>(
     loader: L,
     context: LoadContext<V::Shared>,
     options: LoadOptions,
-    seen: Option<Generation>,
-    refreshing: Option<OwnedSemaphorePermit>,
+    seen: Before,
+    refreshing: Option<Leave>,
 ) where
     V: View,
     L: Loader<V::Shared, Value: Loadable<V::Value>>,
 {
     let shared = leading.flight.shared.clone();
-    shared.flow.counters.count(if refreshing.is_some() { Count::Refreshed } else { Count::Loaded });
     let mut stopped = shared.loads.stopped();
+    // Both last until other processes can have the value.
+    let (mut permit, mut sharing) = (None, None);
     let work = async {
-        let _permit = shared.loads.permit().await?;
-        let made = match shared.claim(&mut leading, seen).await {
+        permit = Some(shared.loads.permit().await?);
+        let answers = |entry: &Entry| answers::<V, L::Value>(&shared, entry, context.key.as_ref());
+        match shared.contend(&leading, &options, seen.passed, refreshing.is_some(), answers).await {
+            Contention::Load(duty) => sharing = duty,
+            Contention::Found(entry) => return Ok(Some((entry, None))),
+            Contention::Left => return Ok(None),
+        }
+        shared.flow.counters.count(if refreshing.is_some() { Count::Refreshed } else { Count::Loaded });
+        let made = match shared.claim(&mut leading, seen.made_of).await {
             Claim::Made(made) => made,
-            Claim::Found(entry) => return Ok(entry),
+            Claim::Found(entry) => return Ok(Some((entry, None))),
         };
         let started = Instant::now();
         let loading = caught("a loader", async {
@@ -448,16 +437,42 @@ async fn lead<V, L>(
         let loaded = shared.loads.within(options.limit, loading).await?.loaded();
         let cost = shared.loads.took(started);
         let (entry, keep) = options.entry::<V>(loaded, leading.generation, cost, &shared)?;
-        if keep {
-            shared.keep(&leading, entry.clone(), made).await;
-        }
-        Ok(entry)
+        let kept = if keep { shared.keep(&leading, entry.clone(), made).await } else { None };
+        Ok(Some((entry, kept)))
     };
     let outcome = tokio::select! {
         outcome = work => outcome,
         _ = stopped.wait_for(|stopped| *stopped) => Err(Error::Closed),
     };
+    let (outcome, kept) = match outcome {
+        Ok(Some((entry, kept))) => (Ok(entry), kept),
+        Ok(None) => return shared.leave_refresh(leading),
+        Err(error) => (Err(error), None),
+    };
+    let hidden = match (&outcome, kept) {
+        (Ok(entry), Some(generation)) if sharing.is_some() && shared.is_hidden(entry.levels) => {
+            let flight = shared.enter(leading.flight.hash, generation);
+            Some((leading.key.clone(), Entry { generation, ..entry.clone() }, flight))
+        }
+        _ => None,
+    };
     shared.end_load(leading, outcome, &options);
+    if let Some((key, entry, flight)) = hidden {
+        tokio::select! {
+            () = shared.share(&key, &entry, flight) => {}
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+        }
+    }
+    drop((sharing, permit, refreshing));
+}
+
+/// Whether an entry answers a caller whose loader brings an `R`.
+fn answers<V: View, R: Loadable<V::Value>>(shared: &Shared, entry: &Entry, key: KeyRef<'_>) -> bool {
+    let value = match entry.is_nothing() {
+        true => Some(None),
+        false => V::unpack(Home(shared), key, entry).ok().flatten().map(Some),
+    };
+    value.is_some_and(|value| R::answer(value).is_some())
 }
 
 /// What a load may store on.
@@ -465,40 +480,6 @@ pub(super) enum Claim {
     Made(Made),
     /// Another process has set the key meanwhile.
     Found(Entry),
-}
-
-impl Loads {
-    /// Leave to refresh in the background, if not too many do.
-    pub(super) fn refresh(&self) -> Option<OwnedSemaphorePermit> {
-        self.refreshing.clone().try_acquire_owned().ok()
-    }
-
-    /// Leave to load.
-    pub(super) async fn permit(&self) -> Result<OwnedSemaphorePermit> {
-        self.running.clone().acquire_owned().await.map_err(|_| Error::Closed)
-    }
-
-    /// Becomes true when the cache ends.
-    pub(super) fn stopped(&self) -> watch::Receiver<bool> {
-        self.stopped.clone()
-    }
-
-    /// What `loading` says within that time.
-    pub(super) async fn within<T>(
-        &self,
-        limit: Duration,
-        loading: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
-        let late = |_| Error::TimedOut { backend: "the loader", op: "load", after: limit };
-        tokio::time::timeout(limit, loading).await.map_err(late)?
-    }
-
-    /// Notes how long a load took.
-    pub(super) fn took(&self, started: Instant) -> Duration {
-        let cost = started.elapsed();
-        self.longest.fetch_max(u64::try_from(cost.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        cost
-    }
 }
 
 impl Shared {
@@ -537,7 +518,7 @@ impl Shared {
     /// Whether what another's load brought answers a call that began then. An invalidation of many that began after
     /// the load may have ended before the call began; and what takes long to store may be over before.
     pub(super) fn may_join(&self, key: &Key, entry: &Entry, since: Timestamp) -> bool {
-        let killed = self.flow.fences.is_dead(key.as_ref(), entry) && !seeded("load-outlives-fence");
+        let killed = self.flow.fences.hides(key.as_ref(), entry) && !seeded("load-outlives-fence");
         !killed && entry.is_fresh(since)
     }
 
@@ -600,7 +581,13 @@ impl Shared {
     }
 
     /// Step 5.
-    pub(super) async fn keep(self: &Arc<Self>, leading: &Leading, entry: Entry, made: Made) {
+    /// The generation it was kept with.
+    pub(super) async fn keep(
+        self: &Arc<Self>,
+        leading: &Leading,
+        entry: Entry,
+        made: Made,
+    ) -> Option<Generation> {
         let (key, generation, now) = (&leading.key, leading.generation, self.flow.now());
         let begun = {
             let mut stripe = self.stripes.lock(leading.flight.hash);
@@ -608,7 +595,7 @@ impl Shared {
                 stripe.is_overtaken(leading.flight.hash, generation) && !seeded("load-stored-unchecked");
             if overtaken || self.flow.is_dead(key.as_ref(), &entry, now) || self.top(entry.levels).is_none() {
                 self.flow.counters.count(Count::Refused);
-                return;
+                return None;
             }
             self.write_locked(&mut stripe, key.clone(), entry, now, made)
         };
@@ -618,10 +605,14 @@ impl Shared {
         };
         // Whoever waits for the value has it all the same.
         match written {
-            Ok(written) if written.stored => self.wait_for_room().await,
+            Ok(written) if written.stored => {
+                self.wait_for_room().await;
+                return Some(written.generation);
+            }
             Ok(_) => self.flow.counters.count(Count::Refused),
             Err(error) => tracing::debug!(?key, %error, "what was loaded could not be kept"),
         }
+        None
     }
 
     /// Step 6.
@@ -631,6 +622,27 @@ impl Shared {
             tracing::debug!(key = ?leading.key, %error, "load failed");
         }
         leading.end(outcome, |stripe, leading, error| self.note_failure(stripe, leading, error, options));
+    }
+
+    /// Ends a refresh that another process makes. Those who joined it look again, and who has a value has that for a
+    /// while.
+    fn leave_refresh(&self, leading: Leading) {
+        self.flow.counters.count(Count::RefreshSkipped);
+        let mut stripe = self.stripes.lock(leading.flight.hash);
+        let overtaken = stripe.is_overtaken(leading.flight.hash, leading.generation);
+        if !overtaken && stripe.failure(&leading.key).is_none() {
+            let (key, generation, now) = (leading.key.clone(), leading.generation, Instant::now());
+            let error = Error::unavailable("the loader", "load", "another process refreshes it");
+            stripe.fail(Failure { key, generation, times: 0, pause: now + LEFT_ALONE, told: now, error });
+        }
+        drop(stripe);
+        drop(leading);
+    }
+
+    /// Registers one more operation of a flight.
+    fn enter(self: &Arc<Self>, hash: u64, generation: Generation) -> InFlight<Arc<Self>> {
+        self.stripes.lock(hash).enter(hash, generation);
+        InFlight { shared: self.clone(), hash }
     }
 
     fn note_failure(&self, stripe: &mut Stripe, leading: &Leading, error: &Error, options: &LoadOptions) {

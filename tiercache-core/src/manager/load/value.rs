@@ -8,8 +8,9 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::super::CacheManager;
+use self::sealed::Home;
 use super::super::typed::encode;
+use super::super::{CacheManager, Shared};
 use super::Loaded;
 use crate::tier::Look;
 use crate::{Decoded, Entry, KeyRef, Result};
@@ -36,6 +37,10 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> View for Of<T> {}
 pub(crate) mod sealed {
     use super::*;
 
+    /// The cache that an entry is of.
+    #[derive(Clone, Copy)]
+    pub struct Home<'a>(pub(in crate::manager) &'a Shared);
+
     pub trait View: 'static {
         /// What a loader brings.
         type Value: Send + 'static;
@@ -47,7 +52,7 @@ pub(crate) mod sealed {
         /// As it is kept.
         fn pack(value: Self::Value) -> Result<(Bytes, Option<Decoded>)>;
         /// As it is answered; `None` when the bytes do not decode.
-        fn unpack(cache: &CacheManager, key: KeyRef<'_>, entry: &Entry) -> Result<Option<Self::Shared>>;
+        fn unpack(home: Home<'_>, key: KeyRef<'_>, entry: &Entry) -> Result<Option<Self::Shared>>;
     }
 }
 
@@ -64,7 +69,7 @@ impl sealed::View for Raw {
         Ok((value, None))
     }
 
-    fn unpack(_: &CacheManager, _: KeyRef<'_>, entry: &Entry) -> Result<Option<Bytes>> {
+    fn unpack(_: Home<'_>, _: KeyRef<'_>, entry: &Entry) -> Result<Option<Bytes>> {
         Ok(Some(entry.value.clone()))
     }
 }
@@ -82,8 +87,8 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> sealed::View for O
         Ok((bytes, Some(Arc::new(value) as Arc<dyn Any + Send + Sync>)))
     }
 
-    fn unpack(cache: &CacheManager, key: KeyRef<'_>, entry: &Entry) -> Result<Option<Arc<T>>> {
-        cache.shared.decoded(key, entry)
+    fn unpack(home: Home<'_>, key: KeyRef<'_>, entry: &Entry) -> Result<Option<Arc<T>>> {
+        home.0.decoded(key, entry)
     }
 }
 

@@ -196,7 +196,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> sealed::View for M
         Ok((encode(&*value)?, Some(value as Arc<dyn Any + Send + Sync>)))
     }
 
-    fn unpack(cache: &CacheManager, key: KeyRef<'_>, entry: &Entry) -> Result<Option<Arc<T>>> {
-        <Of<T> as sealed::View>::unpack(cache, key, entry)
+    fn unpack(home: sealed::Home<'_>, key: KeyRef<'_>, entry: &Entry) -> Result<Option<Arc<T>>> {
+        <Of<T> as sealed::View>::unpack(home, key, entry)
     }
 }
