@@ -31,11 +31,7 @@ enum Service {
 }
 
 impl Service {
-    /// The server itself.
-    ///
-    /// # Panics
-    /// For a backend without one.
-    pub fn server(&self) -> &Server {
+    fn server(&self) -> &Server {
         match self {
             Self::Memcached(server) => server,
             Self::Redis(server) => server,
@@ -203,7 +199,11 @@ impl Backend {
         self.service.as_ref().expect("a backend with a server")
     }
 
-    fn server(&self) -> &Server {
+    /// The server itself.
+    ///
+    /// # Panics
+    /// For a backend without one.
+    pub fn server(&self) -> &Server {
         self.service().server()
     }
 
