@@ -1,28 +1,41 @@
-//! Connections of clients: none stands still for long.
+//! Connections of clients: none stands still for long, and none ends before its last answer could be read.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 /// How exactly the limit is kept: moving a timer at every read would cost more than the read.
 const GRAIN: Duration = Duration::from_secs(1);
 
+/// How long a client may take to close its side once ours is closed, and how many bytes it may send meanwhile.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1 << 20;
+
 /// A connection that fails when it neither reads nor writes for long.
 pub(crate) struct Seat {
-    stream: TcpStream,
+    stream: Option<TcpStream>,
     limit: Duration,
     idle: Pin<Box<Sleep>>,
     moved: Instant,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Seat {
-    pub(crate) fn new(stream: TcpStream, limit: Duration) -> Self {
-        Self { stream, limit, idle: Box::pin(sleep(limit)), moved: Instant::now() }
+    pub(crate) fn new(stream: TcpStream, limit: Duration, permit: OwnedSemaphorePermit) -> Self {
+        let idle = Box::pin(sleep(limit));
+        Self { stream: Some(stream), limit, idle, moved: Instant::now(), permit: Some(permit) }
+    }
+
+    fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        // It is there until the drop.
+        self.stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     /// Passes on what the stream says, and ends the connection when it said nothing for too long.
@@ -46,7 +59,7 @@ impl AsyncRead for Seat {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let said = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let said = self.stream()?.poll_read(context, buffer);
         self.watched(context, said)
     }
 }
@@ -57,7 +70,7 @@ impl AsyncWrite for Seat {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let said = Pin::new(&mut self.stream).poll_write(context, bytes);
+        let said = self.stream()?.poll_write(context, bytes);
         self.watched(context, said)
     }
 
@@ -66,19 +79,50 @@ impl AsyncWrite for Seat {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let said = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        let said = self.stream()?.poll_write_vectored(context, slices);
         self.watched(context, said)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream.as_ref().is_some_and(TcpStream::is_write_vectored)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        self.stream()?.poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        self.stream()?.poll_shutdown(context)
     }
+}
+
+/// To close a connection with bytes that nobody has read resets it, and the reset may overtake the answer: an error that
+/// was answered before the whole request was read would not be seen (RFC 9112 §9.6). So our side is closed, and what
+/// still comes is thrown away until the client closes its own, for a while.
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let Some(mut stream) = self.stream.take() else { return };
+        let closed = matches!(stream.try_read(&mut [0]), Ok(0));
+        let Ok(runtime) = Handle::try_current() else { return };
+        if closed {
+            return;
+        }
+        let permit = self.permit.take();
+        runtime.spawn(async move {
+            let _ = timeout(LINGER, discard(&mut stream)).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn discard(stream: &mut TcpStream) -> io::Result<()> {
+    stream.shutdown().await?;
+    let (mut bytes, mut left) = ([0; 4096], LINGER_BYTES);
+    while left > 0 {
+        match stream.read(&mut bytes).await? {
+            0 => return Ok(()),
+            read => left = left.saturating_sub(read),
+        }
+    }
+    Ok(())
 }

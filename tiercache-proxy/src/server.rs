@@ -72,7 +72,7 @@ impl Proxy {
         self,
         stream: TcpStream,
         client: SocketAddr,
-        _seat: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
         builder: Arc<auto::Builder<TokioExecutor>>,
         watcher: Watcher,
     ) {
@@ -80,7 +80,7 @@ impl Proxy {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY");
         }
-        let seat = Seat::new(stream, self.limits().idle());
+        let seat = Seat::new(stream, self.limits().idle(), permit);
         let service = service_fn(move |request| {
             let proxy = self.clone();
             async move { Ok::<_, Infallible>(proxy.answer(client.ip(), request).await) }
@@ -100,8 +100,7 @@ fn http(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .header_read_timeout(limits.head)
         // One more than we take, so that who is a little over it gets our answer.
         .max_headers(limits.fields + 1)
-        .max_buf_size(limits.buffer())
-        .pipeline_flush(true);
+        .max_buf_size(limits.buffer());
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -80,13 +80,10 @@ impl FromStr for Target {
             return Err(invalid("it has user information"));
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = match (authority.port(), authority.as_str().ends_with(':')) {
-            (Some(port), _) => port.as_u16(),
-            (None, false) => 80,
-            (None, true) => return Err(invalid("its port is empty")),
-        };
+        let named = authority.as_str().len() > authority.host().len();
+        let port = if named { authority.port_u16().unwrap_or_default() } else { 80 };
         if host.is_empty() || port == 0 {
-            return Err(invalid("its host or port is empty"));
+            return Err(invalid("its host or its port is none"));
         }
         let private = host.eq_ignore_ascii_case("localhost");
         Ok(Self { authority: authority.clone(), host, port, private })
