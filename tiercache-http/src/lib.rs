@@ -8,6 +8,7 @@ mod cache;
 mod key;
 mod origin;
 mod outcome;
+mod policy;
 mod tower;
 
 pub use body::Body;
