@@ -63,7 +63,11 @@ impl Counters {
             ("refused", "Requests that went no further than the proxy.", self.refused.now()),
             ("hits", "Answered from what is stored, and fresh.", self.hits.now()),
             ("stale", "Answered from what is stored, though stale.", self.stale.now()),
-            ("revalidated", "Answered from what is stored, once the origin confirmed it.", self.revalidated.now()),
+            (
+                "revalidated",
+                "Answered from what is stored, once the origin confirmed it.",
+                self.revalidated.now(),
+            ),
             ("misses", "Answered by the origin, since nothing stored could be used.", self.misses.now()),
             ("bypassed", "Answered by the origin without the cache.", self.bypassed.now()),
             ("server_errors", "Answers of 500 and above.", self.server_errors.now()),
@@ -77,7 +81,11 @@ impl Counters {
                 "Requests sent again, since the origin had closed the connection.",
                 self.upstream_retries.now(),
             ),
-            ("upstream_failures", "Requests to which the origin gave no response.", self.upstream_failures.now()),
+            (
+                "upstream_failures",
+                "Requests to which the origin gave no response.",
+                self.upstream_failures.now(),
+            ),
         ]
     }
 }

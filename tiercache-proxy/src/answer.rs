@@ -39,7 +39,9 @@ impl Refusal {
 pub(crate) fn failed(error: &UpstreamError) -> Response<Body> {
     let text = match error {
         UpstreamError::Request(fault) => format!("{fault}\n"),
-        _ if error.status() == StatusCode::GATEWAY_TIMEOUT => "the origin does not answer in time\n".to_owned(),
+        _ if error.status() == StatusCode::GATEWAY_TIMEOUT => {
+            "the origin does not answer in time\n".to_owned()
+        }
         UpstreamError::Busy => "the origin is busy\n".to_owned(),
         _ => "the origin cannot be reached\n".to_owned(),
     };

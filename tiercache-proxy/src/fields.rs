@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, Entry, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, COOKIE, Entry, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::{Method, Version};
 
@@ -81,7 +81,9 @@ pub(crate) fn forward(fields: &mut HeaderMap, client: IpAddr, host: &HeaderValue
     if let Ok(chain) = HeaderValue::from_str(&(chain + &client)) {
         fields.insert(X_FORWARDED_FOR, chain);
     }
-    for (name, own) in [(X_FORWARDED_HOST, host.clone()), (X_FORWARDED_PROTO, HeaderValue::from_static("http"))] {
+    for (name, own) in
+        [(X_FORWARDED_HOST, host.clone()), (X_FORWARDED_PROTO, HeaderValue::from_static("http"))]
+    {
         match fields.entry(name) {
             Entry::Occupied(_) if trusted => {}
             Entry::Occupied(mut given) => {
@@ -133,10 +135,7 @@ mod tests {
     fn fields(pairs: &[(&str, &str)]) -> HeaderMap {
         let mut fields = HeaderMap::new();
         for (name, value) in pairs {
-            fields.append(
-                name.parse::<HeaderName>().expect("a name"),
-                value.parse().expect("a value"),
-            );
+            fields.append(name.parse::<HeaderName>().expect("a name"), value.parse().expect("a value"));
         }
         fields
     }

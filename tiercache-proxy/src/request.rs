@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use http::header::{
-    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_RANGE,
-    IF_UNMODIFIED_SINCE, MAX_FORWARDS, RANGE, TRANSFER_ENCODING,
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue, IF_MODIFIED_SINCE,
+    IF_RANGE, IF_UNMODIFIED_SINCE, MAX_FORWARDS, RANGE, TRANSFER_ENCODING,
 };
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -75,7 +75,8 @@ impl Gate<'_> {
             absolute.scheme = Some(Scheme::HTTP);
             absolute.authority = Some(host.clone());
             absolute.path_and_query = Some(target);
-            head.uri = Uri::from_parts(absolute).map_err(|_| Refusal::bad("the request's address is malformed"))?;
+            head.uri =
+                Uri::from_parts(absolute).map_err(|_| Refusal::bad("the request's address is malformed"))?;
         }
         self.rewrite(head, &host)
     }
@@ -88,7 +89,8 @@ impl Gate<'_> {
         {
             return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "a transfer coding other than chunked"));
         }
-        let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        let length =
+            head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if length.is_some_and(|length| length > self.limits.body_bytes) {
             return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "the request's body is too large"));
         }
@@ -107,7 +109,8 @@ impl Gate<'_> {
             None => None,
         };
         if head.version == Version::HTTP_2 {
-            let pseudo = head.uri.authority().map(|given| authority(given.as_str().as_bytes())).transpose()?;
+            let pseudo =
+                head.uri.authority().map(|given| authority(given.as_str().as_bytes())).transpose()?;
             return match (pseudo, named) {
                 (Some(pseudo), Some(named)) if pseudo != named => Err(Refusal::bad("two different hosts")),
                 (Some(host), _) | (None, Some(host)) => Ok(host),
@@ -183,7 +186,10 @@ mod tests {
         assert_eq!(head.uri, "http://a.example/x?y=1");
         assert_eq!(head.headers["via"], "1.1 tiercache");
         let head = admit(Request::get("/").header("host", "A.Example:81")).expect("it is let in");
-        assert_eq!((head.uri.to_string().as_str(), &head.headers["host"]), ("http://a.example:81/", &"a.example:81".parse::<HeaderValue>().expect("a value")));
+        assert_eq!(
+            (head.uri.to_string().as_str(), &head.headers["host"]),
+            ("http://a.example:81/", &"a.example:81".parse::<HeaderValue>().expect("a value"))
+        );
         let head = admit(Request::get("/").version(Version::HTTP_10)).expect("it is let in");
         assert_eq!(head.uri, "http://origin:8000/");
         let head = admit(Request::get("http://b.example/x").version(Version::HTTP_2)).expect("it is let in");
@@ -225,6 +231,8 @@ mod tests {
             let shown = format!("{request:?}");
             assert_eq!(admit(request).err().map(|status| status.as_u16()), Some(status), "{shown}");
         }
-        assert!(admit(get("/").header("transfer-encoding", "Chunked").header("expect", "100-Continue")).is_ok());
+        assert!(
+            admit(get("/").header("transfer-encoding", "Chunked").header("expect", "100-Continue")).is_ok()
+        );
     }
 }

@@ -69,7 +69,9 @@ impl FromStr for Target {
         let uri: Uri = text.parse().map_err(|_| invalid("it is not a URL"))?;
         match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTP => {}
-            Some(scheme) if *scheme == Scheme::HTTPS => return Err(invalid("TLS to the origin is not supported")),
+            Some(scheme) if *scheme == Scheme::HTTPS => {
+                return Err(invalid("TLS to the origin is not supported"));
+            }
             _ => return Err(invalid("its scheme is not http")),
         }
         let authority = uri.authority().ok_or_else(|| invalid("it has no host"))?;
@@ -112,8 +114,17 @@ mod tests {
             assert_eq!((target.host.as_str(), target.port), (host, port), "{given}");
         }
         for given in [
-            "", "example.com", "https://example.com", "ftp://example.com", "http://", "http://a/b", "http://a?b",
-            "http://u:p@a", "http://a:0", "http://a:99999", "/a",
+            "",
+            "example.com",
+            "https://example.com",
+            "ftp://example.com",
+            "http://",
+            "http://a/b",
+            "http://a?b",
+            "http://u:p@a",
+            "http://a:0",
+            "http://a:99999",
+            "/a",
         ] {
             assert!(given.parse::<Target>().is_err(), "{given}");
         }

@@ -145,7 +145,9 @@ async fn an_unsafe_request_is_never_sent_twice() {
             assert_eq!(times, 1, "{path}");
         }
     }
-    assert!(origin.received().iter().any(|received| received.turn > 0 && received.line().starts_with("POST")));
+    assert!(
+        origin.received().iter().any(|received| received.turn > 0 && received.line().starts_with("POST"))
+    );
 }
 
 #[tokio::test]
@@ -236,7 +238,8 @@ async fn bodies_over_the_limit_are_413_however_they_come() {
     let proxy = Running::with(&origin.url(), Profile::Default, limits).await;
     assert_eq!(proxy.ask("POST", "/", &[], "ten bytes!").await.status(), 200);
     assert_eq!(proxy.ask("POST", "/", &[], "eleven byte").await.status(), 413);
-    let chunked = "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
+    let chunked =
+        "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
     let said = proxy.raw(&format!("{chunked}a\r\nten bytes!\r\n1\r\nx\r\n0\r\n\r\n")).await;
     assert!(said.starts_with("HTTP/1.1 413 "), "{said}");
     let said = proxy.raw(&format!("{chunked}a\r\nten bytes!\r\n0\r\n\r\n")).await;
@@ -290,9 +293,15 @@ async fn options_end_where_their_hops_do() {
     assert_eq!(proxy.ask("OPTIONS", "*", &["Max-Forwards: 0"], "").await.status(), 204);
     assert!(origin.received().is_empty());
     assert_eq!(proxy.ask("OPTIONS", "/x", &["Max-Forwards: 2"], "").await.status(), 200);
-    assert_eq!((origin.last().line(), origin.last().field("max-forwards")), ("OPTIONS /x HTTP/1.1", Some("1")));
+    assert_eq!(
+        (origin.last().line(), origin.last().field("max-forwards")),
+        ("OPTIONS /x HTTP/1.1", Some("1"))
+    );
     assert_eq!(proxy.ask("OPTIONS", "*", &[], "").await.status(), 200);
-    assert_eq!((origin.last().line(), origin.last().field("host")), ("OPTIONS * HTTP/1.1", Some("a.example")));
+    assert_eq!(
+        (origin.last().line(), origin.last().field("host")),
+        ("OPTIONS * HTTP/1.1", Some("a.example"))
+    );
 }
 
 #[tokio::test]

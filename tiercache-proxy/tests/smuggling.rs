@@ -77,10 +77,7 @@ async fn codings_that_are_not_quite_chunked_are_refused() {
                 "POST / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n{coding}\r\n\r\n0\r\n\r\nGET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
             ))
             .await;
-        assert!(
-            said.starts_with("HTTP/1.1 400 ") || said.starts_with("HTTP/1.1 501 "),
-            "{coding:?}: {said}"
-        );
+        assert!(said.starts_with("HTTP/1.1 400 ") || said.starts_with("HTTP/1.1 501 "), "{coding:?}: {said}");
     }
     // HTTP/1.0 knows no chunks.
     let said = proxy.raw("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n").await;
@@ -110,7 +107,9 @@ async fn chunked_in_any_case_is_chunked_and_goes_on_as_a_body_of_its_own_framing
 async fn chunks_that_are_malformed_reach_no_second_request() {
     let origin = Origin::start(|_| fresh("x")).await;
     let proxy = Running::before(&origin).await;
-    for chunks in ["3\nabc\r\n0\r\n\r\n", "zz\r\nabc\r\n0\r\n\r\n", "-1\r\n\r\n0\r\n\r\n", "ffffffffffffffffff\r\n"] {
+    for chunks in
+        ["3\nabc\r\n0\r\n\r\n", "zz\r\nabc\r\n0\r\n\r\n", "-1\r\n\r\n0\r\n\r\n", "ffffffffffffffffff\r\n"]
+    {
         let hidden = "GET /hidden HTTP/1.1\r\nHost: a.example\r\n\r\n";
         let said = proxy
             .raw(&format!(
@@ -172,12 +171,17 @@ async fn requests_sent_at_once_are_answered_in_their_order() {
 
 #[tokio::test]
 async fn a_response_of_two_lengths_is_cut_for_nobody() {
-    let chunked = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let chunked =
+        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
     let origin = Origin::start(move |received| match received.path() {
         "/both" => Reply::Bytes(chunked.into()),
-        "/twice" => Reply::Bytes("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello".into()),
+        "/twice" => {
+            Reply::Bytes("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello".into())
+        }
         "/list" => Reply::Bytes("HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello".into()),
-        "/differ" => Reply::Bytes("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 4\r\n\r\nhello".into()),
+        "/differ" => {
+            Reply::Bytes("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 4\r\n\r\nhello".into())
+        }
         "/coded" => Reply::Close("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nhello".into()),
         "/folded" => Reply::Bytes("HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 5\r\n\r\nhello".into()),
         "/nul" => Reply::Bytes("HTTP/1.1 200 OK\r\nX: a\0b\r\nContent-Length: 5\r\n\r\nhello".into()),
@@ -191,7 +195,10 @@ async fn a_response_of_two_lengths_is_cut_for_nobody() {
     for path in ["/both", "/twice", "/list"] {
         let answer = proxy.get(path, &[]).await;
         assert_eq!((answer.status(), answer.text().as_str()), (200, "hello"), "{path}");
-        assert!(answer.all("content-length").len() <= 1 && answer.field("content-length") != "3", "{answer:?}");
+        assert!(
+            answer.all("content-length").len() <= 1 && answer.field("content-length") != "3",
+            "{answer:?}"
+        );
     }
     for path in ["/differ", "/coded", "/folded", "/nul", "/space", "/switch", "/noise"] {
         let answer = proxy.get(path, &[]).await;
@@ -206,7 +213,8 @@ async fn bytes_behind_a_response_are_nobodys_answer() {
     // The origin sends a second response on its own account, which must not be given to whoever asks next.
     let origin = Origin::start(|received| match received.path() {
         "/first" => Reply::Bytes(
-            [response("200 OK", "", "first"), response("200 OK", "Cache-Control: max-age=60", "poison")].concat(),
+            [response("200 OK", "", "first"), response("200 OK", "Cache-Control: max-age=60", "poison")]
+                .concat(),
         ),
         path => fresh(path),
     })

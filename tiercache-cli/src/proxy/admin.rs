@@ -77,7 +77,10 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/metrics", get(metrics))
         .route("/health", get(async || json_response(StatusCode::OK, &json!({ "status": "ok" }))))
         .fallback(any(async || {
-            Refusal::new(StatusCode::NOT_FOUND, "there is nothing here; allowed: /purge, /stats, /metrics, /health")
+            Refusal::new(
+                StatusCode::NOT_FOUND,
+                "there is nothing here; allowed: /purge, /stats, /metrics, /health",
+            )
         }))
         .method_not_allowed_fallback(async || {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "not a method of this path")
@@ -121,13 +124,10 @@ async fn purge(State(admin): Shared, uri: Uri) -> Answer {
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// The address as the proxy knows it: of its clients' host, which is the same in either case.
+/// A path alone would leave open which host's.
 fn absolute(given: &str) -> std::result::Result<Uri, Refusal> {
-    let refused = || Refusal::bad(format!("`{}` is not http://HOST/PATH", given.escape_debug()));
-    let mut parts = given.parse::<Uri>().map_err(|_| refused())?.into_parts();
-    let authority = parts.authority.ok_or_else(refused)?.as_str().to_ascii_lowercase();
-    parts.authority = Some(authority.parse().map_err(|_| refused())?);
-    Uri::from_parts(parts).map_err(|_| refused())
+    let uri = given.parse::<Uri>().ok().filter(|uri| uri.scheme().is_some() && uri.authority().is_some());
+    uri.ok_or_else(|| Refusal::bad(format!("`{}` is not http://HOST/PATH", given.escape_debug())))
 }
 
 async fn stats(State(admin): Shared) -> Answer {

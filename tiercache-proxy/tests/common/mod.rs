@@ -243,8 +243,11 @@ impl Running {
     pub(crate) async fn ask(&self, method: &str, path: &str, fields: &[&str], body: &str) -> Answer {
         let mut client = self.connect().await;
         let fields: String = fields.iter().map(|field| format!("{field}\r\n")).collect();
-        let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
-        client.send(&format!("{method} {path} HTTP/1.1\r\nHost: a.example\r\n{fields}{length}\r\n{body}")).await;
+        let length =
+            if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+        client
+            .send(&format!("{method} {path} HTTP/1.1\r\nHost: a.example\r\n{fields}{length}\r\n{body}"))
+            .await;
         client.answer(method == "HEAD").await
     }
 
@@ -297,7 +300,8 @@ impl Client {
 
     /// The head of an answer, whose body is read with [`Client::some`].
     pub(crate) async fn head(&mut self) -> Answer {
-        let head = timeout(LONG, read_head(&mut self.0)).await.expect("an answer in time").expect("an answer");
+        let head =
+            timeout(LONG, read_head(&mut self.0)).await.expect("an answer in time").expect("an answer");
         Answer { head, body: Vec::new() }
     }
 
@@ -369,7 +373,8 @@ async fn read_message(
     let head = read_head(stream).await?;
     let status = head.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5));
     let mut body = Vec::new();
-    if head_only || status.is_some_and(|status| status == "204" || status == "304" || status.starts_with('1')) {
+    if head_only || status.is_some_and(|status| status == "204" || status == "304" || status.starts_with('1'))
+    {
         return Some((head, body));
     }
     if fields(&head, "transfer-encoding").iter().any(|coding| coding.eq_ignore_ascii_case("chunked")) {
