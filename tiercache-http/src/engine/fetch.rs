@@ -11,8 +11,8 @@ use super::{Engine, Lead, Plan, answer, pump};
 use crate::policy::control::ResponseControl;
 use crate::policy::fresh::{Freshness, Times};
 use crate::policy::status::{Forward, Told};
-use crate::policy::{conditional, fields, range, storable, update, vary};
-use crate::store::{Begun, Content, Found, Keeping, Looked, PieceWriter, Stored};
+use crate::policy::{conditional, date, fields, range, storable, update, vary};
+use crate::store::{Begun, Content, Found, Keeping, Looked, PieceWriter, Stored, Tags};
 use crate::{Body, Origin, Outcome};
 
 /// Parts are put together in RAM, up to this many bytes.
@@ -31,9 +31,15 @@ pub(super) struct Fetch {
 }
 
 impl Fetch {
-    pub(super) async fn run<O: Origin>(self, origin: &O) -> Result<Response<Body>, O::Error> {
+    pub(super) async fn run<O: Origin>(mut self, origin: &O) -> Result<Response<Body>, O::Error> {
         let store = &self.engine.store;
         let begun = if self.plan.control.no_store { None } else { store.begin(&self.plan.keys).await };
+        if let Some(found) = &self.found
+            && !store.has(&self.plan.keys, found).await.unwrap_or(false)
+        {
+            // Invalidated before the fetch began: that the origin confirms it must not bring it back.
+            (self.found, self.forward) = (None, Forward::UriMiss);
+        }
         let mut request = Request::new(Body::empty());
         (*request.method_mut(), *request.uri_mut()) = (self.parts.method.clone(), self.parts.uri.clone());
         (*request.version_mut(), *request.headers_mut()) = (self.parts.version, self.parts.headers.clone());
@@ -232,6 +238,8 @@ impl Keeper {
         let control = ResponseControl::of(response.headers());
         let fresh = Freshness::of(status, response.headers(), &control, times, &plan.rules);
         let mut headers = fields::without_connection(response.headers().clone());
+        // What is kept says when it was made (RFC 9110 §6.6.1).
+        headers.entry(header::DATE).or_insert_with(|| date::value(times.came));
         control.without.iter().for_each(|name| {
             headers.remove(name);
         });
@@ -287,9 +295,12 @@ impl Keeper {
         self.stored.content = content;
         let store = &self.engine.store;
         let selecting = vary::selecting(&self.request, &self.stored.headers);
-        let stored = self.combined().await;
+        if let Some((combined, tags)) = self.join_with_stored().await {
+            self.stored = combined;
+            self.keeping.tags.extend(tags);
+        }
         let published = store
-            .publish(&self.plan.keys, self.begun, &self.request, selecting, &stored, &self.keeping)
+            .publish(&self.plan.keys, self.begun, &self.request, selecting, &self.stored, &self.keeping)
             .await;
         published.unwrap_or_else(|error| {
             tracing::debug!(%error, "a response is not stored");
@@ -297,13 +308,9 @@ impl Keeper {
         })
     }
 
-    /// With the part of the same representation that is stored already, if they meet (RFC 9110 §15.3.7.3).
-    async fn combined(&self) -> Stored {
-        let new = &self.stored;
-        self.join_with_stored().await.unwrap_or_else(|| new.clone())
-    }
-
-    async fn join_with_stored(&self) -> Option<Stored> {
+    /// With the part of the same representation that is stored already, and its tags, if they meet (RFC 9110
+    /// §15.3.7.3).
+    async fn join_with_stored(&self) -> Option<(Stored, Tags)> {
         let new = &self.stored;
         let (has, whole) = new.part.as_ref()?;
         let etag = conditional::strong_etag(&new.headers)?;
@@ -334,7 +341,7 @@ impl Keeper {
         if start == 0 && end == *whole {
             (combined.part, combined.status) = (None, 200);
         }
-        Some(combined)
+        Some((combined, self.engine.keeping(&self.plan, &old).tags))
     }
 }
 

@@ -4,8 +4,8 @@
 //!    response to an unsafe method makes invalid is removed before that is passed on.
 //! 2. What is stored for it answers if it may: fresh, stale within what the request accepts, or stale while a task
 //!    revalidates it.
-//! 3. Else one request of the same key asks the origin, and the others wait for what it stores; then step 2 again,
-//!    once. Those who still have no answer ask for themselves.
+//! 3. Else one request of the same key asks the origin, and the others wait for what it stores; then step 2 again.
+//!    Those who still have no answer ask for themselves.
 //! 4. A fetch begins: what is invalidated from here on is not stored by it. What is stored and stale is validated.
 //! 5. A 304 renews what is stored; an error is answered with what is stored where that is allowed; what may be stored
 //!    is stored on its way to the requester.
@@ -38,6 +38,9 @@ use crate::{Body, Origin, Outcome};
 
 /// Responses revalidated in the background at once; beyond it they stay stale a little longer.
 const MOST_REFRESHES: usize = 64;
+
+/// How often one waits for others who end with nothing for it, before it asks the origin itself.
+const MOST_WAITS: u32 = 3;
 
 pub(crate) struct Engine {
     pub(crate) store: Store,
@@ -126,11 +129,10 @@ impl Engine {
             identity.map(|identity| format!("identity\0{identity}")).into_iter().collect();
         for name in &self.settings.key_headers {
             for value in headers.get_all(name) {
-                // Lossless: each byte as the letter of that number.
-                let value: String = value.as_bytes().iter().map(|byte| char::from(*byte)).collect();
-                key.push(format!("header\0{name}\0{value}"));
+                key.push(target::part(name.as_str(), value.as_bytes()));
             }
         }
+        key.extend(target::named_elsewhere(headers));
         key.extend(options.key.iter().map(|part| format!("part\0{part}")));
         key
     }
@@ -169,9 +171,10 @@ impl Engine {
         origin: &O,
     ) -> Result<Response<Body>, O::Error> {
         let mut lead = None;
-        let mut collapsed = false;
+        let mut waits = 0;
         loop {
             let looked = self.look_up(&parts, &plan).await;
+            let collapsed = waits > 0;
             let (found, missed) = match looked {
                 Looked::Found(found) => (Some(found), Forward::Stale),
                 Looked::OtherVariants => (None, Forward::VaryMiss),
@@ -198,7 +201,7 @@ impl Engine {
                 self.tell(&mut response, Outcome::Miss, &Told::default());
                 return Ok(response);
             }
-            if lead.is_none() && !collapsed {
+            if lead.is_none() && waits < MOST_WAITS {
                 match self.join(&parts, &plan, found.as_ref()) {
                     Turn::Lead(leading) => {
                         lead = Some(leading);
@@ -207,7 +210,7 @@ impl Engine {
                     }
                     Turn::Follow(follow) => {
                         Follow::wait(follow).await;
-                        collapsed = true;
+                        waits += 1;
                         continue;
                     }
                     Turn::Alone => {}

@@ -229,7 +229,7 @@ mod tests {
     }
 
     fn dated(after: i64) -> String {
-        date::value(NOW.saturating_add_signed(after)).to_str().unwrap().to_owned()
+        date::value(at(NOW.saturating_add_signed(after))).to_str().unwrap().to_owned()
     }
 
     #[test]

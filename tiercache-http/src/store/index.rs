@@ -16,6 +16,9 @@ pub(crate) struct Resource {
     /// Of the resource itself: made at random with it. Of one kept for an identity: that of the resource it was seen
     /// with, whose removal makes it void.
     pub(crate) epoch: u64,
+    /// Until when it is kept for those that are void without it, in milliseconds since 1970.
+    #[serde(default)]
+    pub(crate) reserved: u64,
     pub(crate) variants: Vec<Variant>,
 }
 
@@ -70,7 +73,7 @@ impl Resource {
 
     /// Until when any of it is worth looking for.
     pub(crate) fn until(&self) -> u64 {
-        self.variants.iter().map(|variant| variant.until).max().unwrap_or(0)
+        self.variants.iter().map(|variant| variant.until).max().unwrap_or(0).max(self.reserved)
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) type Id = [u8; 16];
 /// A fetch may take as long as its body does.
 const LONGEST_FETCH: Duration = Duration::from_secs(3600);
 /// How long a fetch waits for its place among the manager's loads before it goes on without being stored.
-const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How long the pieces of a body that was replaced are kept for those who are reading them.
 const RETIRED: Duration = Duration::from_secs(600);
 /// How often the resource is read again when another process changes it meanwhile.
@@ -106,7 +106,7 @@ pub(crate) enum Looked {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
-    pub(crate) id: Id,
+    id: Id,
     pub(crate) stored: Stored,
     pub(crate) selecting: Selecting,
 }
@@ -169,6 +169,13 @@ impl Store {
             }
         }
         Ok(if resource.variants.is_empty() { Looked::Nothing } else { Looked::OtherVariants })
+    }
+
+    /// Whether what was found has not been invalidated or replaced meanwhile.
+    pub(crate) async fn has(&self, keys: &Keys, found: &Found) -> Result<bool> {
+        let Some(resource) = self.resource(keys).await? else { return Ok(false) };
+        let named = resource.variants.iter().any(|variant| variant.id == found.id);
+        Ok(named && self.manager.contains(variant_key(&found.id)).await?)
     }
 
     async fn resource(&self, keys: &Keys) -> Result<Option<Arc<Resource>>> {
@@ -241,55 +248,73 @@ impl Store {
         if begun.keep.send(loaded).is_err() {
             return Ok(false);
         }
-        let kept = begun.load.await;
-        match kept {
+        match begun.load.await {
             Ok(kept) => drop(kept?),
             Err(_) => return Ok(false),
         }
-        let Some(_guard) = self.guards.publish(&keys.resource, begun.epoch).await else {
+        let named = self.name(keys, begun.epoch, begun.resource, &variant, request, keeping.most).await;
+        let Ok(Some(gone)) = named else {
             self.manager.delete(variant_key(&begun.id)).await?;
-            return Ok(false);
+            return named.map(|_| false);
         };
-        let put = |resource: &mut Resource| resource.put(variant.clone(), request, keeping.most, now);
-        let gone = match &keys.parted {
-            None => self.change(&keys.resource, begun.resource, None, put).await?,
-            Some(parted) => {
-                let Some((_, epoch)) =
-                    self.change(&keys.resource, begun.resource, Some(until), |_| Vec::new()).await?
-                else {
-                    return Ok(false);
-                };
-                self.change_parted(parted, epoch, put).await?.map(|gone| (gone, epoch))
-            }
-        };
-        let Some((gone, _)) = gone else { return Ok(false) };
         self.retire(gone.iter().filter(|gone| gone.pieces.map(|(id, _)| id) != pieces.map(|(id, _)| id)))
             .await?;
         Ok(true)
     }
 
-    /// Changes a resource if it is the one that was seen, or makes it when there was none. Returns what the change did,
-    /// and the resource's epoch.
+    /// Names a variant, unless what it is of was invalidated since it was asked for. Returns those it replaces.
+    async fn name(
+        &self,
+        keys: &Keys,
+        begun: Epoch,
+        seen: Option<u64>,
+        variant: &Variant,
+        request: &HeaderMap,
+        most: usize,
+    ) -> Result<Option<Vec<Variant>>> {
+        let Some(_guard) = self.guards.publish(&keys.resource, begun).await else { return Ok(None) };
+        let now = self.now();
+        let put = |resource: &mut Resource| Some(resource.put(variant.clone(), request, most, now));
+        let Some(parted) = &keys.parted else {
+            let epoch = seen.map_or(Seen::Nothing, Seen::Epoch);
+            return Ok(self.change(&keys.resource, epoch, put).await?.map(|(gone, _)| gone));
+        };
+        // For twice as long as is needed now, so that not each of many identities writes it.
+        let reserve = |resource: &mut Resource| {
+            let needed = resource.reserved < variant.until;
+            needed.then(|| {
+                resource.reserved =
+                    variant.until.saturating_add(variant.until.saturating_sub(now.as_millis()));
+                Vec::new()
+            })
+        };
+        let epoch = seen.map_or(Seen::Nothing, Seen::Epoch);
+        let Some((_, epoch)) = self.change(&keys.resource, epoch, reserve).await? else { return Ok(None) };
+        Ok(self.change(parted, Seen::Made(epoch), put).await?.map(|(gone, _)| gone))
+    }
+
+    /// Changes a resource if it is the one that was seen, or makes it. Returns what the change took out, and the
+    /// resource's epoch; a change of nothing writes nothing.
     async fn change(
         &self,
         key: &[u8],
-        seen: Option<u64>,
-        at_least: Option<u64>,
-        put: impl Fn(&mut Resource) -> Vec<Variant>,
+        seen: Seen,
+        put: impl Fn(&mut Resource) -> Option<Vec<Variant>>,
     ) -> Result<Option<(Vec<Variant>, u64)>> {
         for _ in 0..MOST_OVERTAKEN {
             let there = self.resources.versioned(key).await?;
-            let mut resource = match (&there, seen) {
-                (Some((resource, _)), Some(epoch)) if resource.epoch != epoch => return Ok(None),
-                (Some((resource, _)), _) => Resource::clone(resource),
-                (None, Some(_)) => return Ok(None),
-                (None, None) => {
-                    Resource { epoch: u64::from_be_bytes(self.epoch_bytes()), variants: Vec::new() }
-                }
+            let present = there.as_ref().map(|(resource, _)| Resource::clone(resource));
+            let mut resource = match (present, seen) {
+                (None, Seen::Epoch(_)) => return Ok(None),
+                (Some(present), Seen::Epoch(epoch)) if present.epoch != epoch => return Ok(None),
+                (None, Seen::Nothing) => Resource { epoch: self.fresh_epoch(), ..Resource::default() },
+                (Some(present), Seen::Made(epoch)) if present.epoch == epoch => present,
+                (_, Seen::Made(epoch)) => Resource { epoch, ..Resource::default() },
+                (Some(present), _) => present,
             };
-            let gone = put(&mut resource);
             let epoch = resource.epoch;
-            let ttl = self.left(resource.until().max(at_least.unwrap_or(0)));
+            let Some(gone) = put(&mut resource) else { return Ok(Some((Vec::new(), epoch))) };
+            let ttl = Timestamp::from_millis(resource.until()).since(self.now()).max(Duration::from_secs(1));
             let write = match &there {
                 Some((_, generation)) => self.resources.compare_and_set(key, *generation, resource)?,
                 None => self.resources.add(key, resource)?,
@@ -301,42 +326,13 @@ impl Store {
         Ok(None)
     }
 
-    async fn change_parted(
-        &self,
-        key: &[u8],
-        epoch: u64,
-        put: impl Fn(&mut Resource) -> Vec<Variant>,
-    ) -> Result<Option<Vec<Variant>>> {
-        for _ in 0..MOST_OVERTAKEN {
-            let there = self.resources.versioned(key).await?;
-            let mut resource = match &there {
-                Some((resource, _)) if resource.epoch == epoch => Resource::clone(resource),
-                _ => Resource { epoch, variants: Vec::new() },
-            };
-            let gone = put(&mut resource);
-            let ttl = self.left(resource.until());
-            let write = match &there {
-                Some((_, generation)) => self.resources.compare_and_set(key, *generation, resource)?,
-                None => self.resources.add(key, resource)?,
-            };
-            if write.ttl(ttl).await?.stored {
-                return Ok(Some(gone));
-            }
-        }
-        Ok(None)
-    }
-
     /// A number that no other resource has had.
-    fn epoch_bytes(&self) -> [u8; 8] {
+    fn fresh_epoch(&self) -> u64 {
         let mut bytes = [0; 8];
-        if getrandom::fill(&mut bytes).is_err() {
-            bytes = (self.seed ^ self.made.fetch_add(1, Ordering::Relaxed)).to_be_bytes();
+        match getrandom::fill(&mut bytes) {
+            Ok(()) => u64::from_ne_bytes(bytes),
+            Err(_) => self.seed ^ self.made.fetch_add(1, Ordering::Relaxed),
         }
-        bytes
-    }
-
-    fn left(&self, until: u64) -> Duration {
-        Timestamp::from_millis(until).since(self.now()).max(Duration::from_secs(1))
     }
 
     /// Removes everything stored for the target. What was asked for before is not stored after it.
@@ -377,6 +373,17 @@ impl Store {
         }
         Ok(true)
     }
+}
+
+/// What a resource must be to be changed.
+#[derive(Clone, Copy, Debug)]
+enum Seen {
+    /// Whatever it is; there was none.
+    Nothing,
+    /// The one of that epoch.
+    Epoch(u64),
+    /// Of that epoch, or made with it.
+    Made(u64),
 }
 
 /// How long, with what and beside how many others a response is kept.
