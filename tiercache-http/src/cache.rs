@@ -2,9 +2,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, Request, Response, StatusCode, Uri};
-use tiercache_core::{CacheManager, Result};
+use tiercache_core::{CacheManager, Error, Result};
 
-use crate::{Body, Identity, Origin, Outcome};
+use crate::engine::{Engine, listed_tag};
+use crate::policy::target::Target;
+use crate::store::Store;
+use crate::{Body, Identity, Origin};
 
 /// How strictly the cache reads the rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,8 +23,8 @@ pub enum Profile {
 /// Puts an [`HttpCache`] together.
 #[derive(Clone)]
 pub struct Builder {
-    pub(crate) manager: CacheManager,
-    pub(crate) settings: Settings,
+    manager: CacheManager,
+    settings: Settings,
 }
 
 #[derive(Clone)]
@@ -37,7 +40,7 @@ pub(crate) struct Settings {
     pub(crate) tag_headers: Vec<HeaderName>,
     pub(crate) key_headers: Vec<HeaderName>,
     pub(crate) identity: Option<IdentityOf>,
-    pub(crate) negative: Vec<(StatusCode, Duration)>,
+    pub(crate) negative: Arc<[(StatusCode, Duration)]>,
     pub(crate) status_header: bool,
 }
 
@@ -108,8 +111,9 @@ impl Builder {
         self
     }
 
-    /// A response header that lists tags, separated by spaces or commas, such as `Surrogate-Key` and `Cache-Tag`. The
-    /// tag's name is the header's, in lower case.
+    /// A response header that lists tags, separated by spaces or commas, such as `Surrogate-Key` and `Cache-Tag`. Each
+    /// value is a tag of the entry, named `header:value` with the header in lower case and without a value; see
+    /// [`HttpCache::purge_tag`]. A response with more than 64 tags is not stored.
     #[must_use]
     pub fn tags_from(mut self, header: HeaderName) -> Self {
         self.settings.tag_headers.push(header);
@@ -137,7 +141,8 @@ impl Builder {
     /// Responses of that status are stored for `ttl` when they say nothing about caching.
     #[must_use]
     pub fn negative(mut self, status: StatusCode, ttl: Duration) -> Self {
-        self.settings.negative.push((status, ttl));
+        let chosen = self.settings.negative.iter().copied().chain([(status, ttl)]);
+        self.settings.negative = chosen.collect();
         self
     }
 
@@ -147,7 +152,7 @@ impl Builder {
     /// [`Error::InvalidKey`](tiercache_core::Error::InvalidKey) when the namespace is longer than 255 bytes.
     pub fn build(self) -> Result<HttpCache> {
         let manager = self.manager.namespace(&self.settings.namespace)?;
-        Ok(HttpCache(Arc::new(Inner { manager, settings: self.settings })))
+        Ok(HttpCache(Arc::new(Engine::new(Store::new(manager), self.settings))))
     }
 }
 
@@ -211,12 +216,7 @@ impl RequestOptions {
 
 /// A cache of HTTP responses. Cheap to clone: every clone is the same cache.
 #[derive(Clone)]
-pub struct HttpCache(pub(crate) Arc<Inner>);
-
-pub(crate) struct Inner {
-    pub(crate) manager: CacheManager,
-    pub(crate) settings: Settings,
-}
+pub struct HttpCache(Arc<Engine>);
 
 impl HttpCache {
     /// A cache in the namespace `http` of `manager`, with the defaults of [`Builder`].
@@ -241,7 +241,7 @@ impl HttpCache {
             tag_headers: Vec::new(),
             key_headers: Vec::new(),
             identity: None,
-            negative: Vec::new(),
+            negative: [].into(),
             status_header: true,
         };
         Builder { manager, settings }
@@ -249,7 +249,7 @@ impl HttpCache {
 
     /// Answers `request` from what is stored, or by `origin`.
     ///
-    /// The response has an [`Outcome`] in its extensions. Trouble with the store is logged, and the request passes
+    /// The response has an [`Outcome`](crate::Outcome) in its extensions. Trouble with the store is logged, and the request passes
     /// through.
     ///
     /// # Errors
@@ -259,9 +259,7 @@ impl HttpCache {
         request: Request<Body>,
         origin: &O,
     ) -> Result<Response<Body>, O::Error> {
-        let mut response = origin.send(request).await?;
-        response.extensions_mut().insert(Outcome::Bypass);
-        Ok(response)
+        self.0.handle(request, origin).await
     }
 
     /// Removes every response to requests for `uri` (scheme, authority, path and query), of every method, variant and
@@ -270,21 +268,27 @@ impl HttpCache {
     /// # Errors
     /// As for [`CacheManager::delete`].
     pub async fn purge(&self, uri: &Uri) -> Result<()> {
-        let _ = uri;
-        Ok(())
+        let target = Target::of_uri(uri, &self.0.settings.scheme)
+            .ok_or(Error::InvalidKey("a URI to purge has a host without user and spaces"))?;
+        self.0.store.invalidate(target).await
     }
 
-    /// Removes every response with that tag, as [`CacheManager::invalidate_tag`] does.
+    /// Removes every response with that tag, as [`CacheManager::invalidate_tag`] does; where `name` is that of a header
+    /// given to [`Builder::tags_from`], every response whose header listed `value`.
     ///
     /// # Errors
     /// As for [`CacheManager::invalidate_tag`].
     pub async fn purge_tag(&self, name: &str, value: &str) -> Result<()> {
-        self.0.manager.invalidate_tag(name, value).await?;
+        let header =
+            self.0.settings.tag_headers.iter().find(|header| header.as_str().eq_ignore_ascii_case(name));
+        let (name, value) =
+            header.map_or_else(|| (name.to_owned(), value.to_owned()), |header| listed_tag(header, value));
+        self.0.store.manager().invalidate_tag(name, value).await?;
         Ok(())
     }
 
     /// The manager whose entries the responses are.
     pub fn manager(&self) -> &CacheManager {
-        &self.0.manager
+        self.0.store.manager()
     }
 }

@@ -5,10 +5,12 @@
 
 mod body;
 mod cache;
+mod engine;
 mod key;
 mod origin;
 mod outcome;
 mod policy;
+mod store;
 mod tower;
 
 pub use body::Body;

@@ -64,19 +64,6 @@ pub(crate) fn validate(request: &mut HeaderMap, stored: &HeaderMap) {
     }
 }
 
-/// Whether a 304 with these headers is about what is stored: it names no other validator.
-pub(crate) fn confirms(not_modified: &HeaderMap, stored: &HeaderMap) -> bool {
-    let same = |name: &http::HeaderName, equal: fn(&str, &str) -> bool| match (
-        not_modified.get(name).and_then(text),
-        stored.get(name).and_then(text),
-    ) {
-        (Some(new), Some(old)) => equal(new, old),
-        _ => true,
-    };
-    // A server that answers a condition may still name a new tag; then only the condition sent speaks for it.
-    same(&header::ETAG, |_, _| true) && same(&header::LAST_MODIFIED, |_, _| true)
-}
-
 /// The headers of a 304 from what is stored (RFC 9110 §15.4.5): all but those about the content that is not sent.
 pub(crate) fn not_modified_headers(stored: &HeaderMap) -> HeaderMap {
     let mut headers = stored.clone();

@@ -3,12 +3,21 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use tiercache_core::Timestamp;
 
 use super::fields;
 
-/// A date in any of the three forms. Case does not matter; everything else does.
+const WEEKDAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
+
+/// A date in any of the three forms. Case does not matter, nor which of the days of the week it names, since that says
+/// nothing that the rest does not say; everything else does.
 pub(crate) fn parse(text: &str) -> Option<u64> {
-    let date = httpdate::parse_http_date(&canonical(text)).ok()?;
+    let text = canonical(text);
+    let date = httpdate::parse_http_date(&text).ok().or_else(|| {
+        let (named, rest) = text.split_at_checked(3)?;
+        let others = WEEKDAYS.iter().filter(|_| WEEKDAYS.contains(&named) && rest.starts_with([' ', ',']));
+        others.filter_map(|day| httpdate::parse_http_date(&format!("{day}{rest}")).ok()).next()
+    })?;
     Some(date.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }
 
@@ -20,9 +29,9 @@ pub(crate) fn field(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
 }
 
 /// As a field value.
-pub(crate) fn value(seconds: u64) -> HeaderValue {
+pub(crate) fn value(time: Timestamp) -> HeaderValue {
     // The last second of the year 9999, beyond which there is no such date.
-    let time = UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799));
+    let time = UNIX_EPOCH + Duration::from_millis(time.as_millis().min(253_402_300_799_000));
     HeaderValue::try_from(httpdate::fmt_http_date(time)).unwrap_or(HeaderValue::from_static(""))
 }
 
@@ -53,6 +62,7 @@ mod tests {
             "Thu, 18 Aug 2050 02:01:18 GMT",
             "Thursday, 18-Aug-50 02:01:18 GMT",
             "Thu Aug 18 02:01:18 2050",
+            "Mon Aug 18 02:01:18 2050",
             "THU, 18 Aug 2050 02:01:18 GMT",
             "Thu, 18 AUG 2050 02:01:18 GMT",
             "Thu, 18 Aug 2050 02:01:18 gMT",
@@ -76,9 +86,11 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_written_as_they_are_read() {
-        assert_eq!(value(784_111_777), "Sun, 06 Nov 1994 08:49:37 GMT");
+    fn dates_far_away_are_dates() {
+        assert_eq!(parse("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
         assert_eq!(parse("Sun, 21 Nov 2286 04:46:39 GMT"), Some(10_000_039_599));
-        assert_eq!(value(u64::MAX), "Fri, 31 Dec 9999 23:59:59 GMT");
+        assert_eq!(value(Timestamp::from_millis(784_111_777_999)), "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(value(Timestamp::NEVER), "Fri, 31 Dec 9999 23:59:59 GMT");
+        assert_eq!(parse("Fri, 31 Dec 9999 23:59:59 GMT"), Some(253_402_300_799));
     }
 }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode, header};
-use serde::{Deserialize, Serialize};
 use tiercache_core::Timestamp;
 
 use super::control::{RequestControl, ResponseControl};
@@ -20,7 +19,7 @@ pub(crate) struct Times {
 }
 
 /// What was decided about a response when it came; durations in milliseconds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Freshness {
     /// When it came, in milliseconds since 1970.
     pub(crate) came: u64,
@@ -32,6 +31,8 @@ pub(crate) struct Freshness {
     pub(crate) no_cache: bool,
     /// Never used stale.
     pub(crate) must_revalidate: bool,
+    /// While it is fresh, reloading does not ask the origin (RFC 8246).
+    pub(crate) immutable: bool,
     /// How long after it turned stale it is used while it is revalidated.
     pub(crate) while_revalidate: u64,
     /// How long after it turned stale it is used when the origin fails; `None` where nothing is said.
@@ -75,6 +76,7 @@ impl Freshness {
             lifetime,
             no_cache: control.no_cache,
             must_revalidate: strict,
+            immutable: control.immutable,
             while_revalidate: control.stale_while_revalidate.unwrap_or(0).saturating_mul(1000),
             if_error: control.stale_if_error.map(|seconds| seconds.saturating_mul(1000)),
         }
@@ -104,7 +106,8 @@ impl Freshness {
         if self.no_cache || request.no_cache || request.no_store {
             return Use::Revalidate;
         }
-        if request.max_age.is_some_and(|most| age > secs(most))
+        let settled = self.immutable && self.staleness(now).is_none();
+        if request.max_age.is_some_and(|most| age > secs(most) && !settled)
             || request.min_fresh.is_some_and(|least| self.lifetime.saturating_sub(age) < secs(least))
         {
             return Use::Revalidate;
@@ -226,7 +229,7 @@ mod tests {
     }
 
     fn dated(after: i64) -> String {
-        date::value(NOW.saturating_add_signed(after)).to_str().unwrap().to_owned()
+        date::value(at(NOW.saturating_add_signed(after))).to_str().unwrap().to_owned()
     }
 
     #[test]
@@ -293,6 +296,9 @@ mod tests {
             ("max-age=100", 100, "", Use::Revalidate),
             ("max-age=100", 5, "max-age=4", Use::Revalidate),
             ("max-age=100", 5, "max-age=5", Use::Fresh),
+            ("max-age=100, immutable", 5, "max-age=0", Use::Fresh),
+            ("max-age=100, immutable", 100, "max-age=0", Use::Revalidate),
+            ("max-age=100, immutable", 5, "no-cache", Use::Revalidate),
             ("max-age=100", 5, "min-fresh=96", Use::Revalidate),
             ("max-age=100", 5, "min-fresh=95", Use::Fresh),
             ("max-age=100", 5, "no-cache", Use::Revalidate),

@@ -14,7 +14,6 @@ pub(crate) enum Forward {
     VaryMiss,
     Request,
     Stale,
-    Partial,
 }
 
 /// What the cache did.
@@ -70,7 +69,6 @@ impl Forward {
             Self::VaryMiss => "vary-miss",
             Self::Request => "request",
             Self::Stale => "stale",
-            Self::Partial => "partial",
         }
     }
 }

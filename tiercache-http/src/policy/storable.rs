@@ -4,16 +4,17 @@ use http::{HeaderMap, Method, StatusCode, header};
 
 use super::control::{RequestControl, ResponseControl};
 use super::fresh::{self, Times};
-use super::{Rules, vary};
+use super::{Rules, target, vary};
 
 /// Whether what is stored may answer such a request, and its response be stored.
 pub(crate) fn may_meet_store(method: &Method, headers: &HeaderMap, has_body: bool, rules: &Rules) -> bool {
     let somebody = headers.contains_key(header::AUTHORIZATION) || headers.contains_key(header::COOKIE);
     let plain = matches!(*method, Method::GET | Method::HEAD) && !has_body;
-    // What these ask depends on the representation at the origin.
-    let preconditions = [header::IF_MATCH, header::IF_UNMODIFIED_SINCE];
+    // What these ask is for the origin: a comparison with what it has, another protocol.
+    let beyond = [header::IF_MATCH, header::IF_UNMODIFIED_SINCE, header::UPGRADE];
     plain
-        && preconditions.iter().all(|name| !headers.contains_key(name))
+        && beyond.iter().all(|name| !headers.contains_key(name))
+        && !target::overrides_method(headers)
         && (!rules.cautious || rules.identified || !somebody)
 }
 
@@ -214,7 +215,11 @@ mod tests {
             assert!(meets(profile, Method::HEAD, &[], false));
             assert!(!meets(profile, Method::POST, &[], false));
             assert!(!meets(profile, Method::GET, &[], true), "a body nobody keys");
-            assert!(!meets(profile, Method::GET, &[("if-match", "\"a\"")], false));
+            for beyond in
+                [("if-match", "\"a\""), ("upgrade", "websocket"), ("x-http-method-override", "DELETE")]
+            {
+                assert!(!meets(profile, Method::GET, &[beyond], false), "{beyond:?}");
+            }
             for who in [("cookie", "a=b"), ("authorization", "x")] {
                 assert_eq!(meets(profile, Method::GET, &[who], false), profile == Rfc9111, "{who:?}");
             }

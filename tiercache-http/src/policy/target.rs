@@ -1,9 +1,9 @@
 //! What a request is about: the primary key, and what an unsafe request makes invalid (RFC 9111 §4.4).
 
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Uri, header};
+use http::{HeaderMap, HeaderName, Method, Uri, header};
 
-use super::fields::text;
+use super::fields::{members, text};
 
 /// Scheme, authority, path and query: the URI that responses are stored under.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -92,6 +92,57 @@ pub(crate) fn is_unsafe(method: &Method) -> bool {
     !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
 }
 
+/// Fields that frameworks and proxies take for parts of the target. What a response to one of them says is not for
+/// requests without it.
+const ELSEWHERE: [HeaderName; 10] = [
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-forwarded-prefix"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-forwarded-scheme"),
+    HeaderName::from_static("x-forwarded-server"),
+    HeaderName::from_static("x-host"),
+    HeaderName::from_static("x-original-host"),
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-rewrite-url"),
+];
+
+/// Fields by which a request says that its method is another one.
+const METHODS: [HeaderName; 3] = [
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-method-override"),
+];
+
+/// What a request says about its target besides the target, as parts of the key.
+pub(crate) fn named_elsewhere(headers: &HeaderMap) -> Vec<String> {
+    let mut parts = Vec::new();
+    for name in &ELSEWHERE {
+        for value in headers.get_all(name) {
+            parts.push(part(name.as_str(), value.as_bytes()));
+        }
+    }
+    // RFC 7239: who it is for is no matter of the target.
+    let forwarded = members(headers, &header::FORWARDED).flat_map(|member| member.split(';'));
+    for (name, value) in forwarded.filter_map(|pair| pair.trim().split_once('=')) {
+        if ["host", "proto"].iter().any(|known| name.eq_ignore_ascii_case(known)) {
+            parts.push(part("forwarded", format!("{}={value}", name.to_ascii_lowercase()).as_bytes()));
+        }
+    }
+    parts
+}
+
+/// A field as a part of the key, each byte as the letter of that number, so that no two values are the same.
+pub(crate) fn part(name: &str, value: &[u8]) -> String {
+    let value: String = value.iter().map(|byte| char::from(*byte)).collect();
+    format!("header\0{name}\0{value}")
+}
+
+/// Whether a request says that its method is another one.
+pub(crate) fn overrides_method(headers: &HeaderMap) -> bool {
+    METHODS.iter().any(|name| headers.contains_key(name))
+}
+
 /// RFC 3986 §5.2.4, of the path before a query.
 fn without_dots(reference: &str) -> String {
     let (path, query) = match reference.find('?') {
@@ -177,6 +228,18 @@ mod tests {
             let found = base.same_origin(reference);
             assert_eq!(found.as_ref().map(|found| found.path.as_str()), expected, "{reference}");
         }
+    }
+
+    #[test]
+    fn what_is_said_of_the_target_elsewhere_is_part_of_the_key() {
+        let named = |lines: &[(&str, &str)]| named_elsewhere(&headers(lines));
+        assert!(named(&[("x-forwarded-for", "10.0.0.1"), ("forwarded", "for=10.0.0.1;by=x")]).is_empty());
+        let evil = named(&[("x-forwarded-host", "evil")]);
+        assert_eq!(evil.len(), 1);
+        assert_ne!(evil, named(&[("x-forwarded-host", "good")]));
+        assert_ne!(evil, named(&[("x-host", "evil")]));
+        assert_ne!(evil, named(&[("x-forwarded-host", "evil"), ("x-forwarded-host", "evil")]));
+        assert_eq!(named(&[("forwarded", "for=1;HOST=evil, for=2;proto=http")]).len(), 2);
     }
 
     #[test]
