@@ -100,6 +100,7 @@ pub(crate) struct Visit {
     outcome: Option<Outcome>,
     bytes: u64,
     ended: bool,
+    failed: bool,
 }
 
 impl Visit {
@@ -117,6 +118,7 @@ impl Visit {
             outcome: None,
             bytes: 0,
             ended: false,
+            failed: false,
         }
     }
 
@@ -182,7 +184,10 @@ impl http_body::Body for Followed {
                 self.visit.ended = self.body.is_end_stream();
             }
             Poll::Ready(None) => self.visit.ended = true,
-            Poll::Ready(Some(Err(error))) => tracing::debug!(%error, "an answer broke off"),
+            Poll::Ready(Some(Err(error))) => {
+                self.visit.failed = true;
+                tracing::debug!(%error, "an answer broke off");
+            }
             Poll::Pending => {}
         }
         polled
@@ -200,6 +205,6 @@ impl http_body::Body for Followed {
 impl Drop for Followed {
     fn drop(&mut self) {
         // Nobody reads a body that is empty to begin with.
-        self.visit.ended |= self.body.is_end_stream();
+        self.visit.ended |= self.body.is_end_stream() && !self.visit.failed;
     }
 }

@@ -19,7 +19,14 @@ fn is_hit(answer: &Answer) -> bool {
 
 #[tokio::test]
 async fn a_forwarded_host_that_is_reflected_poisons_nothing() {
-    for name in ["X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-For", "X-Forwarded-Port", "Forwarded", "X-Host"] {
+    for name in [
+        "X-Forwarded-Host",
+        "X-Forwarded-Proto",
+        "X-Forwarded-For",
+        "X-Forwarded-Port",
+        "Forwarded",
+        "X-Host",
+    ] {
         let origin = Origin::start(reflects(name)).await;
         let proxy = Running::before(&origin).await;
         let evil = proxy.get("/", &[&format!("{name}: evil.example")]).await;
@@ -37,9 +44,14 @@ async fn a_forwarded_host_that_is_reflected_poisons_nothing() {
 async fn fields_that_change_path_or_method_do_not_reach_the_origin() {
     let origin = Origin::start(|received| fresh(&received.head)).await;
     let proxy = Running::before(&origin).await;
-    for name in
-        ["X-Original-URL", "X-Rewrite-URL", "X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override", "x_original_url"]
-    {
+    for name in [
+        "X-Original-URL",
+        "X-Rewrite-URL",
+        "X-HTTP-Method-Override",
+        "X-HTTP-Method",
+        "X-Method-Override",
+        "x_original_url",
+    ] {
         let answer = proxy.get(&format!("/{name}"), &[&format!("{name}: /evil")]).await;
         assert!(!answer.text().contains("/evil"), "{name}: {}", answer.text());
     }
@@ -51,7 +63,8 @@ async fn each_host_has_answers_of_its_own() {
     let proxy = Running::before(&origin).await;
     for host in ["a.example", "evil.example", "a.example:81", "a.example.evil.example"] {
         for _ in 0..2 {
-            let said = proxy.raw(&format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
+            let said =
+                proxy.raw(&format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
             assert!(said.ends_with(&format!("Host={host}")), "{said}");
         }
     }
@@ -64,10 +77,8 @@ async fn each_host_has_answers_of_its_own() {
 
 #[tokio::test]
 async fn the_body_of_a_get_chooses_no_answer_for_others() {
-    let origin = Origin::start(|received| {
-        fresh(&format!("q={}", String::from_utf8_lossy(&received.body)))
-    })
-    .await;
+    let origin =
+        Origin::start(|received| fresh(&format!("q={}", String::from_utf8_lossy(&received.body)))).await;
     for profile in [Profile::Default, Profile::Rfc9111] {
         let proxy = Running::with(&origin.url(), profile, Limits::default()).await;
         let evil = proxy.ask("GET", "/", &[], "evil").await;
@@ -120,8 +131,26 @@ async fn paths_that_an_origin_might_read_alike_are_different_keys() {
     let origin = Origin::start(|received| fresh(received.path())).await;
     let proxy = Running::before(&origin).await;
     let paths = [
-        "/a/b", "/a%2Fb", "/a%2fb", "/a//b", "/a/./b", "/a/b/", "/a/b;x", "/a/b%3Bx", "/a/b%00", "/a/b?", "/a/b?x",
-        "/a/b?x=", "/a/b?x&y", "/a/b?y&x", "/A/b", "/a/%62", "/a/b%20", "/a/b+", "/a/b?x=%0d%0a", "/a/b?x=%0D%0A",
+        "/a/b",
+        "/a%2Fb",
+        "/a%2fb",
+        "/a//b",
+        "/a/./b",
+        "/a/b/",
+        "/a/b;x",
+        "/a/b%3Bx",
+        "/a/b%00",
+        "/a/b?",
+        "/a/b?x",
+        "/a/b?x=",
+        "/a/b?x&y",
+        "/a/b?y&x",
+        "/A/b",
+        "/a/%62",
+        "/a/b%20",
+        "/a/b+",
+        "/a/b?x=%0d%0a",
+        "/a/b?x=%0D%0A",
     ];
     for path in paths {
         assert_eq!(proxy.get(path, &[]).await.text(), path);
@@ -153,7 +182,9 @@ async fn errors_that_odd_requests_cause_are_not_kept() {
     let proxy = Running::before(&origin).await;
     let large = format!("X-Large: {}", "x".repeat(4000));
     for (number, (field, status)) in
-        [("X-Odd: 1", 400), (large.as_str(), 413), ("X-Broken: 1", 500), ("X-Missing: 1", 404)].into_iter().enumerate()
+        [("X-Odd: 1", 400), (large.as_str(), 413), ("X-Broken: 1", 500), ("X-Missing: 1", 404)]
+            .into_iter()
+            .enumerate()
     {
         let path = format!("/{number}");
         assert_eq!(proxy.get(&path, &[field]).await.status(), status);
@@ -194,14 +225,21 @@ async fn what_is_kept_cannot_be_split_into_two_answers() {
     // as fields or as a body, never as a second response.
     let origin = Origin::start(|received| {
         let path = received.path().replace("%0d%0a", "\r\n");
-        let bytes = format!("HTTP/1.1 200 OK\r\nX-Path: {path}\r\nCache-Control: max-age=60\r\nContent-Length: 4\r\n\r\nbody");
+        let bytes = format!(
+            "HTTP/1.1 200 OK\r\nX-Path: {path}\r\nCache-Control: max-age=60\r\nContent-Length: 4\r\n\r\nbody"
+        );
         Reply::Bytes(bytes.into_bytes())
     })
     .await;
     let proxy = Running::before(&origin).await;
     let evil = "/?a=%0d%0aContent-Length:0%0d%0a%0d%0aHTTP/1.1%20200%20OK%0d%0aX:";
-    let said = proxy.raw(&format!("GET {evil} HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")).await;
-    assert_eq!(said.matches("HTTP/1.1 ").count(), 1 + usize::from(said.contains("\r\n\r\nHTTP/1.1")), "{said}");
+    let said =
+        proxy.raw(&format!("GET {evil} HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")).await;
+    assert_eq!(
+        said.matches("HTTP/1.1 ").count(),
+        1 + usize::from(said.contains("\r\n\r\nHTTP/1.1")),
+        "{said}"
+    );
     for round in 0..10 {
         // Whoever comes next gets an answer to what they asked.
         let path = format!("/next{round}");
@@ -214,7 +252,10 @@ async fn what_is_kept_cannot_be_split_into_two_answers() {
         let origin = Origin::start(move |_| Reply::Bytes(bytes.clone())).await;
         let proxy = Running::before(&origin).await;
         let answer = proxy.get("/", &[]).await;
-        assert!(answer.status() == 502 || !answer.head.replace("\r\n", "").contains(['\r', '\n', '\0']), "{answer:?}");
+        assert!(
+            answer.status() == 502 || !answer.head.replace("\r\n", "").contains(['\r', '\n', '\0']),
+            "{answer:?}"
+        );
     }
 }
 
@@ -224,7 +265,11 @@ async fn what_identifies_a_client_is_kept_for_no_other() {
     let origin = Origin::start(move |received| {
         let number = asked.fetch_add(1, Ordering::SeqCst);
         let who = received.field("authorization").or(received.field("cookie")).unwrap_or("nobody").to_owned();
-        let fields = if received.path() == "/cookie" { "Cache-Control: max-age=60\nSet-Cookie: id=1" } else { "Cache-Control: max-age=60" };
+        let fields = if received.path() == "/cookie" {
+            "Cache-Control: max-age=60\nSet-Cookie: id=1"
+        } else {
+            "Cache-Control: max-age=60"
+        };
         Reply::Bytes(response("200 OK", fields, &format!("{who} {number}")))
     })
     .await;

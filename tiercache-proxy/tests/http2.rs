@@ -59,7 +59,10 @@ async fn a_request_becomes_one_of_http_1_1_and_its_answer_one_of_http_2() {
         .body(Body::from("the body"))
         .expect("a request");
     let answer = ask(&mut client, request).await;
-    assert_eq!((answer.status().as_u16(), answer.version(), &answer.body()[..]), (200, Version::HTTP_2, &b"abc"[..]));
+    assert_eq!(
+        (answer.status().as_u16(), answer.version(), &answer.body()[..]),
+        (200, Version::HTTP_2, &b"abc"[..])
+    );
     for name in ["connection", "keep-alive", "transfer-encoding"] {
         assert!(!answer.headers().contains_key(name), "{name}");
     }
@@ -95,7 +98,8 @@ async fn streams_are_answered_side_by_side() {
     .await;
     let proxy = Running::before(&origin).await;
     let mut client = connect(&proxy).await;
-    let request = |path: &str| get(&format!("http://a.example{path}")).body(Body::empty()).expect("a request");
+    let request =
+        |path: &str| get(&format!("http://a.example{path}")).body(Body::empty()).expect("a request");
     let slow = client.send_request(request("/slow"));
     assert_eq!(ask(&mut client, request("/quick")).await.body(), "/quick");
     told.notify_one();
