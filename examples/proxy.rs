@@ -72,7 +72,8 @@ async fn slow_origin(delay: Duration) -> Result<(SocketAddr, Arc<AtomicUsize>)> 
                 while read_head(&mut stream).await.is_ok() {
                     counter.fetch_add(1, Ordering::SeqCst);
                     tokio::time::sleep(delay).await;
-                    let page = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 5\r\n\r\nhello";
+                    let page =
+                        "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 5\r\n\r\nhello";
                     if stream.write_all(page.as_bytes()).await.is_err() {
                         break;
                     }

@@ -29,8 +29,10 @@ pub(crate) fn run(options: &Options) {
         return;
     }
     let origin = origin();
-    let contenders: Vec<Contender> =
-        start_all(origin).into_iter().filter(|contender| options.wants("contender", contender.name)).collect();
+    let contenders: Vec<Contender> = start_all(origin)
+        .into_iter()
+        .filter(|contender| options.wants("contender", contender.name))
+        .collect();
     for (size, bytes) in SIZES {
         if !options.wants("case", size) {
             continue;
