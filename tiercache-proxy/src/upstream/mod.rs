@@ -1,6 +1,6 @@
 //! The origin as the cache asks it: over connections that are used again.
 //!
-//! 1. A request takes one of the places at the origin, and waits for one as long as for a connection. 2. A connection that
+//! In steps: 1. A request takes one of the places at the origin, and waits for one as long as for a connection. 2. A connection that
 //! is idle is taken, the last used first; one that the origin has closed meanwhile is passed over. 3. If it turns out closed
 //! after all, a request that never left is sent on a new connection, and one that may have left only if its method is safe
 //! and it has no body; once. 4. The connection is kept when the response has been read to its end.
