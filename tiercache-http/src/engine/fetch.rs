@@ -93,7 +93,9 @@ impl Fetch {
         // Only what was found is validated.
         let Some(Found { stored, selecting, .. }) = found else { return response };
         let mut renewed = stored;
-        renewed.headers = update::merged(&renewed.headers, response.headers().clone());
+        let mut confirming = response.into_parts().0.headers;
+        confirming.entry(header::DATE).or_insert_with(|| date::value(times.came));
+        renewed.headers = update::merged(&renewed.headers, confirming);
         let status = StatusCode::from_u16(renewed.status).unwrap_or(StatusCode::OK);
         let control = ResponseControl::of(&renewed.headers);
         renewed.fresh = Freshness::of(status, &renewed.headers, &control, times, &plan.rules);
