@@ -1,5 +1,7 @@
 //! Invalidation beats what is in flight.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{Bench, Script, get, request, response};

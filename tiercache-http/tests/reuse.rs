@@ -1,5 +1,7 @@
 //! What is stored answers.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{Bench, Script, get, request, response};

@@ -1,5 +1,7 @@
 //! What is stale is confirmed, refreshed, or stands for an origin that failed.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{Bench, Script, get, response};

@@ -1,5 +1,7 @@
 //! Many who want the same ask once, and nobody is harmed by another.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::sync::Arc;

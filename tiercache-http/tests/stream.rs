@@ -1,5 +1,7 @@
 //! Bodies stream: stored on their way, whole or not at all.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::sync::Arc;

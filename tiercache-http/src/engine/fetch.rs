@@ -65,7 +65,7 @@ impl Fetch {
         {
             return Ok(stale);
         }
-        Ok(self.new(response, begun, times).await)
+        Ok(self.replaced(response, begun, times).await)
     }
 
     /// What is stored, where it may stand for an origin that failed.
@@ -137,7 +137,7 @@ impl Fetch {
     }
 
     /// The origin has another answer.
-    async fn new(self, response: Response<Body>, begun: Option<Begun>, times: Times) -> Response<Body> {
+    async fn replaced(self, response: Response<Body>, begun: Option<Begun>, times: Times) -> Response<Body> {
         let Self { engine, parts, plan, forward, lead, .. } = self;
         let told = |stored: bool, status: StatusCode| Told {
             forward: Some(forward),
@@ -326,7 +326,7 @@ impl Keeper {
                 && conditional::strong_etag(&old.headers) == Some(etag)
         };
         let looked = self.engine.store.look_up(&self.plan.keys, &self.request, meets).await;
-        let Ok(Looked::Found(Found { stored: old, .. })) = looked else { return None };
+        let Ok(Looked { found: Some(Found { stored: old, .. }), .. }) = looked else { return None };
         let (part, _) = old.part.as_ref()?;
         let (Content::Inline(older), Content::Inline(newer)) = (&old.content, &new.content) else {
             return None;

@@ -1,6 +1,11 @@
 //! An origin that says what it is told to say, and a clock that stands still.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    unreachable_pub,
+    reason = "for tests, each of which uses a part of it"
+)]
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -23,21 +28,20 @@ pub struct Asked {
     pub headers: HeaderMap,
 }
 
-type Say = Arc<dyn Fn(&Asked) -> Result<Response<Body>, &'static str> + Send + Sync>;
+type Said = Result<Response<Body>, &'static str>;
+type Say = Arc<dyn Fn(&Asked) -> Said + Send + Sync>;
 
 /// The origin. It answers with what was queued, or else by its rule.
 #[derive(Clone)]
 pub struct Script {
     asked: Arc<Mutex<Vec<Asked>>>,
-    queue: Arc<Mutex<VecDeque<Result<Response<Body>, &'static str>>>>,
+    queue: Arc<Mutex<VecDeque<Said>>>,
     rule: Say,
     gate: Option<Arc<Semaphore>>,
 }
 
 impl Script {
-    pub fn new(
-        rule: impl Fn(&Asked) -> Result<Response<Body>, &'static str> + Send + Sync + 'static,
-    ) -> Self {
+    pub fn new(rule: impl Fn(&Asked) -> Said + Send + Sync + 'static) -> Self {
         Self { asked: Arc::default(), queue: Arc::default(), rule: Arc::new(rule), gate: None }
     }
 
@@ -57,7 +61,7 @@ impl Script {
         (Self { gate: Some(gate.clone()), ..self }, gate)
     }
 
-    pub fn queue(&self, response: Result<Response<Body>, &'static str>) {
+    pub fn queue(&self, response: Said) {
         self.queue.lock().unwrap().push_back(response);
     }
 
