@@ -9,16 +9,31 @@ use http::{Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{Body, BoxError, HttpCache, Origin};
+use crate::{Body, BoxError, HttpCache, Origin, RequestOptions};
 
 /// Puts an [`HttpCache`] around services. The state is the cache's: every service it makes shares it.
 #[derive(Clone)]
-pub struct CacheLayer(HttpCache);
+pub struct CacheLayer {
+    cache: HttpCache,
+    options: Option<RequestOptions>,
+}
 
 impl CacheLayer {
     /// A layer over that cache.
     pub fn new(cache: HttpCache) -> Self {
-        Self(cache)
+        Self { cache, options: None }
+    }
+
+    /// What requests through this layer have otherwise, for one route or one router. A request that brings
+    /// [`RequestOptions`] among its extensions has those instead.
+    ///
+    /// ```ignore
+    /// let minute = RequestOptions::new().ttl(Duration::from_secs(60)).tag("type", "page");
+    /// let app = Router::new().route("/pages/{name}", get(page).layer(CacheLayer::new(cache).options(minute)));
+    /// ```
+    #[must_use]
+    pub fn options(self, options: RequestOptions) -> Self {
+        Self { options: Some(options), ..self }
     }
 }
 
@@ -26,14 +41,14 @@ impl<S> Layer<S> for CacheLayer {
     type Service = CacheService<S>;
 
     fn layer(&self, inner: S) -> CacheService<S> {
-        CacheService { cache: self.0.clone(), inner }
+        CacheService { layer: self.clone(), inner }
     }
 }
 
 /// A service behind an [`HttpCache`].
 #[derive(Clone)]
 pub struct CacheService<S> {
-    cache: HttpCache,
+    layer: CacheLayer,
     inner: S,
 }
 
@@ -60,8 +75,13 @@ where
     }
 
     fn call(&mut self, request: Request<Q>) -> Self::Future {
-        let (cache, inner) = (self.cache.clone(), Shared(Arc::new(Mutex::new(self.inner.clone()))));
-        Box::pin(async move { cache.handle(request.map(Body::wrap), &inner).await })
+        let CacheLayer { cache, options } = self.layer.clone();
+        let inner = Shared(Arc::new(Mutex::new(self.inner.clone())));
+        let mut request = request.map(Body::wrap);
+        if let Some(options) = options {
+            request.extensions_mut().get_or_insert(options);
+        }
+        Box::pin(async move { cache.handle(request, &inner).await })
     }
 }
 

@@ -65,7 +65,7 @@ impl Fetch {
         {
             return Ok(stale);
         }
-        Ok(self.new(response, begun, times).await)
+        Ok(self.replaced(response, begun, times).await)
     }
 
     /// What is stored, where it may stand for an origin that failed.
@@ -93,7 +93,9 @@ impl Fetch {
         // Only what was found is validated.
         let Some(Found { stored, selecting, .. }) = found else { return response };
         let mut renewed = stored;
-        renewed.headers = update::merged(&renewed.headers, response.headers().clone());
+        let mut confirming = response.into_parts().0.headers;
+        confirming.entry(header::DATE).or_insert_with(|| date::value(times.came));
+        renewed.headers = update::merged(&renewed.headers, confirming);
         let status = StatusCode::from_u16(renewed.status).unwrap_or(StatusCode::OK);
         let control = ResponseControl::of(&renewed.headers);
         renewed.fresh = Freshness::of(status, &renewed.headers, &control, times, &plan.rules);
@@ -135,7 +137,7 @@ impl Fetch {
     }
 
     /// The origin has another answer.
-    async fn new(self, response: Response<Body>, begun: Option<Begun>, times: Times) -> Response<Body> {
+    async fn replaced(self, response: Response<Body>, begun: Option<Begun>, times: Times) -> Response<Body> {
         let Self { engine, parts, plan, forward, lead, .. } = self;
         let told = |stored: bool, status: StatusCode| Told {
             forward: Some(forward),
@@ -324,7 +326,7 @@ impl Keeper {
                 && conditional::strong_etag(&old.headers) == Some(etag)
         };
         let looked = self.engine.store.look_up(&self.plan.keys, &self.request, meets).await;
-        let Ok(Looked::Found(Found { stored: old, .. })) = looked else { return None };
+        let Ok(Looked { found: Some(Found { stored: old, .. }), .. }) = looked else { return None };
         let (part, _) = old.part.as_ref()?;
         let (Content::Inline(older), Content::Inline(newer)) = (&old.content, &new.content) else {
             return None;

@@ -173,13 +173,8 @@ impl Engine {
         let mut lead = None;
         let mut waits = 0;
         loop {
-            let looked = self.look_up(&parts, &plan).await;
+            let Looked { found, others } = self.look_up(&parts, &plan).await;
             let collapsed = waits > 0;
-            let (found, missed) = match looked {
-                Looked::Found(found) => (Some(found), Forward::Stale),
-                Looked::OtherVariants => (None, Forward::VaryMiss),
-                Looked::Nothing => (None, Forward::UriMiss),
-            };
             if let Some(found) = &found {
                 let now = self.store.now();
                 match found.stored.fresh.usable(&plan.control, now) {
@@ -218,7 +213,9 @@ impl Engine {
             }
             let forward = match found {
                 Some(_) if plan.control.no_cache || plan.control.max_age.is_some() => Forward::Request,
-                _ => missed,
+                Some(_) => Forward::Stale,
+                None if others => Forward::VaryMiss,
+                None => Forward::UriMiss,
             };
             let fetch = Fetch { engine: self.clone(), parts, plan, found, forward, lead };
             return fetch.run(origin).await;
@@ -230,16 +227,17 @@ impl Engine {
         let wanted = |stored: &Stored| answer::covers(parts, stored);
         let looked = self.store.look_up(&plan.keys, &parts.headers, wanted).await;
         let whole = match looked {
-            Ok(Looked::Found(found)) => match self.store.is_whole(&found.stored.content).await {
-                Ok(true) => Ok(Looked::Found(found)),
-                Ok(false) => Ok(Looked::Nothing),
-                Err(error) => Err(error),
-            },
+            Ok(Looked { found: Some(found), others }) => {
+                match self.store.is_whole(&found.stored.content).await {
+                    Ok(whole) => Ok(Looked { found: whole.then_some(found), others }),
+                    Err(error) => Err(error),
+                }
+            }
             other => other,
         };
         whole.unwrap_or_else(|error| {
             tracing::debug!(%error, "the store cannot be read, the request passes through");
-            Looked::Nothing
+            Looked::default()
         })
     }
 

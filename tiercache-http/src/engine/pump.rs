@@ -156,6 +156,6 @@ impl http_body::Body for Carried {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.hint.clone()
+        self.hint
     }
 }

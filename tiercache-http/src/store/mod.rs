@@ -95,13 +95,12 @@ fn key(kind: u8, parts: &[&String]) -> Vec<u8> {
 }
 
 /// What a look-up found.
-#[derive(Debug)]
-pub(crate) enum Looked {
+#[derive(Debug, Default)]
+pub(crate) struct Looked {
     /// The whole representation, or the part of it that was asked for.
-    Found(Found),
-    /// Variants, but none for this request.
-    OtherVariants,
-    Nothing,
+    pub(crate) found: Option<Found>,
+    /// Whether there are variants for other requests.
+    pub(crate) others: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -159,16 +158,19 @@ impl Store {
         request: &HeaderMap,
         wanted: impl Fn(&Stored) -> bool,
     ) -> Result<Looked> {
-        let Some(resource) = self.resource(keys).await? else { return Ok(Looked::Nothing) };
+        let Some(resource) = self.resource(keys).await? else { return Ok(Looked::default()) };
         for variant in resource.matching(request, self.now()) {
             let Some(entry) = self.manager.get(variant_key(&variant.id)).await? else { continue };
             let Some(stored) = Stored::decode(entry) else { continue };
             if wanted(&stored) {
                 let selecting = variant.selecting.clone();
-                return Ok(Looked::Found(Found { id: variant.id, stored, selecting }));
+                return Ok(Looked {
+                    found: Some(Found { id: variant.id, stored, selecting }),
+                    others: false,
+                });
             }
         }
-        Ok(if resource.variants.is_empty() { Looked::Nothing } else { Looked::OtherVariants })
+        Ok(Looked { found: None, others: !resource.variants.is_empty() })
     }
 
     /// Whether what was found has not been invalidated or replaced meanwhile.
