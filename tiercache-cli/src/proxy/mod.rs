@@ -15,11 +15,12 @@ use tokio::time::{Instant, timeout};
 
 use crate::args::{Args, ProfileName, ProxyArgs};
 use crate::commands::busy;
-use crate::outcome::{Failure, Result};
+use crate::outcome::{Failure, Outcome, Result};
 use crate::serve::{Signals, Told, close};
 use crate::target;
 
-/// What keeps the responses when no configuration is named: some RAM, and nothing that outlives the process.
+/// What keeps the responses when no configuration is named: some RAM, and nothing that outlives the process. A `tier.yaml`
+/// that happens to lie here is another cache's.
 const BUILT_IN: &str = "\
 hot_cache: { backend: ram, max_size: 256MiB, ttl: null }
 cold_cache: { backend: none }
@@ -33,7 +34,9 @@ pub(crate) async fn proxy(args: &Args, proxy: &ProxyArgs) -> Result {
         return Err(Failure::usage("proxy opens the cache itself: --url has no meaning here"));
     }
     let token = admin::Token::new(proxy.admin_token.as_deref())?;
-    let config = config(args)?;
+    let built_in = args.config.is_none() && std::env::var_os("TIERCACHE_CONFIG").is_none();
+    let config =
+        if built_in { Config::parse(BUILT_IN, &Registry::builtin())? } else { target::config(args)? };
     let mut signals = Signals::new()?;
     // Bound before the cache is opened: a taken port must not cost a recovery.
     let listener = bind(proxy.listen).await?;
@@ -77,7 +80,8 @@ pub(crate) async fn proxy(args: &Args, proxy: &ProxyArgs) -> Result {
     }
     let left = proxy.drain.saturating_sub(began.elapsed());
     tokio::select! {
-        outcome = close(&cache, left, args.json) => outcome,
+        // What only RAM held was never meant to stay, unless a file says otherwise.
+        outcome = close(&cache, left, args.json) => if built_in { outcome.map(|_| Outcome::Done) } else { outcome },
         () = signals.stop() => Err(Failure::backend("stopped before RAM had sunk to disk: what only RAM held is lost")),
     }
 }
@@ -101,14 +105,6 @@ fn build(cache: CacheManager, origin: Target, args: &ProxyArgs) -> Result<Proxy>
         ..Limits::default()
     };
     Ok(Proxy::new(http.build()?, origin, limits).trust_forwarded(args.trust_forwarded))
-}
-
-/// The file, if one is named; a `tier.yaml` that happens to lie here is another cache's.
-fn config(args: &Args) -> Result<Config> {
-    if args.config.is_some() || std::env::var_os("TIERCACHE_CONFIG").is_some() {
-        return target::config(args);
-    }
-    Ok(Config::parse(BUILT_IN, &Registry::builtin())?)
 }
 
 /// An origin that can never be asked is wrong use; one that is not there yet is not.
