@@ -17,6 +17,24 @@ pub(super) struct Contender {
     _folder: TempDir,
 }
 
+impl Contender {
+    /// Seconds of processor time that it and its children have taken: what the neighbours take does not count.
+    pub(super) fn cpu(&self) -> f64 {
+        cpu_of(self.child.id())
+    }
+}
+
+/// From Linux's `/proc`, whose ticks are a hundredth of a second.
+fn cpu_of(process: u32) -> f64 {
+    let read = |file: &str| fs::read_to_string(format!("/proc/{process}/{file}")).unwrap_or_default();
+    let stat = read("stat");
+    // Behind the name, which may have anything in it: user and system time are the 12th and 13th.
+    let times = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    let own: f64 = times.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0;
+    let children = read(&format!("task/{process}/children"));
+    own + children.split_whitespace().filter_map(|child| child.parse().ok()).map(cpu_of).sum::<f64>()
+}
+
 impl Drop for Contender {
     fn drop(&mut self) {
         // In order: its own children end with it.
@@ -117,7 +135,7 @@ fn nginx(origin: SocketAddr, address: SocketAddr, folder: &Path) -> Option<Comma
         "daemon off; worker_processes 1; pid {here}/pid; error_log /dev/null crit;\n\
          events {{ worker_connections 1024; }}\n\
          http {{\n\
-           access_log off; keepalive_requests 100000000; sendfile on; tcp_nopush on; open_file_cache max=1000;\n\
+           access_log off; keepalive_requests 100000000; sendfile on; open_file_cache max=1000;\n\
            client_body_temp_path {here}/a; proxy_temp_path {here}/b; fastcgi_temp_path {here}/c;\n\
            uwsgi_temp_path {here}/d; scgi_temp_path {here}/e;\n\
            proxy_cache_path {here}/cache keys_zone=pages:10m use_temp_path=off;\n\

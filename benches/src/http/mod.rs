@@ -54,6 +54,8 @@ struct Told {
     per_second: f64,
     p50: f64,
     p99: f64,
+    /// Microseconds of the server's processor time for each request.
+    cpu: f64,
     failed: bool,
 }
 
@@ -61,8 +63,12 @@ fn ask(contender: &Contender, bytes: usize) -> Option<Told> {
     let url = format!("http://{}/{bytes}", contender.address);
     let mut wrk = contender::on_core(1, "wrk");
     wrk.args(["-t1", "-c", CONNECTIONS, "-d", SECONDS, "--latency", &url]);
+    let before = contender.cpu();
     let said = wrk.output().ok()?;
+    let taken = contender.cpu() - before;
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let requests =
+        said.lines().find_map(|line| line.split_once(" requests in")?.0.trim().parse::<f64>().ok())?;
     let word = |begins: &str| {
         let line = said.lines().find(|line| line.trim_start().starts_with(begins))?;
         line.split_whitespace().nth(1).map(str::to_owned)
@@ -71,6 +77,7 @@ fn ask(contender: &Contender, bytes: usize) -> Option<Told> {
         per_second: word("Requests/sec:")?.parse().ok()?,
         p50: micros(&word("50%")?)?,
         p99: micros(&word("99%")?)?,
+        cpu: taken * 1e6 / requests.max(1.0),
         failed: said.contains("Non-2xx") || said.contains("Socket errors"),
     })
 }
@@ -88,7 +95,8 @@ fn micros(text: &str) -> Option<f64> {
 
 fn print(options: &Options, size: &str, contender: &str, told: &[Told]) {
     let of = |part: fn(&Told) -> f64| median(told.iter().map(part));
-    let (rate, p50, p99) = (of(|told| told.per_second), of(|told| told.p50), of(|told| told.p99));
+    let (rate, cpu) = (of(|told| told.per_second), of(|told| told.cpu));
+    let (p50, p99) = (of(|told| told.p50), of(|told| told.p99));
     let failed = told.is_empty() || told.iter().any(|told| told.failed);
     // Figures of a machine that others use too say so.
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -98,13 +106,13 @@ fn print(options: &Options, size: &str, contender: &str, told: &[Told]) {
             "{}",
             json!({
                 "bench": "http", "case": size, "contender": contender, "requests_per_second": rate.round(),
-                "p50_us": p50, "p99_us": p99, "failed": failed, "load": load,
+                "cpu_us": (cpu * 10.0).round() / 10.0, "p50_us": p50, "p99_us": p99, "failed": failed, "load": load,
             })
         );
     } else {
         let note = if failed { "  some failed" } else { "" };
         println!(
-            "{size:<6} {contender:<12} {rate:>9.0} requests/s  p50 {p50:>8.0} µs  p99 {p99:>8.0} µs  load {load}{note}"
+            "{size:<6} {contender:<12} {rate:>9.0} requests/s  {cpu:>6.1} µs of processor  p50 {p50:>8.0} µs  p99 {p99:>8.0} µs  load {load}{note}"
         );
     }
 }
