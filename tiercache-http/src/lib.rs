@@ -1,7 +1,4 @@
-//! HTTP caching over tiercache: responses live in the levels like any other entry.
-//!
-//! [`HttpCache`] answers requests from what is stored and asks an [`Origin`] for the rest, by RFC 9111 (HTTP Caching)
-//! and its family. [`CacheLayer`] puts it around a tower service.
+#![doc = include_str!("../README.md")]
 
 mod body;
 mod cache;

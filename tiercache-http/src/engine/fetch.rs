@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
-use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use tiercache_core::{Result, Timestamp};
 
 use super::{Engine, Lead, Plan, answer, pump};
@@ -164,32 +164,32 @@ impl Fetch {
         engine.tell(&mut response, Outcome::Miss, &told(stored, status));
         response
     }
+}
 
-    /// A response to a POST that answers later GETs of the same target (RFC 9110 §9.3.3).
-    pub(super) async fn keep_for_get(
-        engine: &Arc<Engine>,
-        plan: &Plan,
-        (asked, request, _): (Timestamp, HeaderMap, Extensions),
-        response: Response<Body>,
-    ) -> Response<Body> {
-        let times = Times { asked, came: engine.store.now() };
-        let headers = response.headers();
-        let of_target = headers
-            .get(header::CONTENT_LOCATION)
-            .and_then(fields::text)
-            .and_then(|location| plan.keys.target.same_origin(location))
-            .is_some_and(|location| location == plan.keys.target);
-        let keeps = storable::answers_later_get(response.status(), headers, times, of_target, &plan.rules)
-            && storable::may_store(&request, response.status(), headers, times, &plan.rules);
-        if !keeps {
-            return response;
-        }
-        // Begun behind the invalidation that the request itself was.
-        let Some(begun) = engine.store.begin(&plan.keys).await else { return response };
-        match Keeper::new(engine, plan, &request, &response, begun, times) {
-            Some(keeper) => keeper.keep(response, None).await.0,
-            None => response,
-        }
+/// Stores the response to a POST, where it answers later GETs of the same target (RFC 9110 §9.3.3).
+pub(super) async fn keep_for_get(
+    engine: &Arc<Engine>,
+    plan: &Plan,
+    begun: Begun,
+    asked: Timestamp,
+    request: &HeaderMap,
+    response: Response<Body>,
+) -> Response<Body> {
+    let times = Times { asked, came: engine.store.now() };
+    let headers = response.headers();
+    let of_target = headers
+        .get(header::CONTENT_LOCATION)
+        .and_then(fields::text)
+        .and_then(|location| plan.keys.target.same_origin(location))
+        .is_some_and(|location| location == plan.keys.target);
+    let keeps = storable::answers_later_get(response.status(), headers, times, of_target, &plan.rules)
+        && storable::may_store(request, response.status(), headers, times, &plan.rules);
+    if !keeps {
+        return response;
+    }
+    match Keeper::new(engine, plan, request, &response, begun.past_own_invalidation(), times) {
+        Some(keeper) => keeper.keep(response, None).await.0,
+        None => response,
     }
 }
 

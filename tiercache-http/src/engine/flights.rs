@@ -79,10 +79,10 @@ impl Drop for Lead {
 }
 
 impl Follow {
-    /// Waits for the leader to end, in whatever way.
-    pub(crate) async fn wait(mut self) {
+    /// Waits for the leader to end, in whatever way; `false` when that takes too long.
+    pub(crate) async fn wait(mut self) -> bool {
         // Nothing is ever sent: the channel closes.
-        let _ = tokio::time::timeout(PATIENCE, self.0.changed()).await;
+        tokio::time::timeout(PATIENCE, self.0.changed()).await.is_ok()
     }
 }
 
@@ -105,8 +105,10 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         drop(lead);
-        waiting.await.unwrap();
-        assert!(matches!(flights.join(b"k"), Turn::Lead(_)));
+        assert!(waiting.await.unwrap());
+        let Turn::Lead(_slow) = flights.join(b"k") else { panic!("nobody leads any more") };
+        let Turn::Follow(follow) = flights.join(b"k") else { panic!("somebody leads") };
+        assert!(!follow.wait().await, "nobody waits for ever");
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 
 use self::fetch::Fetch;
 pub(crate) use self::fetch::listed_tag;
-use self::flights::{Flights, Follow, Lead, Turn};
+use self::flights::{Flights, Lead, Turn};
 use crate::cache::{RequestOptions, Settings};
 use crate::policy::Rules;
 use crate::policy::control::RequestControl;
@@ -146,18 +146,29 @@ impl Engine {
         origin: &O,
     ) -> Result<Response<Body>, O::Error> {
         let may_answer = parts.method == Method::POST && !plan.rules.cautious;
-        let asked = may_answer.then(|| (self.store.now(), parts.headers.clone(), parts.extensions.clone()));
+        let asked = match may_answer {
+            true => self
+                .store
+                .begin(&plan.keys)
+                .await
+                .map(|begun| (begun, self.store.now(), parts.headers.clone())),
+            false => None,
+        };
         let response = origin.send(Request::from_parts(parts, body)).await?;
         if response.status().is_success() || response.status().is_redirection() {
-            let named: Vec<Target> = plan.keys.target.named_by(response.headers()).collect();
-            for target in std::iter::once(plan.keys.target.clone()).chain(named) {
+            // Its own target once: a response to a POST may be stored behind one invalidation.
+            let own = &plan.keys.target;
+            let named = own.named_by(response.headers()).filter(|named| named != own);
+            for target in std::iter::once(own.clone()).chain(named) {
                 if let Err(error) = self.store.invalidate(target).await {
                     tracing::warn!(%error, "what an unsafe request made invalid may not be removed everywhere yet");
                 }
             }
         }
         let response = match asked {
-            Some(asked) => Fetch::keep_for_get(self, plan, asked, response).await,
+            Some((begun, at, headers)) => {
+                fetch::keep_for_get(self, plan, begun, at, &headers, response).await
+            }
             None => response,
         };
         Ok(self.passed(response, Forward::Method))
@@ -204,8 +215,7 @@ impl Engine {
                         continue;
                     }
                     Turn::Follow(follow) => {
-                        Follow::wait(follow).await;
-                        waits += 1;
+                        waits = if follow.wait().await { waits + 1 } else { MOST_WAITS };
                         continue;
                     }
                     Turn::Alone => {}

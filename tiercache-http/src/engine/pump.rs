@@ -69,6 +69,7 @@ impl Carrier {
             let Some(data) = frame.data_ref() else {
                 // Trailers are not kept, and a response without them is another one.
                 drop(storing.take());
+                self.flush(held.take()).await;
                 self.send(Item::Frame(frame)).await;
                 continue;
             };

@@ -22,6 +22,13 @@ pub(crate) struct Guards {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Epoch(u64);
 
+impl Epoch {
+    /// That after one invalidation.
+    pub(crate) fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
 impl Guards {
     pub(crate) fn new() -> Self {
         Self {

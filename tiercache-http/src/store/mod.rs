@@ -125,6 +125,11 @@ impl Begun {
     pub(crate) fn id(&self) -> Id {
         self.id
     }
+
+    /// As if it had begun behind the one invalidation that it is itself. Any other still counts.
+    pub(crate) fn past_own_invalidation(self) -> Self {
+        Self { epoch: self.epoch.next(), resource: None, ..self }
+    }
 }
 
 impl Store {
