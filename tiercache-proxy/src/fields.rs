@@ -3,27 +3,13 @@
 use std::net::IpAddr;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, Entry, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, COOKIE, Entry, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, VIA,
 };
 use http::{Method, Version};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-
-/// Fields of one connection alone (RFC 9110 §7.6.1), and what older proxies send as such.
-const HOP_BY_HOP: [HeaderName; 9] = [
-    CONNECTION,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("proxy-authenticate"),
-    HeaderName::from_static("proxy-authorization"),
-];
 
 /// What `Connection` cannot take out: without them a message is another one, or bound for somewhere else. Whatever else it
 /// names is gone before the cache looks, so that the cache and the origin judge the same request.
@@ -44,11 +30,16 @@ pub(crate) fn strip_connection(fields: &mut HeaderMap) {
             fields.remove(name);
         }
     }
-    for name in HOP_BY_HOP {
-        fields.remove(name);
+    remove_where(fields, is_of_connection);
+}
+
+/// Fields of one connection alone (RFC 9110 §7.6.1), and what older proxies send as such: `Proxy-Connection` and the like.
+/// `Proxy-Status` is for everybody (RFC 9209).
+fn is_of_connection(name: &str) -> bool {
+    match name {
+        "connection" | "keep-alive" | "te" | "trailer" | "transfer-encoding" | "upgrade" => true,
+        _ => name.starts_with("proxy-") && name != "proxy-status",
     }
-    // `Proxy-Features`, `Proxy-Instruction` and what else there was; `Proxy-Status` is for everybody (RFC 9209).
-    remove_where(fields, |name| name.starts_with("proxy-") && name != "proxy-status");
 }
 
 /// Takes out what a client may not say about itself or about what it asks for: where it comes from is ours to tell, and a
@@ -57,6 +48,10 @@ pub(crate) fn strip_connection(fields: &mut HeaderMap) {
 pub(crate) fn strip_claims(fields: &mut HeaderMap, method: &Method, trusted: bool) {
     let safe = method.is_safe();
     remove_where(fields, |name| {
+        // Most names are none of these, and are not looked at any closer.
+        if !name.starts_with(['f', 'x']) {
+            return false;
+        }
         let plain = name.replace('_', "-");
         let forwarded = plain == "forwarded" || plain.starts_with("x-forwarded-") || plain == "x-real-ip";
         match plain.as_str() {

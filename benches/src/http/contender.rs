@@ -129,13 +129,14 @@ fn tiercache(origin: SocketAddr, address: SocketAddr, folder: &Path) -> Option<C
     Some(command)
 }
 
+/// `sendfile` is off: with it a page that is a little over a segment waits for the client's acknowledgement.
 fn nginx(origin: SocketAddr, address: SocketAddr, folder: &Path) -> Option<Command> {
     let here = folder.display();
     let config = format!(
         "daemon off; worker_processes 1; pid {here}/pid; error_log /dev/null crit;\n\
          events {{ worker_connections 1024; }}\n\
          http {{\n\
-           access_log off; keepalive_requests 100000000; sendfile on; open_file_cache max=1000;\n\
+           access_log off; keepalive_requests 100000000; sendfile off; output_buffers 2 128k; open_file_cache max=1000;\n\
            client_body_temp_path {here}/a; proxy_temp_path {here}/b; fastcgi_temp_path {here}/c;\n\
            uwsgi_temp_path {here}/d; scgi_temp_path {here}/e;\n\
            proxy_cache_path {here}/cache keys_zone=pages:10m use_temp_path=off;\n\
