@@ -107,7 +107,6 @@ pub(crate) struct Looked {
 pub(crate) struct Found {
     id: Id,
     pub(crate) stored: Stored,
-    pub(crate) selecting: Selecting,
 }
 
 /// A fetch that began.
@@ -168,11 +167,7 @@ impl Store {
             let Some(entry) = self.manager.get(variant_key(&variant.id)).await? else { continue };
             let Some(stored) = Stored::decode(entry) else { continue };
             if wanted(&stored) {
-                let selecting = variant.selecting.clone();
-                return Ok(Looked {
-                    found: Some(Found { id: variant.id, stored, selecting }),
-                    others: false,
-                });
+                return Ok(Looked { found: Some(Found { id: variant.id, stored }), others: false });
             }
         }
         Ok(Looked { found: None, others: !resource.variants.is_empty() })
