@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use tiercache_core::lease::{Claim, Holder, Lease};
 use tiercache_core::testing::Op;
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, PutItem, Removal, Resident,
-    Scope, Sizing, Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Index, Journal, Listed, Listing, Permit, Profile, Put, PutItem, Removal,
+    Resident, Scope, Sizing, Spill, Swept, Usage,
 };
 use tiercache_core::transaction::Transactions;
 use tiercache_core::{Clock, Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
@@ -144,6 +144,11 @@ impl<H: Hooks> Tier for Hooked<H> {
 
     fn fences(&self) -> Option<&dyn FenceLog> {
         self.inner.fences().map(|_| self as &dyn FenceLog)
+    }
+
+    /// As it is: nothing befalls the journal.
+    fn journal(&self) -> Option<&dyn Journal> {
+        self.inner.journal()
     }
 
     fn counting(&self) -> Option<&dyn Counting> {

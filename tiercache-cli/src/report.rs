@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value, json};
 use tiercache::tracking::{Query, Record};
 use tiercache::units::format_duration;
-use tiercache::{CacheManager, Error, Key, Level, Stats, Timestamp};
+use tiercache::{CacheManager, Error, Key, Level, Pruned, Stats, Timestamp};
 
 use crate::args::KeysArgs;
 use crate::keyname;
@@ -51,7 +51,7 @@ pub(crate) fn stats(stats: &Stats) -> Value {
 }
 
 /// The counters beside hits and misses: name, value, meaning. The metrics have these names too.
-pub(crate) fn counters(stats: &Stats) -> [(&'static str, u64, &'static str); 14] {
+pub(crate) fn counters(stats: &Stats) -> [(&'static str, u64, &'static str); 15] {
     [
         ("pending_entries", stats.pending.0, "Entries on their way down."),
         ("pending_bytes", stats.pending.1, "Bytes on their way down."),
@@ -63,11 +63,17 @@ pub(crate) fn counters(stats: &Stats) -> [(&'static str, u64, &'static str); 14]
         ("refused", stats.refused, "Old values that were about to be published and were not."),
         ("joined", stats.joined, "Gets that joined another's read."),
         ("emptied", stats.emptied, "Times a level is emptied because too many removals waited for it."),
+        ("unnoted", stats.unnoted, "Removals that wait for a level and would be forgotten by a kill."),
         ("degraded", stats.degraded, "Removals that could not reach a level at first."),
         ("tracking_failures", stats.tracking_failures, "Batches the tracking store did not take at first."),
         ("tracking_merged", stats.tracking_merged, "Hit details added up before they were told."),
         ("tracking_lost", stats.tracking_lost, "Placements the tracking store will never be told."),
     ]
+}
+
+/// What a prune did.
+pub(crate) fn pruned(pruned: &Pruned) -> Value {
+    json!({ "dropped": pruned.dropped, "sinking": pruned.sinking, "complete": pruned.complete })
 }
 
 /// A page of keys: `{"keys": […], "next": …}`, where `next` is what `after` takes.

@@ -9,7 +9,7 @@ use hyper::StatusCode;
 use hyper::header::{AGE, CONTENT_TYPE, HeaderMap};
 use serde_json::{Value, json};
 use tiercache::units::format_duration;
-use tiercache::{CacheManager, Config, Key, Level, Registry};
+use tiercache::{CacheManager, Config, Key, Level, Pruned, Registry};
 
 use crate::args::{Args, ClearArgs, KeysArgs};
 use crate::client::Client;
@@ -158,7 +158,13 @@ impl Target {
     /// Whether it is there.
     pub(crate) async fn touch(&self, key: &str, ttl: Option<Duration>) -> Result<bool> {
         match self {
-            Self::Local(cache) => Ok(cache.touch(key, ttl).await?),
+            Self::Local(cache) => {
+                let touched = cache.touch(key, ttl).await?;
+                for (level, error) in touched.degraded {
+                    tracing::warn!(%level, %error, "an older copy could not be removed yet");
+                }
+                Ok(touched.found)
+            }
             Self::Remote(client) => {
                 let ttl = ttl.map_or("never".to_owned(), format_duration);
                 let path = path(key, &[("ttl".to_owned(), ttl)])?;
@@ -243,12 +249,14 @@ impl Target {
         }
     }
 
-    pub(crate) async fn prune(&self) -> Result<Value> {
+    /// Until all is done; `progress` is told so far what was.
+    pub(crate) async fn prune(&self, progress: impl Fn(&Value)) -> Result<Value> {
         match self {
             Self::Local(cache) => {
-                let (dropped, sinking) = cache.prune().await?;
+                let told = |pruned: &Pruned| progress(&report::pruned(pruned));
+                let pruned = cache.prune_within(Duration::MAX, told).await?;
                 cache.settle().await?;
-                Ok(json!({ "dropped": dropped, "sinking": sinking }))
+                Ok(report::pruned(&pruned))
             }
             Self::Remote(client) => {
                 json_of(&client.send(Method::POST, "/prune", None, Bytes::new()).await?.body)

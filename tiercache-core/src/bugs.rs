@@ -20,7 +20,7 @@ mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Every bug, and the rule it breaks.
-    pub const ALL: [(&str, &str); 35] = [
+    pub const ALL: [(&str, &str); 36] = [
         ("adds-again", "an addition is made once"),
         ("add-extends-life", "only set and touch change a deadline"),
         ("batch-behind-is-done", "of a batch each removal overtakes what is ahead of it"),
@@ -41,6 +41,7 @@ mod chosen {
         ("load-outlives-fence", "a caller joins no load whose value an invalidation killed"),
         ("load-stored-unchecked", "what was loaded before a mutation is not stored after it"),
         ("load-unclaimed", "what was loaded before another process changed a key is not stored over that"),
+        ("journal-forgotten", "a removal that waits for a level outlives the process"),
         ("no-floor", "a mutation raises the floor of operations in flight"),
         ("no-permit", "a write below commits only while its permit holds"),
         ("no-scope-fence", "an invalidation of many is seen by every read"),

@@ -12,6 +12,7 @@ mod encryption;
 mod entry;
 pub mod envelope;
 mod error;
+mod journal;
 mod key;
 pub mod lease;
 mod level;
@@ -37,8 +38,8 @@ pub use level::{Level, Levels, Stay};
 pub use manager::{
     Addition, BlockingCache, Builder, CacheManager, CloseReport, Eager, EntryInfo, Keys, LevelReport,
     LevelStats, Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader,
-    Lock, LockGuard, Of, Origin, Plain, Popped, Raw, Reason, Removed, Restored, Retune, Scan, Served, Set,
-    Stats, Told, Transaction, TypedCache, Value, View, Warm, Warmed, Write, Written,
+    Lock, LockGuard, Of, Origin, Plain, Popped, Pruned, Raw, Reason, Removed, Restored, Retune, Scan, Served,
+    Set, Stats, Told, Touched, Transaction, TypedCache, Value, View, Warm, Warmed, Write, Written,
 };
 pub use memo::{default_cache, set_default};
 pub use rules::{Rule, Rules};

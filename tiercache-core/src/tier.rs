@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::entry::Decoded;
+pub use crate::journal::{Journal, Reach, Waiting};
 pub use crate::side_by_side::{Call, side_by_side};
 use crate::transaction::Transactions;
 use crate::{Entry, Generation, Key, KeyRef, Leasing, Result, Stay, Timestamp};
@@ -100,6 +101,11 @@ pub trait Tier: fmt::Debug + Send + Sync + 'static {
 
     /// The tier as one that keeps invalidations of whole tags and namespaces across restarts.
     fn fences(&self) -> Option<&dyn FenceLog> {
+        None
+    }
+
+    /// The tier as one that remembers, on this machine, removals that other levels have yet to see.
+    fn journal(&self) -> Option<&dyn Journal> {
         None
     }
 

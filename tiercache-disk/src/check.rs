@@ -10,6 +10,7 @@ use crate::dir::{Dir, Name, segment_name};
 use crate::fences::Fences;
 use crate::footer::Footer;
 use crate::index::Index;
+use crate::journal::Journal;
 use crate::log::Segment;
 use crate::open::{Found, Loaded, bury, read_dir, remember};
 use crate::segment::{Kind, Row, hash_key};
@@ -37,6 +38,8 @@ pub struct Report {
     pub removals: u64,
     /// Fences remembered.
     pub fences: u64,
+    /// Removals noted that wait for other levels.
+    pub waiting: u64,
     /// The highest generation met.
     pub last_generation: Generation,
     /// Records that are not whole.
@@ -103,6 +106,7 @@ fn look(path: &Path, repair: bool, mut progress: Option<&mut dyn FnMut(u64, u64)
         }
     }
     count(&found, &mut report, now);
+    report.waiting = Journal::count(&dir).map_err(failed)?;
     // With a process at work, what was missing was reclaimed meanwhile.
     report.lost = if report.owner.is_none() { found.lost.len() as u64 } else { 0 };
 

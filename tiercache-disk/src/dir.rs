@@ -18,6 +18,10 @@ const LOCK: &str = "tiercache.lock";
 /// What a segment that cannot be read is renamed to; at most one is kept.
 pub(crate) const DAMAGED: &str = "damaged.seg";
 
+/// Removals that wait for other levels, and the file that is to take its place.
+pub(crate) const JOURNAL: &str = "journal";
+pub(crate) const JOURNAL_ANEW: &str = "journal.new";
+
 /// The directory of a level.
 #[derive(Debug)]
 pub(crate) struct Dir {

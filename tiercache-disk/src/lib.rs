@@ -6,6 +6,7 @@ mod dir;
 mod fences;
 mod footer;
 mod index;
+mod journal;
 mod log;
 mod open;
 mod reclaim;

@@ -23,6 +23,7 @@ use crate::dir::{DAMAGED, Dir, Name, segment_name, spare_name};
 use crate::fences::Fences;
 use crate::footer::{self, Footer};
 use crate::index::{Index, Names, OTHER, Place, SHARDS, Slot, State};
+use crate::journal::Journal;
 use crate::log::{Log, Segment, Spare};
 use crate::segment::{Codec, HashFn, Header, Kind, Row, SEGMENT_HEADER, footer_sum};
 use crate::store::Store;
@@ -43,6 +44,7 @@ pub(crate) fn open(config: DiskConfig, clock: Arc<dyn Clock>, hasher: HashFn) ->
     for name in names.iter().filter(|name| Name::of(name) == Name::Spare) {
         dir.remove(name).map_err(failed)?;
     }
+    let journal = Journal::open(&dir, entries.clone()).map_err(failed)?;
     let mut found = read_dir(&dir, &names, hasher, config.max_size, true).map_err(failed)?;
     let codec = found.codec;
     let index = Index::new();
@@ -100,6 +102,7 @@ pub(crate) fn open(config: DiskConfig, clock: Arc<dyn Clock>, hasher: HashFn) ->
         index,
         log,
         fences: RwLock::new(fences),
+        journal: Mutex::new(journal),
         stays: Default::default(),
         opened: now,
         coarse: clock.coarse(),

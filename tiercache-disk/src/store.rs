@@ -16,6 +16,7 @@ use crate::config::{Flush, MAX_VALUE};
 use crate::dir::{Dir, Lock, segment_name};
 use crate::fences::Fences;
 use crate::index::{Index, OTHER, Place, SHARDS, Shard, Slot, State, Stays, lock};
+use crate::journal::Journal;
 use crate::log::{Appended, For, Group, Log, NoPlace, Segment, Ticket};
 use crate::segment::{Codec, Header, Item, Kind, Row, SAVED, footer_sum, note, scope_fits};
 use crate::tier::NAME;
@@ -32,6 +33,8 @@ pub(crate) struct Store {
     pub(crate) index: Index,
     pub(crate) log: Log,
     pub(crate) fences: RwLock<Fences>,
+    /// Held across I/O, by threads for blocking work alone and under no other lock.
+    pub(crate) journal: Mutex<Journal>,
     pub(crate) stays: Stays,
     pub(crate) clock: Arc<dyn Clock>,
     /// The clock's coarse time.
@@ -571,7 +574,7 @@ impl Store {
                 return Err(error);
             }
         }
-        Ok(())
+        lock(&self.journal).sync()
     }
 
     /// Counts what left for want of room.

@@ -150,11 +150,14 @@ async fn what_was_packed_comes_back() {
             crate::Packing::Lz4 => cfg!(feature = "lz4"),
             _ => cfg!(feature = "zstd"),
         };
-        if !compiled_in {
-            assert!(opened.unwrap_err().to_string().contains("feature"));
-            continue;
-        }
-        let tier = opened.unwrap();
+        let tier = match opened {
+            Ok(tier) => tier,
+            // Another crate of the same build may have brought in what this one's features have not.
+            Err(error) => {
+                assert!(!compiled_in && error.to_string().contains("feature"), "{error}");
+                continue;
+            }
+        };
         let key = Key::new("", format!("{packing:?}").as_bytes()).unwrap();
         // More than a segment takes, as long as it is not packed.
         assert_eq!(put(&tier, &key, &"text ".repeat(40_000), 1).await, Put::Stored);

@@ -1,15 +1,17 @@
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use tiercache_core::tier::{
-    Cause, Dead, FenceLog, Hold, Index, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal,
-    Scope, Sizing, Spill, Swept, TryGet, Usage,
+    Cause, Dead, FenceLog, Hold, Index, Journal, Left, Listed, ListedEntry, Listing, Permit, Profile, Put,
+    Removal, Scope, Sizing, Spill, Swept, TryGet, Usage, Waiting,
 };
 use tiercache_core::{Clock, Entry, Error, Generation, Key, KeyRef, Result, Tier, Timestamp};
 
 use crate::config::{DiskConfig, Flush};
+use crate::dir::Dir;
 use crate::index::{SHARDS, Slot, State, lock};
 use crate::open::open;
 use crate::segment::{HashFn, hash_key};
@@ -292,6 +294,10 @@ impl Tier for DiskTier {
         Some(self)
     }
 
+    fn journal(&self) -> Option<&dyn Journal> {
+        Some(self)
+    }
+
     fn sizing(&self) -> Option<&dyn Sizing> {
         Some(self)
     }
@@ -351,6 +357,43 @@ impl FenceLog for DiskTier {
 
     fn remembered(&self) -> Vec<(Scope, Generation)> {
         self.store.read_fences().list()
+    }
+}
+
+#[async_trait]
+impl Journal for DiskTier {
+    async fn note(&self, waiting: &Waiting) -> Result<u64> {
+        let waiting = waiting.clone();
+        self.journal("note", move |journal, dir, sync| journal.note(dir, waiting, sync)).await
+    }
+
+    async fn strike(&self, notes: &[u64]) -> Result<()> {
+        let notes = notes.to_vec();
+        self.journal("strike", move |journal, dir, sync| journal.strike(dir, &notes, sync)).await
+    }
+
+    async fn notes(&self) -> Result<Vec<(u64, Waiting)>> {
+        let all = |journal: &mut crate::journal::Journal, _: &Dir, _| {
+            Ok(journal.notes().iter().map(|(number, waiting)| (*number, waiting.clone())).collect())
+        };
+        self.journal("list notes", all).await
+    }
+}
+
+impl DiskTier {
+    /// Does `work` on the journal, whether or not anybody waits for it to the end.
+    async fn journal<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        work: impl FnOnce(&mut crate::journal::Journal, &Dir, bool) -> io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let work = move |store: &Store| {
+            let mut journal = lock(&store.journal);
+            store.check_open()?;
+            work(&mut journal, &store.dir, store.flush == Flush::Each)
+                .map_err(|error| Error::unavailable(NAME, op, error))
+        };
+        self.blocking(work).await?
     }
 }
 

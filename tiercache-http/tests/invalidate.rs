@@ -37,6 +37,33 @@ async fn unsafe_requests_invalidate_unless_they_fail() {
 }
 
 #[tokio::test]
+async fn a_change_whose_caller_leaves_or_that_is_not_answered_invalidates() {
+    let bench = Bench::new(|cache| cache).await;
+    let origin = Script::counting(&[("cache-control", "max-age=60")]);
+    for leaves in [true, false] {
+        bench.get(&origin, URI).await;
+        assert_eq!(bench.get(&origin, URI).await.outcome, Outcome::Hit);
+        let (changed, _gate) = Script::counting(&[]).gated();
+        let failing = Script::new(|_| Err("reset"));
+        let asked = if leaves { changed } else { failing };
+        let change = tokio::spawn({
+            let (cache, asked) = (bench.cache.clone(), asked.clone());
+            async move { cache.handle(request("POST", URI, &[]), &asked).await.map(drop) }
+        });
+        asked.until_asked(1).await;
+        if leaves {
+            change.abort();
+            assert!(change.await.unwrap_err().is_cancelled());
+        } else {
+            assert_eq!(change.await.unwrap(), Err("reset"));
+        }
+        while bench.get(&origin, URI).await.outcome == Outcome::Hit {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn locations_of_the_same_origin_are_invalidated_too() {
     let bench = Bench::new(|cache| cache).await;
     let origin = Script::counting(&[("cache-control", "max-age=60")]);

@@ -4,6 +4,7 @@ mod check;
 mod config;
 mod fences;
 mod iterate;
+mod journal;
 mod leases;
 mod open;
 mod place;

@@ -88,6 +88,12 @@ const SCHEMA: &str = "
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX lease_until ON lease (until);
 
+    -- Removals that wait for other levels; in the first shard alone.
+    CREATE TABLE waiting (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        note BLOB NOT NULL
+    ) STRICT;
+
     -- The highest generation met, what is in `entry`, a count of the changes of `fence`, the last lease's token.
     CREATE TABLE state (
         id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -101,7 +107,7 @@ const SCHEMA: &str = "
 ";
 
 /// Every table and column the statements need.
-const PROBES: [&str; 7] = [
+const PROBES: [&str; 8] = [
     "SELECT id, namespace, key, generation, checksum, deadline, stay, until, used, size, length, tags, file, value
      FROM entry WHERE id = 0",
     "SELECT entry, name, value FROM tag LIMIT 0",
@@ -110,6 +116,7 @@ const PROBES: [&str; 7] = [
     "SELECT namespace, key, count, deadline FROM counter LIMIT 0",
     "SELECT namespace, name, holder, token, until FROM lease LIMIT 0",
     "SELECT generation, entries, bytes, fences, token FROM state WHERE id = 1",
+    "SELECT number, note FROM waiting LIMIT 0",
 ];
 
 /// Refuses a library that is known to damage databases.

@@ -5,8 +5,8 @@ use std::thread::JoinHandle;
 use async_trait::async_trait;
 use rusqlite::Connection;
 use tiercache_core::tier::{
-    Call, Counting, Dead, FenceLog, Hold, Listing, Permit, Profile, Put, PutItem, Removal, Scope, Sizing,
-    Spill, Swept, Usage, side_by_side,
+    Call, Counting, Dead, FenceLog, Hold, Journal, Listing, Permit, Profile, Put, PutItem, Removal, Scope,
+    Sizing, Spill, Swept, Usage, side_by_side,
 };
 use tiercache_core::transaction::Transactions;
 use tiercache_core::{Clock, Entry, Error, Generation, Key, Leasing, Packing, Result, Tier, Timestamp};
@@ -450,6 +450,10 @@ impl Tier for SqliteTier {
     }
 
     fn fences(&self) -> Option<&dyn FenceLog> {
+        Some(self)
+    }
+
+    fn journal(&self) -> Option<&dyn Journal> {
         Some(self)
     }
 

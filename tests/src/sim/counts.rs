@@ -81,12 +81,12 @@ impl Counts {
         }
     }
 
-    /// Ends what nobody waits for: it has had the effect it will have.
-    pub(super) fn settle(&mut self, now: Moment) {
+    /// Ends what nobody waits for: it has had the effect it will have, but for drops that a journal may have go on.
+    pub(super) fn settle(&mut self, now: Moment, journalled: bool) {
         for addition in self.additions.iter_mut().filter(|addition| addition.ended.is_none()) {
             addition.ended = Some(now);
         }
-        for drop in self.drops.iter_mut().filter(|drop| drop.ended.is_none()) {
+        for drop in self.drops.iter_mut().filter(|drop| drop.ended.is_none() && !journalled) {
             drop.ended = Some(now);
         }
     }

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 /// A moment of a history: operations begin and end at different ones.
 pub(super) type Moment = u64;
 
+/// The process of what other processes do.
+pub(super) const ELSEWHERE: u32 = u32::MAX;
+
 /// What an operation does to a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -47,6 +50,9 @@ pub(super) struct Judge {
     /// Per key and process: the generations seen, and when.
     seen: BTreeMap<(u8, u32), Vec<(Moment, u64)>>,
     popped: BTreeMap<u64, usize>,
+    /// Whether a level of this machine stands beside one that other processes use: what a read brought up from
+    /// there does not take the place of what a write has put here meanwhile.
+    beside: bool,
 }
 
 /// A read that found a value.
@@ -66,6 +72,10 @@ pub(super) struct Seen {
 }
 
 impl Judge {
+    pub(super) fn new(beside: bool) -> Self {
+        Self { beside, ..Self::default() }
+    }
+
     /// Notes that a mutation begins; returns its number.
     pub(super) fn begin(&mut self, mutation: Mutation) -> usize {
         self.mutations.push(mutation);
@@ -127,7 +137,7 @@ impl Judge {
             }
         }
         // Whoever has seen a part of a transaction must see the rest.
-        let begun_with = written.begun;
+        let (begun_with, elsewhere) = (written.begun, written.life == ELSEWHERE);
         let parts = || self.mutations.iter().filter(|part| part.begun == begun_with);
         if parts().count() > 1 {
             for part in
@@ -146,7 +156,9 @@ impl Judge {
                     ));
                 }
             }
-            before.push((ended, generation));
+            if !self.beside || !elsewhere {
+                before.push((ended, generation));
+            }
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ use tokio::task::AbortHandle;
 
 pub use self::choices::{Choices, shrink};
 use self::counts::{Counts, Made};
-use self::judge::{Judge, Kind, Moment, Mutation, Seen};
+use self::judge::{ELSEWHERE, Judge, Kind, Moment, Mutation, Seen};
 use self::origin::{Origin, WINDOW};
 use self::store::{Fate, Gates, Life, Store};
 
@@ -96,13 +96,17 @@ struct History {
     setup: Setup,
     clock: Arc<ManualClock>,
     store: Arc<Store>,
+    /// The store of the level of this machine, beside one that other processes use.
+    beside: Arc<Store>,
     gates: Arc<Gates>,
     origin: Arc<Origin>,
     /// When other processes changed a key.
     elsewhere: Vec<(u8, Moment)>,
     /// The mutation of a loaded value, and the seconds it lives.
     loads: BTreeMap<u64, (usize, Option<u64>)>,
-    life: Arc<Life>,
+    opened: Vec<Arc<Life>>,
+    /// Whether no step of the store that other processes use succeeds.
+    away: bool,
     lives: u32,
     manager: CacheManager,
     judge: Judge,
@@ -129,6 +133,8 @@ struct Setup {
     /// Whether other processes use the store.
     shared: bool,
     store_at: Level,
+    /// Where a level of this machine stands too, which keeps the journal.
+    beside: Option<Level>,
     write: Write,
     faults: bool,
     /// Whether the store takes a batch in one step.
@@ -240,7 +246,11 @@ enum Outcome {
         value: Option<u64>,
         degraded: bool,
     },
-    Touched(#[expect(dead_code, reason = "printed in the log")] bool),
+    Touched {
+        #[expect(dead_code, reason = "printed in the log")]
+        found: bool,
+        degraded: bool,
+    },
     Nothing,
     Sum(Option<i64>),
     Transacted([Option<u64>; 2]),
@@ -253,20 +263,25 @@ enum Outcome {
 impl History {
     async fn begin(mut choices: Choices) -> Self {
         let store_is_local = !choices.once_in(2);
+        let shared = !store_is_local && choices.once_in(2);
+        let store_at = [Level::Dry, Level::Dry, Level::Cold][choices.below(3) as usize];
+        let other = if store_at == Level::Dry { Level::Cold } else { Level::Dry };
         let setup = Setup {
             policy: [Policy::Adaptive, Policy::Lru, Policy::TinyLfu][choices.below(3) as usize],
             hot_bytes: [200, 400, 800, 100_000][choices.below(4) as usize],
             cold: choices.once_in(2),
             store_is_local,
-            shared: !store_is_local && choices.once_in(2),
-            store_at: [Level::Dry, Level::Dry, Level::Cold][choices.below(3) as usize],
+            shared,
+            store_at,
+            beside: (shared && choices.once_in(2)).then_some(other),
             write: [Write::Back, Write::Back, Write::Behind, Write::Through][choices.below(4) as usize],
             faults: choices.once_in(2),
             batches: !choices.once_in(4),
             counts_in_ram: choices.once_in(3),
         };
-        let (clock, store, gates) = (ManualClock::new(), Arc::<Store>::default(), Arc::<Gates>::default());
-        let (life, manager) = open(setup, &clock, &store, &gates).await;
+        let (clock, gates) = (ManualClock::new(), Arc::<Gates>::default());
+        let (store, beside) = (Arc::<Store>::default(), Arc::<Store>::default());
+        let (opened, manager) = open(setup, &clock, [&store, &beside], &gates).await;
         let (done, ended) = mpsc::unbounded_channel();
         let mut log = String::new();
         let _ = writeln!(log, "{setup:?}");
@@ -278,11 +293,13 @@ impl History {
             origin: Arc::new(Origin::new(gates.clone())),
             elsewhere: Vec::new(),
             loads: BTreeMap::new(),
+            beside,
             gates,
-            life,
+            opened,
+            away: false,
             lives: 0,
             manager,
-            judge: Judge::default(),
+            judge: Judge::new(setup.beside.is_some()),
             counts: Counts::default(),
             known: BTreeMap::new(),
             running: BTreeMap::new(),
@@ -309,13 +326,17 @@ impl History {
                     self.note(format!("{seconds} s pass"));
                     self.clock.advance(Duration::from_secs(seconds));
                 }
+                16 if self.setup.beside.is_some() && self.setup.faults && self.choices.once_in(2) => {
+                    self.away = !self.away;
+                    self.note(format!("the store is {}", if self.away { "away" } else { "back" }));
+                }
                 16 => {
                     let at_once = self.choices.once_in(2);
                     self.gates.answer_at_once(at_once);
                 }
                 17 if self.choices.once_in(4) => self.drop_one(),
+                18 if self.choices.once_in(if self.away { 2 } else { 6 }) => self.crash().await?,
                 17 | 18 if self.setup.shared => self.elsewhere()?,
-                18 if self.choices.once_in(6) => self.crash().await?,
                 19 => {
                     let operation =
                         if self.choices.once_in(3) { Operation::Prune } else { Operation::Settle };
@@ -407,10 +428,11 @@ impl History {
 
     fn levels(&self) -> Vec<Level> {
         let mut levels = vec![Level::Hot];
-        if self.setup.store_at == Level::Cold || self.setup.cold {
+        let stores = [Some(self.setup.store_at), self.setup.beside];
+        if stores.contains(&Some(Level::Cold)) || self.setup.cold {
             levels.push(Level::Cold);
         }
-        if self.setup.store_at == Level::Dry {
+        if stores.contains(&Some(Level::Dry)) {
             levels.push(Level::Dry);
         }
         levels
@@ -451,7 +473,7 @@ impl History {
                 certain: false,
                 failed: false,
                 degraded: false,
-                life: u32::MAX,
+                life: ELSEWHERE,
             });
         }
         self.moment += 1;
@@ -546,7 +568,10 @@ impl History {
     fn release(&mut self) {
         let which = self.choices.below(self.gates.waiting() as u32) as usize;
         let mut fate = Fate::Go;
-        if self.setup.faults && self.choices.once_in(8) {
+        if self.away && self.gates.step(which).starts_with("before store") {
+            fate = Fate::Fail;
+            self.lossy_at = Moment::MAX;
+        } else if self.setup.faults && self.choices.once_in(8) {
             fate = [Fate::Hang, Fate::Fail, Fate::Fail, Fate::Part][self.choices.below(4) as usize];
             self.tally.faults += 1;
             self.lossy_at = Moment::MAX;
@@ -577,7 +602,7 @@ impl History {
         self.note("the process dies".to_string());
         self.tally.crashes += 1;
         self.lossy_at = Moment::MAX;
-        self.life.dead.store(true, Ordering::Relaxed);
+        self.opened.iter().for_each(|life| life.dead.store(true, Ordering::Relaxed));
         for running in std::mem::take(&mut self.running).into_values() {
             running.task.abort();
         }
@@ -587,7 +612,7 @@ impl History {
         self.quiesce().await?;
         self.moment += 1;
         self.judge.settle(self.moment);
-        self.counts.settle(self.moment);
+        self.counts.settle(self.moment, self.setup.beside.is_some());
         if self.setup.counts_in_ram {
             self.moment += 1;
             self.counts.drops(None, self.moment);
@@ -597,7 +622,9 @@ impl History {
         self.lives += 1;
         // Another process counts on from what the store has seen.
         self.known.clear();
-        (self.life, self.manager) = open(self.setup, &self.clock, &self.store, &self.gates).await;
+        self.away &= self.choices.once_in(2);
+        (self.opened, self.manager) =
+            open(self.setup, &self.clock, [&self.store, &self.beside], &self.gates).await;
         Ok(())
     }
 
@@ -623,7 +650,7 @@ impl History {
                 certain: false,
                 failed: false,
                 degraded: false,
-                life: u32::MAX,
+                life: ELSEWHERE,
             });
             self.loads.insert(loaded.value, (number, loaded.ttl));
         }
@@ -674,7 +701,10 @@ impl History {
             stale: false,
             life,
         };
+        // What was noted binds the processes to come as well.
+        let journalled = self.setup.beside.is_some() && self.manager.unnoted() == 0;
         let mut end = |certain: bool, degraded: bool| {
+            let degraded = degraded && !journalled;
             for number in &running.mutation {
                 let mutation = self.judge.mutation(*number);
                 (mutation.ended, mutation.certain, mutation.degraded) = (Some(now), certain, degraded);
@@ -793,13 +823,14 @@ impl History {
                     self.judge.judge(seen(key, value, None, self.lives))?;
                 }
             }
-            (Operation::Touch { ttl: Some(ttl), .. }, Outcome::Touched(_)) => {
-                end(true, false);
+            (Operation::Touch { ttl: Some(ttl), .. }, Outcome::Touched { degraded, .. }) => {
+                end(true, degraded);
                 let deadline = self.clock.now().as_millis() + ttl * 1_000;
                 running.mutation.iter().for_each(|number| self.judge.mutation(*number).deadline = deadline);
             }
             (Operation::Flush(_), Outcome::Nothing) => self.lossy_at = self.lossy_at.max(now),
-            (_, Outcome::Touched(_) | Outcome::Nothing) => end(true, false),
+            (_, Outcome::Touched { degraded, .. }) => end(true, degraded),
+            (_, Outcome::Nothing) => end(true, false),
             // Nobody has the value, or nobody knows: either way what was there before is gone for this process.
             (Operation::Set { .. } | Operation::Compare { .. }, Outcome::Failed(_)) => {
                 end(true, true);
@@ -815,6 +846,7 @@ impl History {
     /// Lets everything end, and looks at what is left.
     async fn finish(&mut self) -> Result<(), String> {
         self.note("the end".to_string());
+        self.away = false;
         self.gates.answer_at_once(true);
         for round in 0.. {
             while self.gates.waiting() > 0 {
@@ -863,7 +895,7 @@ impl History {
         }
         self.moment += 1;
         self.judge.settle(self.moment);
-        self.counts.settle(self.moment);
+        self.counts.settle(self.moment, false);
         for key in 0..KEYS as u8 {
             let value = match self.last(Operation::Get(key)).await {
                 Outcome::Value(value, _) => value,
@@ -948,17 +980,14 @@ fn end_all(judge: &mut Judge, running: &Running, now: Moment, certain: bool) {
 async fn open(
     setup: Setup,
     clock: &Arc<ManualClock>,
-    store: &Arc<Store>,
+    [store, beside]: [&Arc<Store>; 2],
     gates: &Arc<Gates>,
-) -> (Arc<Life>, CacheManager) {
-    let life = Arc::new(Life {
-        store: store.clone(),
-        gates: gates.clone(),
-        dead: false.into(),
-        local: setup.store_is_local,
-        batches: setup.batches,
-        shared: setup.shared,
-    });
+) -> (Vec<Arc<Life>>, CacheManager) {
+    let life = |name, store: &Arc<Store>, local, shared| {
+        let (store, gates) = (store.clone(), gates.clone());
+        Arc::new(Life { name, store, gates, dead: false.into(), local, batches: setup.batches, shared })
+    };
+    let mut opened = vec![life("store", store, setup.store_is_local, setup.shared)];
     let ram =
         |max_size| Arc::new(RamTier::new(RamConfig { max_size, policy: setup.policy })) as Arc<dyn Tier>;
     let stay = |seconds| Some(Stay::For(Duration::from_secs(seconds)));
@@ -966,16 +995,18 @@ async fn open(
         .clock(clock.clone())
         .rules(Rules { rules: Vec::new(), defaults: [stay(8), stay(30), Some(Stay::Forever)] })
         .write(setup.write)
-        .level(setup.store_at, life.clone())
+        .counters(if setup.counts_in_ram { Level::Hot } else { setup.store_at })
+        .level(setup.store_at, opened[0].clone())
         .hot(ram(setup.hot_bytes))
         .manual();
-    if setup.counts_in_ram {
-        builder = builder.counters(Level::Hot);
-    }
     if setup.cold && setup.store_at == Level::Dry {
         builder = builder.cold(ram(setup.hot_bytes * 2));
     }
-    (life, builder.build().await.expect("a manager"))
+    if let Some(level) = setup.beside {
+        opened.push(life("beside", beside, true, false));
+        builder = builder.level(level, opened[1].clone());
+    }
+    (opened, builder.build().await.expect("a manager"))
 }
 
 async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) -> Outcome {
@@ -1060,9 +1091,10 @@ async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: Operation) 
             let served = manager.get_or_load(name(key), loader).options(&options).entry().await;
             served.map(|served| Outcome::Served { value: number(&served.value), stale: served.is_stale() })
         }
-        Operation::Touch { key, ttl } => {
-            manager.touch(name(key), ttl.map(Duration::from_secs)).await.map(Outcome::Touched)
-        }
+        Operation::Touch { key, ttl } => manager
+            .touch(name(key), ttl.map(Duration::from_secs))
+            .await
+            .map(|touched| Outcome::Touched { found: touched.found, degraded: !touched.degraded.is_empty() }),
         Operation::Delete(key) => manager
             .delete(name(key))
             .await

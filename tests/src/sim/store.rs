@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Permit, Profile, Put, PutItem, Removal, Scope, Spill, Swept, Tier,
-    TryGet, Usage, side_by_side,
+    Counting, Dead, FenceLog, Hold, Index, Journal, Permit, Profile, Put, PutItem, Removal, Scope, Spill,
+    Swept, Tier, TryGet, Usage, Waiting, side_by_side,
 };
 use tiercache_core::transaction::{Standing, Transacting, Transactions, Work};
 use tiercache_core::{Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
@@ -40,6 +40,8 @@ struct Contents {
     /// Counters and when they die.
     counters: BTreeMap<Key, (i64, Timestamp)>,
     last: Generation,
+    notes: BTreeMap<u64, Waiting>,
+    noted: u64,
 }
 
 /// Where steps wait.
@@ -54,6 +56,11 @@ impl Gates {
     /// How many steps wait.
     pub(super) fn waiting(&self) -> usize {
         lock(&self.waiting).len()
+    }
+
+    /// What a step that waits is called.
+    pub(super) fn step(&self, which: usize) -> String {
+        lock(&self.waiting)[which].0.clone()
     }
 
     /// Lets one go.
@@ -79,6 +86,7 @@ impl Gates {
 /// The store as one process sees it.
 #[derive(Debug)]
 pub(super) struct Life {
+    pub name: &'static str,
     pub store: Arc<Store>,
     pub gates: Arc<Gates>,
     /// The process is dead: nothing it still does has an effect.
@@ -99,9 +107,10 @@ impl Life {
 
     /// One operation: waits, has its effect, waits, answers.
     async fn step<T>(&self, what: String, effect: impl FnOnce(&mut Contents) -> T) -> Result<T> {
-        let failed = || Error::unavailable("store", "step", "told to fail");
+        let failed = || Error::unavailable(self.name, "step", "told to fail");
         // A transaction is waited for as long as it takes: one that hangs would be one that nobody sees the end of.
         let hangs = what != "transaction";
+        let what = format!("{}: {what}", self.name);
         match self.gates.pass(format!("before {what}")).await {
             Fate::Go | Fate::Part => {}
             Fate::Fail => return Err(failed()),
@@ -238,7 +247,7 @@ impl Store {
 #[async_trait]
 impl Tier for Life {
     fn name(&self) -> &'static str {
-        "store"
+        self.name
     }
 
     fn profile(&self) -> Profile {
@@ -342,6 +351,10 @@ impl Tier for Life {
 
     fn counting(&self) -> Option<&dyn Counting> {
         Some(self)
+    }
+
+    fn journal(&self) -> Option<&dyn Journal> {
+        if self.local { Some(self) } else { None }
     }
 
     fn transactions(&self) -> Option<&dyn Transactions> {
@@ -463,6 +476,27 @@ impl FenceLog for Life {
 
     fn remembered(&self) -> Vec<(Scope, Generation)> {
         lock(&self.store.0).fences.iter().map(|(scope, generation)| (scope.clone(), *generation)).collect()
+    }
+}
+
+#[async_trait]
+impl Journal for Life {
+    async fn note(&self, waiting: &Waiting) -> Result<u64> {
+        self.step(format!("note {waiting:?}"), |contents| {
+            contents.noted += 1;
+            contents.notes.insert(contents.noted, waiting.clone());
+            contents.noted
+        })
+        .await
+    }
+
+    async fn strike(&self, notes: &[u64]) -> Result<()> {
+        let strike = |contents: &mut Contents| contents.notes.retain(|number, _| !notes.contains(number));
+        self.step(format!("strike {notes:?}"), strike).await
+    }
+
+    async fn notes(&self) -> Result<Vec<(u64, Waiting)>> {
+        Ok(self.alive()?.notes.iter().map(|(number, waiting)| (*number, waiting.clone())).collect())
     }
 }
 

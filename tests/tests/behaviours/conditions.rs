@@ -182,7 +182,7 @@ async fn what_another_process_has_set_is_neither_undone_nor_touched() {
             assert_eq!(get(&here, "k").await.unwrap(), "1", "it has not been told yet");
             let done = match round % 3 {
                 0 => here.compare_and_set("k", generation, "mine").await.unwrap().stored,
-                1 => here.touch("k", MINUTE).await.unwrap(),
+                1 => here.touch("k", MINUTE).await.unwrap().found,
                 _ => here.replace("k", "mine").await.unwrap().stored,
             };
             if write == tiercache_core::Write::Back {

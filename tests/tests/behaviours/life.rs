@@ -180,7 +180,7 @@ async fn an_expired_entry_that_nobody_swept_counts_as_absent_for_every_operation
         assert_eq!(level(&cache, "entry").await, None);
         assert_eq!(get(&cache, "get").await, None);
         assert_eq!(cache.get_many(&["get", "entry"]).await.unwrap(), [None, None]);
-        assert!(!cache.touch("touch", SECOND * 60).await.unwrap());
+        assert!(!cache.touch("touch", SECOND * 60).await.unwrap().found);
         assert!(cache.pop("pop").await.unwrap().value.is_none());
         assert!(cache.typed::<String>().get("typed").await.unwrap().is_none());
         assert_eq!(cache.keys(Query::all()).page(100).await.unwrap(), []);

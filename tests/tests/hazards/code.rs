@@ -449,7 +449,7 @@ async fn everything() {
         let entry = cache.entry(format!("key {n}")).await.unwrap();
         assert!(entry.is_none_or(|entry| entry.value == vec![n as u8; 50_000]));
     }
-    assert!(cache.touch("key 199", Duration::from_secs(60)).await.unwrap());
+    assert!(cache.touch("key 199", Duration::from_secs(60)).await.unwrap().found);
     cache.keys(Query::all()).page(1_000).await.unwrap();
     cache.delete("key 198").await.unwrap();
     cache.invalidate_tag("parity", "1").await.unwrap();

@@ -5,6 +5,7 @@
 
 mod code;
 mod counters;
+mod journal;
 mod keys;
 mod overload;
 mod overtaken;

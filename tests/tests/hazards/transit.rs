@@ -44,7 +44,7 @@ async fn h9_every_read_operation_finds_what_is_on_its_way_down() {
     // Operations by key and by tag reach them too.
     let waiting = |key: &'static str| rig.in_hot(key).is_none();
     assert!(waiting("k3") && waiting("k4") && waiting("k5"));
-    assert!(rig.cache.touch("k3", Duration::from_secs(600)).await.unwrap());
+    assert!(rig.cache.touch("k3", Duration::from_secs(600)).await.unwrap().found);
     let left = rig.cache.entry("k3").await.unwrap().unwrap().time_left;
     assert_eq!(left, Some(Duration::from_secs(600)));
     rig.cache.invalidate_tag("t", "k4").await.unwrap();

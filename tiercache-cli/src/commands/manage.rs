@@ -7,7 +7,7 @@ use comfy_table::{Table, TableStyle};
 use serde_json::{Value, json};
 use tiercache::units::rounded_size;
 
-use super::{busy, offline};
+use super::{busy, busy_with, offline, spinner};
 use crate::args::{Args, ClearArgs, KeysArgs};
 use crate::client::Client;
 use crate::outcome::{Outcome, Result};
@@ -100,11 +100,19 @@ pub(super) async fn stats(args: &Args) -> Result {
 }
 
 pub(super) async fn prune(target: &Target, json: bool) -> Result {
-    let pruned = busy("pruning", target.prune()).await?;
+    let told = |pruned: &Value| format!("{} dropped, {} sinking", pruned["dropped"], pruned["sinking"]);
+    let bar = spinner();
+    let progress = |pruned: &Value| bar.set_message(format!("pruning: {}", told(pruned)));
+    let pruned = busy_with("pruning", &bar, target.prune(progress)).await?;
     if json {
         println!("{pruned}");
     } else {
-        println!("{} dropped, {} sinking", pruned["dropped"], pruned["sinking"]);
+        println!("{}", told(&pruned));
+    }
+    if pruned["complete"] == false {
+        eprintln!(
+            "not all of it was looked at: a level did not answer, or there is more to do than one call does"
+        );
     }
     Ok(Outcome::Done)
 }

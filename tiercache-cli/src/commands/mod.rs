@@ -9,7 +9,7 @@ use std::future::Future;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::{Args, Command};
 use crate::outcome::{Outcome, Result};
@@ -64,6 +64,16 @@ async fn on(target: &Target, args: &Args) -> Result {
 
 /// Waits for work that may take long, with a sign of life where somebody looks on.
 pub(crate) async fn busy<T>(what: &'static str, work: impl Future<Output = T>) -> T {
+    busy_with(what, &spinner(), work).await
+}
+
+/// What [`busy_with`] shows, once it shows anything.
+pub(crate) fn spinner() -> ProgressBar {
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()).with_message("")
+}
+
+/// Likewise, with a spinner whose message the work may change.
+pub(crate) async fn busy_with<T>(what: &'static str, bar: &ProgressBar, work: impl Future<Output = T>) -> T {
     if !std::io::stderr().is_terminal() {
         return work.await;
     }
@@ -72,7 +82,10 @@ pub(crate) async fn busy<T>(what: &'static str, work: impl Future<Output = T>) -
     if let Ok(done) = tokio::time::timeout(Duration::from_millis(300), &mut work).await {
         return done;
     }
-    let bar = ProgressBar::new_spinner().with_message(what);
+    if bar.message().is_empty() {
+        bar.set_message(what);
+    }
+    bar.set_draw_target(ProgressDrawTarget::stderr());
     bar.set_style(
         ProgressStyle::with_template("{spinner} {msg} {elapsed}")
             .unwrap_or_else(|_| ProgressStyle::default_spinner()),

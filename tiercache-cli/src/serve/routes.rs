@@ -140,8 +140,9 @@ async fn touch(State(service): Shared, uri: Uri) -> Answer {
     if !options.tags.is_empty() {
         return Err(Refusal::bad("tags are given when a value is set"));
     }
-    if service.cache.touch(&key(&uri)?, ttl).await? {
-        Ok(done(&[]))
+    let touched = service.cache.touch(&key(&uri)?, ttl).await?;
+    if touched.found {
+        Ok(done(&touched.degraded))
     } else {
         Err(Refusal::new(StatusCode::NOT_FOUND, "the key is not there"))
     }
@@ -190,9 +191,12 @@ async fn keys(State(service): Shared, uri: Uri) -> Answer {
     Ok(json_response(StatusCode::OK, &report::keys(&service.cache, &wanted).await?))
 }
 
+/// The longest a call may keep its connection: one that was not complete is made again.
+const PRUNING: Duration = Duration::from_secs(60);
+
 async fn prune(State(service): Shared) -> Answer {
-    let (dropped, sinking) = service.cache.prune().await?;
-    Ok(json_response(StatusCode::OK, &json!({ "dropped": dropped, "sinking": sinking })))
+    let pruned = service.cache.prune_within(PRUNING, |_| ()).await?;
+    Ok(json_response(StatusCode::OK, &report::pruned(&pruned)))
 }
 
 async fn metrics(State(service): Shared) -> Answer {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    Addition, Builder, CacheManager, CloseReport, EntryInfo, LockGuard, Popped, Removed, Set, Stats,
+    Addition, Builder, CacheManager, CloseReport, EntryInfo, LockGuard, Popped, Removed, Set, Stats, Touched,
     Transaction, Written,
 };
 use crate::tracking::{Query, Record};
@@ -147,7 +147,7 @@ impl BlockingCache {
     ///
     /// # Errors
     /// As for [`BlockingCache::get`].
-    pub fn touch(&self, key: impl AsKey, ttl: impl Into<Option<Duration>>) -> Result<bool> {
+    pub fn touch(&self, key: impl AsKey, ttl: impl Into<Option<Duration>>) -> Result<Touched> {
         self.wait("touch", self.manager.touch(key, ttl))?
     }
 

@@ -10,7 +10,7 @@ use super::load::Loads;
 use super::lock::Locks;
 use super::slot::{Limits, Slot};
 use super::stripes::Stripes;
-use super::{CacheManager, Origin, Running, Shared};
+use super::{CacheManager, Origin, Running, Shared, journal};
 use crate::bugs::seeded;
 use crate::tracking::NoTracking;
 use crate::{Clock, Error, Generation, Level, Result, Rules, SystemClock, Tier, Tracking};
@@ -151,6 +151,7 @@ impl Builder {
     /// # Errors
     /// [`Error::Config`] when there is no level at all, when `through` or `behind` has no level that outlives the
     /// process to write to, when the level chosen for counters does not count, or when called outside a tokio runtime.
+    /// What the level that keeps the journal of removals said when it could not be read.
     pub async fn build(self) -> Result<CacheManager> {
         let config = |message: &str| Error::Config(message.to_string());
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
@@ -176,7 +177,14 @@ impl Builder {
         {
             return Err(config(&format!("`counters: {level}` needs a backend at that level that counts")));
         }
-        let last = present().map(|slot| slot.profile.last_generation).max().unwrap_or(Generation::ZERO);
+        let journal = journal::keeper(present());
+        let notes = match present().find(|slot| Some(slot.level) == journal) {
+            Some(slot) => journal::notes(slot).await?,
+            None => Vec::new(),
+        };
+        let known = present().map(|slot| slot.profile.last_generation);
+        let last =
+            known.chain(notes.iter().map(|(_, waiting)| waiting.below)).max().unwrap_or(Generation::ZERO);
         let fences: Vec<_> =
             present().filter_map(|slot| slot.tier.fences()).flat_map(|fences| fences.remembered()).collect();
         let flow = Arc::new(Flow::new(
@@ -208,12 +216,14 @@ impl Builder {
             origin: tokio::sync::Mutex::new(self.origin),
             closed: AtomicBool::new(false),
             invalidating: AtomicUsize::new(0),
-            cleaning: AtomicUsize::new(0),
+            journal,
+            stopped: stopped.clone(),
             runtime,
         });
         for slot in shared.slots() {
             slot.tier.attach(Arc::new(shared.chute(slot.level)));
         }
+        shared.resume(notes).await;
         if !self.manual {
             shared.start(&stopped);
         }

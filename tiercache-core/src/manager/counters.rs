@@ -49,9 +49,11 @@ pub(super) enum Count {
     LoadFailed,
     /// Answers that were stale.
     ServedStale,
+    /// Removals that wait and could not be noted in the journal.
+    Unnoted,
 }
 
-const COUNTS: usize = 21;
+const COUNTS: usize = 22;
 
 impl Count {
     const fn index(self) -> usize {
@@ -75,6 +77,7 @@ impl Count {
             Self::LoadJoined => 18,
             Self::LoadFailed => 19,
             Self::ServedStale => 20,
+            Self::Unnoted => 21,
         }
     }
 }

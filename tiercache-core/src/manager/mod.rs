@@ -1,7 +1,7 @@
 //! The manager: the one place that decides what moves where.
 //!
 //! Every decision about a key is made under the key's stripe ([`stripes`]). The flow of each operation is written
-//! down, step by step, where it begins: [`read`], [`write`], [`remove`], [`sink`].
+//! down, step by step, where it begins: [`read`], [`write`], [`remove`], [`journal`], [`sink`].
 
 mod blocking;
 mod builder;
@@ -13,6 +13,7 @@ mod counters;
 mod fences;
 mod flow;
 mod guard;
+mod journal;
 mod keys;
 mod lessor;
 mod load;
@@ -53,12 +54,13 @@ pub use read::EntryInfo;
 pub use remove::{Popped, Removed};
 pub use retune::{Origin, Retune};
 pub use set::Set;
+pub use sink::Pruned;
 pub use slot::Limits;
 pub use stats::{LevelStats, Stats};
 pub use transaction::{Transaction, Value};
 pub use transfer::{Restored, Scan};
 pub use typed::TypedCache;
-pub use write::Written;
+pub use write::{Touched, Written};
 
 use self::flow::Flow;
 use self::lessor::Lessor;
@@ -100,8 +102,10 @@ pub(crate) struct Shared {
     closed: AtomicBool,
     /// Invalidations of many that some level has not made durable yet. Their fences are not forgotten.
     invalidating: AtomicUsize,
-    /// Removals that wait for a level that could not be reached.
-    cleaning: AtomicUsize,
+    /// The level that keeps the journal of removals that wait.
+    journal: Option<Level>,
+    /// Turns true when the cache was closed, or its last handle dropped.
+    stopped: watch::Receiver<bool>,
     /// The runtime the manager was built in, where what it owns runs.
     runtime: tokio::runtime::Handle,
 }

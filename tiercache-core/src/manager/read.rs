@@ -550,7 +550,7 @@ pub(super) struct Doubt {
     /// Whether a removal of the key lags. Not even the newest generation is above doubt then: another process may
     /// have counted to the same number.
     key: bool,
-    scopes: Vec<Scope>,
+    scopes: Arc<Vec<Scope>>,
 }
 
 impl Doubt {
@@ -561,12 +561,12 @@ impl Doubt {
         Self::under(&shared.stripes.lock(key.hash64()), Some(slot), key)
     }
 
-    fn under(stripe: &Stripe, slot: Option<&Slot>, key: KeyRef<'_>) -> Self {
+    pub(super) fn under(stripe: &Stripe, slot: Option<&Slot>, key: KeyRef<'_>) -> Self {
         let Some(slot) = slot.filter(|slot| slot.profile.shared) else { return Self::default() };
         Self { key: stripe.lags(key.hash64(), slot.level), scopes: slot.lagging() }
     }
 
-    fn touches(&self, key: KeyRef<'_>, entry: &Entry) -> bool {
+    pub(super) fn touches(&self, key: KeyRef<'_>, entry: &Entry) -> bool {
         self.key || self.scopes.iter().any(|scope| scope.covers(key, entry))
     }
 }

@@ -9,7 +9,7 @@
 //!
 //! `invalidate_tag` and `clear` raise one fence for everything in their scope, make it durable where copies outlive
 //! the process, and return; bytes go later. A level that could not be reached is told of in the result, fenced in
-//! this process, and tried again until it is clean.
+//! this process, and tried again until it is clean: see [`super::journal`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,11 +26,6 @@ use crate::tier::{Removal, Scope};
 use crate::tracking::Query;
 use crate::{AsKey, Error, Generation, Key, Level, Result};
 
-/// The pause after the first retry of a removal; it doubles up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(4);
-/// The most removals that wait, one by one, for levels that could not be reached.
-const MOST_CLEANING: usize = 10_000;
 /// How often a mutation is made anew because other processes keep writing its key.
 pub(super) const MOST_OVERTAKEN: u32 = 100;
 
@@ -41,7 +36,8 @@ pub struct Removed {
     /// Whether something was there to remove, as far as it is known without asking a remote level.
     pub found: bool,
     /// Levels that could not be reached, and why. What they hold is fenced in this process and removed in the
-    /// background.
+    /// background; where a level of this machine keeps a journal, by the next process if this one is killed before.
+    /// Without one, a kill forgets it, and the next process may find there what was removed.
     pub degraded: Vec<(Level, Error)>,
 }
 
@@ -258,28 +254,45 @@ impl Shared {
     /// The removal for all that wait for one.
     async fn remove_batch(self: &Arc<Self>, key: &Key) -> RemovalOutcome {
         let (newest, mut generation, _removing) = self.begin_removal(key);
+        let mut overtaken = generation != newest;
         let (mut over, mut degraded) = (Generation::ZERO, Vec::new());
-        for slot in self.lower_slots().rev() {
+        // With which generation each level was asked. One that was asked before another process turned out to be ahead
+        // may have got what a read brought up from there.
+        let mut asked = [Generation::ZERO; 3];
+        while let Some(slot) = self.lower_slots().rev().find(|slot| asked[slot.level.index()] < generation) {
+            let asked = &mut asked[slot.level.index()];
             if slot.index().is_some_and(|index| index.holds(key.as_ref()).is_none()) {
+                *asked = generation;
                 continue;
             }
             let limit = slot.removal_timeout();
+            let before = generation;
             match self.remove_above(slot, key, &mut generation, limit).await {
-                Ok(found) => over = found.max(over),
+                Ok(found) => {
+                    // Asked again, it has the mark of what it was asked before.
+                    if found > *asked {
+                        over = found.max(over);
+                    }
+                    overtaken |= generation != before;
+                    *asked = generation;
+                }
                 Err(error) => {
                     self.flow.counters.count(Count::Degraded);
                     tracing::warn!(level = %slot.level, ?key, %error, "could not remove, fenced until it can");
-                    self.clean_later(slot, key.clone(), generation);
+                    let (raised, met) = self.clean_later(slot, key, generation).await;
+                    overtaken |= met || generation != before;
+                    generation = raised;
+                    *asked = Generation::MAX;
                     degraded.push((slot.level, error));
                 }
             }
         }
-        RemovalOutcome { newest, generation, over, degraded }
+        RemovalOutcome { newest, generation, over, overtaken, degraded }
     }
 
     /// Removes from one level, and takes a higher generation as often as another process is ahead. Returns what
     /// stood there, as [`Removal::Done`] tells.
-    async fn remove_above(
+    pub(super) async fn remove_above(
         &self,
         slot: &Slot,
         key: &Key,
@@ -326,88 +339,6 @@ impl Shared {
         slot.call("remove", limit, removal).await
     }
 
-    /// Tries a removal again until it works, or a later mutation of the key has reached the level; the flight it
-    /// holds keeps the older copy fenced for as long.
-    pub(super) fn clean_later(self: &Arc<Self>, slot: &Slot, key: Key, below: Generation) {
-        let (hash, level) = (key.hash64(), slot.level);
-        if self.cleaning.fetch_add(1, Ordering::AcqRel) >= MOST_CLEANING {
-            self.cleaning.fetch_sub(1, Ordering::AcqRel);
-            return self.empty_later(slot);
-        }
-        let mut stripe = self.stripes.lock(hash);
-        stripe.enter(hash, below);
-        stripe.mutate(hash, below);
-        stripe.begin_lag(hash, level);
-        if slot.profile.shared {
-            // Nothing of this process is newer than the mutation, but a read may have brought up another's.
-            self.forget_in_ram(&key, Generation::MAX);
-        }
-        let flight = InFlight { shared: self.clone(), hash };
-        self.runtime.spawn(async move {
-            let shared = flight.shared.clone();
-            let again = || async {
-                let turn = shared.stripes.lock(hash).turn(hash);
-                let _turn = turn.lock().await;
-                let Some(slot) = shared.slot(level) else { return Ok(()) };
-                let mut generation = {
-                    let stripe = shared.stripes.lock(hash);
-                    if !stripe.lags(hash, level) {
-                        return Ok(());
-                    }
-                    stripe.floor(hash).max(below)
-                };
-                shared.remove_above(slot, &key, &mut generation, slot.limits().write_timeout).await.map(drop)
-            };
-            shared.until_it_works(again).await;
-            shared.cleaning.fetch_sub(1, Ordering::AcqRel);
-            drop(flight);
-        });
-    }
-
-    /// Too many removals wait for a level: nothing it holds is believed until it was emptied.
-    fn empty_later(self: &Arc<Self>, slot: &Slot) {
-        let level = slot.level;
-        if !slot.profile.shared {
-            // Of a level of this process alone every entry is numbered by it.
-            self.flow.fences.remove(&Scope::All, self.flow.next_generation());
-        }
-        if slot.lagging().contains(&Scope::All) {
-            return;
-        }
-        slot.begin_lag(&Scope::All);
-        self.flow.counters.count(Count::Emptied);
-        tracing::warn!(%level, "too many removals wait for the level: it is emptied when it is back");
-        let unsettled = Invalidating::begin(self);
-        self.runtime.spawn(async move {
-            let shared = unsettled.0.clone();
-            let Some(slot) = shared.slot(level) else { return };
-            let again = || async {
-                let mut generation = shared.flow.next_generation();
-                let limit = slot.limits().write_timeout;
-                if let Some(fences) = slot.tier.fences().filter(|_| slot.profile.shared) {
-                    generation = slot.call("fence", limit, fences.fence(&Scope::All, generation)).await?;
-                    shared.flow.join(slot.tier.name(), generation)?;
-                }
-                slot.call("clear", limit, slot.tier.clear(None, generation)).await
-            };
-            shared.until_it_works(again).await;
-            slot.end_lag(&Scope::All);
-            drop(unsettled);
-        });
-    }
-
-    /// Repeats `attempt`, with growing pauses, until it succeeds or the cache is closed.
-    async fn until_it_works<F: Future<Output = Result<()>>>(&self, attempt: impl Fn() -> F) {
-        let mut pause = FIRST_PAUSE;
-        while !self.closed.load(Ordering::Acquire) {
-            tokio::time::sleep(pause).await;
-            if attempt().await.is_ok() {
-                return;
-            }
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
     async fn invalidate_and_wait(self: Arc<Self>, scope: Scope) -> Result<Removed> {
         self.check_open()?;
         let shared = self.clone();
@@ -422,36 +353,21 @@ impl Shared {
         let mut generation = flow.next_generation();
         flow.fences.remove(&scope, generation);
         let mut degraded = Vec::new();
-        for slot in self.lower_slots().rev() {
+        // As for a key: a level that was asked before the generation was raised is asked again.
+        let mut asked = [Generation::ZERO; 3];
+        while let Some(slot) = self.lower_slots().rev().find(|slot| asked[slot.level.index()] < generation) {
+            let asked = &mut asked[slot.level.index()];
             match self.invalidate_slot(slot, &scope, generation).await {
-                Ok(raised) => generation = raised,
+                Ok(raised) => {
+                    generation = raised;
+                    *asked = raised;
+                }
                 Err(error) => {
                     flow.counters.count(Count::Degraded);
                     tracing::warn!(level = %slot.level, ?scope, %error, "could not invalidate, fenced until it can");
                     degraded.push((slot.level, error));
-                    let (shared, scope, level) = (self.clone(), scope.clone(), slot.level);
-                    let unsettled = Invalidating::begin(&self);
-                    slot.begin_lag(&scope);
-                    if slot.profile.shared {
-                        // Above what reads have brought up since this began; from here on they doubt it.
-                        generation = flow.next_generation();
-                        flow.fences.remove(&scope, generation);
-                    }
-                    self.runtime.spawn(async move {
-                        let _unsettled = unsettled;
-                        let again = || async {
-                            match shared.slot(level) {
-                                Some(slot) => {
-                                    shared.invalidate_slot(slot, &scope, generation).await.map(drop)
-                                }
-                                None => Ok(()),
-                            }
-                        };
-                        shared.until_it_works(again).await;
-                        if let Some(slot) = shared.slot(level) {
-                            slot.end_lag(&scope);
-                        }
-                    });
+                    generation = self.invalidate_later(slot, &scope, generation).await;
+                    *asked = Generation::MAX;
                 }
             }
         }
@@ -477,7 +393,7 @@ impl Shared {
 
     /// Makes the invalidation outlive this process at one level; returns its generation, raised when other processes
     /// are ahead.
-    async fn invalidate_slot(
+    pub(super) async fn invalidate_slot(
         &self,
         slot: &Slot,
         scope: &Scope,
@@ -608,10 +524,10 @@ impl Drop for Removing<'_> {
 }
 
 /// An invalidation that some level has not made durable, until it is dropped.
-struct Invalidating(Arc<Shared>);
+pub(super) struct Invalidating(pub(super) Arc<Shared>);
 
 impl Invalidating {
-    fn begin(shared: &Arc<Shared>) -> Self {
+    pub(super) fn begin(shared: &Arc<Shared>) -> Self {
         shared.invalidating.fetch_add(1, Ordering::AcqRel);
         Self(shared.clone())
     }

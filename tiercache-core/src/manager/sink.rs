@@ -219,22 +219,23 @@ impl Shared {
     }
 
     /// One round of sweeping at every level, and of forgetting fences that nothing can be hit by any more.
-    pub(super) async fn sweep(&self) -> [Swept; 3] {
+    /// What each level's did, `None` where it failed.
+    pub(super) async fn sweep(&self) -> [Option<Swept>; 3] {
         let flow = &self.flow;
         let began = flow.generation();
-        let mut swept = [Swept::default(); 3];
+        let mut swept = [None; 3];
         for slot in self.slots() {
             let now = flow.now();
             let sweep = slot.tier.sweep(now, &*flow.fences);
             match slot.call("sweep", slot.limits().write_timeout.max(Duration::from_secs(60)), sweep).await {
-                Ok(done) => swept[slot.level.index()] = done,
+                Ok(done) => swept[slot.level.index()] = Some(done),
                 // The cache was closed since the sweep began: there is nothing to tell anybody.
                 Err(Error::Closed) => {}
                 Err(error) => tracing::warn!(level = %slot.level, %error, "sweep failed"),
             }
         }
-        let complete =
-            self.slots().all(|slot| slot.resident().is_none() || swept[slot.level.index()].complete);
+        let whole = |level: Level| swept[level.index()].is_some_and(|swept: Swept| swept.complete);
+        let complete = self.slots().all(|slot| slot.resident().is_none() || whole(slot.level));
         if complete && flow.fences.len() > 0 {
             self.forget_fences(began);
         }
@@ -289,18 +290,69 @@ impl Shared {
     }
 }
 
+/// What [`CacheManager::prune_within`](super::CacheManager::prune_within) did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Pruned {
+    /// Entries that were dead.
+    pub dropped: u64,
+    /// Entries that had stayed their time and began to sink.
+    pub sinking: u64,
+    /// Whether every level was looked at as a whole.
+    pub complete: bool,
+}
+
 impl super::CacheManager {
     /// Sweeps every level now instead of when it is due: what is dead goes, what has stayed its time sinks.
-    /// Returns how many entries were dropped and how many began to sink.
+    /// Returns how many entries were dropped and how many began to sink. Goes on until every level was looked at as a
+    /// whole, ten minutes at most: [`CacheManager::prune_within`].
     ///
     /// # Errors
     /// [`Error::Closed`](crate::Error::Closed).
     pub async fn prune(&self) -> Result<(u64, u64)> {
-        self.shared.check_open()?;
-        let swept = self.shared.sweep().await;
-        let dropped = swept.iter().map(|swept| swept.dropped).sum();
-        let spilled = swept.iter().map(|swept| swept.spilled).sum();
-        Ok((dropped, spilled))
+        let pruned = self.prune_within(Duration::from_secs(600), |_| ()).await?;
+        Ok((pruned.dropped, pruned.sinking))
+    }
+
+    /// [`CacheManager::prune`] for as long as `limit`, and a little longer: a level is not interrupted while it sweeps.
+    /// `progress` is told after every round what was done so far.
+    ///
+    /// A level that sweeps a part at a time is asked until it has come to its end twice, since it may have gone on in
+    /// the middle; one that fails is not asked again. Dropping the future stops between two rounds or within one, and
+    /// leaves what was done as it is.
+    ///
+    /// # Errors
+    /// [`Error::Closed`](crate::Error::Closed), also when the cache is closed meanwhile.
+    pub async fn prune_within(&self, limit: Duration, mut progress: impl FnMut(&Pruned)) -> Result<Pruned> {
+        let shared = &self.shared;
+        let began = tokio::time::Instant::now();
+        let mut pruned = Pruned::default();
+        // How often each level has come to its end; and those that failed.
+        let (mut ends, mut failed) = ([0; 3], [false; 3]);
+        loop {
+            shared.check_open()?;
+            let swept = shared.sweep().await;
+            for slot in shared.slots() {
+                let at = slot.level.index();
+                match swept[at] {
+                    Some(Swept { dropped, spilled, complete }) => {
+                        pruned.dropped += dropped;
+                        pruned.sinking += spilled;
+                        ends[at] += u32::from(complete);
+                    }
+                    None => failed[at] = true,
+                }
+            }
+            let done = |level: Level| failed[level.index()] || ends[level.index()] >= 2;
+            let over = shared.slots().all(|slot| done(slot.level));
+            pruned.complete = over && !failed.contains(&true);
+            progress(&pruned);
+            if over || began.elapsed() >= limit {
+                return Ok(pruned);
+            }
+            // Levels that answer at once would keep this task running for long otherwise.
+            tokio::task::consume_budget().await;
+        }
     }
 
     /// Waits until everything on its way down has arrived, as far as it can, to stay if the process is killed, and

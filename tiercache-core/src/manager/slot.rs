@@ -1,14 +1,15 @@
 //! A tier at its level, behind a deadline per operation and a breaker.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use super::guard::caught;
+use super::journal::MOST_WAITING;
 use crate::tier::{Index, Profile, Resident, Scope};
 use crate::transaction::Transactions;
-use crate::{Clock, Error, Level, Result, Tier, Timestamp};
+use crate::{Clock, Error, Generation, Level, Result, Tier, Timestamp};
 
 /// How a level answers to trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +41,15 @@ pub(super) struct Slot {
     /// Raised by a flush: what was read from the level before is not published after.
     pub(super) flushed: AtomicU64,
     /// Invalidations of many that have not reached it, once for each.
-    lagging: RwLock<Vec<Scope>>,
+    lagging: RwLock<Arc<Vec<Scope>>>,
+    /// Removals of any kind that wait for it.
+    waiting: AtomicUsize,
+    /// Whether it is to be emptied since too many did; held while that is noted.
+    pub(super) emptying: tokio::sync::Mutex<bool>,
+    /// How often that was asked for.
+    pub(super) to_empty: AtomicU64,
+    /// Above every generation that was read from it before it had to be emptied.
+    doubted_since: AtomicU64,
     breaker: Breaker,
     clock: Arc<dyn Clock>,
 }
@@ -61,6 +70,10 @@ impl Slot {
             write_timeout: AtomicU64::new(nanos(limits.write_timeout)),
             flushed: AtomicU64::new(0),
             lagging: RwLock::default(),
+            waiting: AtomicUsize::new(0),
+            emptying: tokio::sync::Mutex::default(),
+            to_empty: AtomicU64::new(0),
+            doubted_since: AtomicU64::new(0),
             breaker: Breaker::default(),
             clock,
             tier,
@@ -93,19 +106,20 @@ impl Slot {
 
     /// Notes that an invalidation has not reached the tier.
     pub(super) fn begin_lag(&self, scope: &Scope) {
-        self.lagging.write().unwrap_or_else(PoisonError::into_inner).push(scope.clone());
+        let mut lagging = self.lagging.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut lagging).push(scope.clone());
     }
 
     /// Notes that it has.
     pub(super) fn end_lag(&self, scope: &Scope) {
         let mut lagging = self.lagging.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = lagging.iter().position(|lagging| lagging == scope) {
-            lagging.swap_remove(at);
+            Arc::make_mut(&mut lagging).swap_remove(at);
         }
     }
 
     /// The invalidations that have not reached it.
-    pub(super) fn lagging(&self) -> Vec<Scope> {
+    pub(super) fn lagging(&self) -> Arc<Vec<Scope>> {
         self.lagging.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -113,6 +127,27 @@ impl Slot {
     pub(super) fn removal_timeout(&self) -> Duration {
         let Limits { read_timeout, write_timeout } = self.limits();
         write_timeout.min(read_timeout.max(Duration::from_secs(1)))
+    }
+
+    /// Notes that one more removal waits for the tier; `false` when that would be too many.
+    pub(super) fn begin_waiting(&self) -> bool {
+        let more = |waiting| (waiting < MOST_WAITING).then_some(waiting + 1);
+        self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
+    }
+
+    /// Notes that one does not any more.
+    pub(super) fn end_waiting(&self) {
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Notes that nothing it holds is believed from that generation on.
+    pub(super) fn doubt_since(&self, generation: Generation) {
+        self.doubted_since.store(generation.get(), Ordering::Release);
+    }
+
+    /// Since which generation nothing it holds is believed, if it is to be emptied.
+    pub(super) fn doubted_since(&self) -> Generation {
+        Generation::new(self.doubted_since.load(Ordering::Acquire))
     }
 
     /// Whether the breaker keeps calls away now.

@@ -47,6 +47,9 @@ pub struct Stats {
     pub refreshes_skipped: u64,
     /// Answers that were stale.
     pub served_stale: u64,
+    /// Removals that wait for a level and would be forgotten if the process were killed, since the level that keeps
+    /// the journal did not take them.
+    pub unnoted: u64,
     /// Invalidations remembered, and how many were merged into coarser ones.
     pub fences: (u64, u64),
     /// Batches the tracking store did not take at first.
@@ -121,11 +124,18 @@ impl CacheManager {
             refreshes: counters.sum(Count::Refreshed),
             refreshes_skipped: counters.sum(Count::RefreshSkipped),
             served_stale: counters.sum(Count::ServedStale),
+            unnoted: counters.sum(Count::Unnoted),
             fences: (flow.fences.len() as u64, flow.fences.merged()),
             tracking_failures: recorder.failures(),
             tracking_merged: recorder.merged(),
             tracking_lost: recorder.lost(),
         })
+    }
+
+    /// [`Stats::unnoted`], without a question to any level.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn unnoted(&self) -> u64 {
+        self.shared.flow.counters.sum(Count::Unnoted)
     }
 
     /// Sets hits, misses, sets and deletes to zero, in the tracking store too.

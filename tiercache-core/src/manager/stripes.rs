@@ -79,12 +79,13 @@ pub(super) struct Joined {
 }
 
 impl Joined {
-    /// What the shared removal came to for this mutation, once it has. The newest of those that shared it comes last, and the others are as if they had come just before.
+    /// What the shared removal came to for this mutation, once it has. The newest of those that shared it comes last,
+    /// and the others are as if they had come just before.
     pub(super) fn outcome(&self) -> RemovalOutcome {
         let outcome = self.batch.outcome.get().cloned().unwrap_or_default();
         match outcome.newest == self.generation {
             true => outcome,
-            false => RemovalOutcome { generation: self.generation, ..outcome },
+            false => RemovalOutcome { generation: self.generation, overtaken: false, ..outcome },
         }
     }
 }
@@ -97,6 +98,8 @@ pub(super) struct RemovalOutcome {
     pub(super) generation: Generation,
     /// The newest that stood at a level other processes write to.
     pub(super) over: Generation,
+    /// Whether another process was ahead.
+    pub(super) overtaken: bool,
     /// Levels that failed.
     pub(super) degraded: Vec<(Level, Error)>,
 }
@@ -286,6 +289,11 @@ impl Stripe {
         if let Some(flight) = self.flight(hash).filter(|flight| generation > flight.floor) {
             flight.met = generation.max(flight.met);
         }
+    }
+
+    /// Whether another process's mutation was read that is not below this one.
+    pub(super) fn has_met(&self, hash: u64, generation: Generation) -> bool {
+        self.flights.iter().any(|flight| flight.hash == hash && flight.met >= generation)
     }
 
     /// Whether a mutation is not the newest any more: one of this process has begun since, or one of another was

@@ -23,12 +23,13 @@ use super::builder::Write;
 use super::counters::Count;
 use super::flow::Flow;
 use super::pending::{Item, Ticket};
+use super::read::Doubt;
 use super::set::{Draft, OnlyIf, Set, Ttl};
 use super::slot::Slot;
 use super::stripes::{Joined, Stripe};
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
-use crate::tier::{Permit, Put};
+use crate::tier::{Dead, Permit, Put};
 use crate::{AsKey, Entry, Error, Generation, Key, Level, Levels, Result, Timestamp};
 
 /// The longest a writer waits for the way down to clear before it goes on and the oldest there is dropped.
@@ -43,7 +44,17 @@ pub struct Written {
     /// The write's generation.
     pub generation: Generation,
     /// Levels whose older copy could not be removed yet, and why. They are fenced in this process and cleaned in
-    /// the background; until then a crash could bring the older value back.
+    /// the background, as [`Removed::degraded`](crate::Removed::degraded) are.
+    pub degraded: Vec<(Level, Error)>,
+}
+
+/// What [`CacheManager::touch`] did.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Touched {
+    /// Whether there was an entry to give a new time to live.
+    pub found: bool,
+    /// As [`Written::degraded`]: there the entry still has its old deadline, which is not answered by.
     pub degraded: Vec<(Level, Error)>,
 }
 
@@ -72,12 +83,12 @@ impl CacheManager {
         }
     }
 
-    /// Gives the entry of `key` a new time to live from now; `None` for one without a deadline. Returns whether
-    /// there was such an entry.
+    /// Gives the entry of `key` a new time to live from now; `None` for one without a deadline. Tells whether there
+    /// was such an entry.
     ///
     /// # Errors
     /// As for [`CacheManager::set`].
-    pub async fn touch(&self, key: impl AsKey, ttl: impl Into<Option<Duration>>) -> Result<bool> {
+    pub async fn touch(&self, key: impl AsKey, ttl: impl Into<Option<Duration>>) -> Result<Touched> {
         let key = self.key(&key)?.to_key();
         let ttl = Ttl::given(ttl.into())?;
         let shared = self.shared.clone();
@@ -87,7 +98,9 @@ impl CacheManager {
                 ttl.apply(&mut entry, now);
                 Some(entry)
             });
-            Ok(touched.await?.is_some())
+            let written = touched.await?;
+            let found = written.is_some();
+            Ok(Touched { found, degraded: written.map(|written| written.degraded).unwrap_or_default() })
         };
         self.shared.owned(touched, "touch").await?
     }
@@ -291,13 +304,21 @@ impl Shared {
         if let Some(joined) = removal {
             let outcome = self.remove_lower(&key, &joined).await;
             (generation, degraded) = (outcome.generation, outcome.degraded);
-            if let Made::Of(read) = made
-                && (generation != entry.generation || outcome.over > read)
-                && !seeded("derived-overtakes")
-            {
+            // An invalidation that came after this began is not overtaken by a generation that was raised since.
+            let dead = self.flow.fences.is_dead(key.as_ref(), &entry);
+            let changed = match made {
+                Made::Anew => false,
+                Made::Of(read) => outcome.overtaken || outcome.over > read || dead,
+                Made::AfterAsking => outcome.overtaken || dead,
+            };
+            if changed && !seeded("derived-overtakes") {
                 // What it was made of must not be what the next attempt is made of.
                 self.forget_in_ram(&key, generation);
                 return Ok(Written { stored: false, generation, degraded });
+            }
+            if dead {
+                self.forget_in_ram(&key, generation);
+                return Ok(Written { stored: true, generation, degraded });
             }
             entry.generation = generation;
         }
@@ -499,7 +520,11 @@ impl Shared {
                     continue;
                 }
                 let now = self.flow.now();
-                // Alive when it was looked at, and perhaps not any more.
+                // Alive when it was looked at, and perhaps not any more; or its level has yet to see a removal.
+                let found = found.filter(|found| {
+                    let doubt = Doubt::under(&stripe, self.slot(found.level), key.as_ref());
+                    !doubt.touches(key.as_ref(), &found.entry)
+                });
                 let found = found.map(|found| found.entry);
                 let found = found.filter(|entry| self.flow.is_alive(key.as_ref(), entry, now));
                 // Below the floor it is being replaced by a mutation that has not published yet. That one

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use crate::lease::{Claim, Holder, Lease};
 use crate::testing::Op;
 use crate::tier::{
-    Call, Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, PutItem, Removal,
-    Resident, Scope, Sizing, Spill, Swept, Usage, side_by_side,
+    Call, Counting, Dead, FenceLog, Hold, Index, Journal, Listed, Listing, Permit, Profile, Put, PutItem,
+    Removal, Resident, Scope, Sizing, Spill, Swept, Usage, Waiting, side_by_side,
 };
 use crate::transaction::Transactions;
 use crate::{Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
@@ -315,6 +315,10 @@ impl Tier for FaultTier {
         self.inner.fences().map(|_| self as &dyn FenceLog)
     }
 
+    fn journal(&self) -> Option<&dyn Journal> {
+        self.inner.journal().map(|_| self as &dyn Journal)
+    }
+
     fn counting(&self) -> Option<&dyn Counting> {
         self.inner.counting().map(|_| self as &dyn Counting)
     }
@@ -421,6 +425,30 @@ impl Leasing for FaultTier {
         match self.inner.leasing() {
             Some(inner) => self.befallen(Op::Release, || inner.release(name, holder), false).await,
             None => Ok(false),
+        }
+    }
+}
+
+#[async_trait]
+impl Journal for FaultTier {
+    async fn note(&self, waiting: &Waiting) -> Result<u64> {
+        match self.inner.journal() {
+            Some(inner) => self.befallen(Op::Note, || inner.note(waiting), 0).await,
+            None => Ok(0),
+        }
+    }
+
+    async fn strike(&self, notes: &[u64]) -> Result<()> {
+        match self.inner.journal() {
+            Some(inner) => inner.strike(notes).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn notes(&self) -> Result<Vec<(u64, Waiting)>> {
+        match self.inner.journal() {
+            Some(inner) => inner.notes().await,
+            None => Ok(Vec::new()),
         }
     }
 }

@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use crate::lease::{Claim, Holder, Lease};
 use crate::testing::Op;
 use crate::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Listed, Listing, Permit, Profile, Put, PutItem, Removal, Resident,
-    Scope, Sizing, Spill, Swept, Usage,
+    Counting, Dead, FenceLog, Hold, Index, Journal, Listed, Listing, Permit, Profile, Put, PutItem, Removal,
+    Resident, Scope, Sizing, Spill, Swept, Usage, Waiting,
 };
 use crate::transaction::Transactions;
 use crate::{Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
@@ -203,6 +203,10 @@ impl Tier for GateTier {
         self.inner.fences().map(|_| self as &dyn FenceLog)
     }
 
+    fn journal(&self) -> Option<&dyn Journal> {
+        self.inner.journal().map(|_| self as &dyn Journal)
+    }
+
     fn counting(&self) -> Option<&dyn Counting> {
         self.inner.counting().map(|_| self as &dyn Counting)
     }
@@ -296,6 +300,30 @@ impl Leasing for GateTier {
         match self.inner.leasing() {
             Some(inner) => self.around(Op::Release, inner.release(name, holder)).await,
             None => Ok(false),
+        }
+    }
+}
+
+#[async_trait]
+impl Journal for GateTier {
+    async fn note(&self, waiting: &Waiting) -> Result<u64> {
+        match self.inner.journal() {
+            Some(inner) => self.around(Op::Note, inner.note(waiting)).await,
+            None => Ok(0),
+        }
+    }
+
+    async fn strike(&self, notes: &[u64]) -> Result<()> {
+        match self.inner.journal() {
+            Some(inner) => inner.strike(notes).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn notes(&self) -> Result<Vec<(u64, Waiting)>> {
+        match self.inner.journal() {
+            Some(inner) => inner.notes().await,
+            None => Ok(Vec::new()),
         }
     }
 }

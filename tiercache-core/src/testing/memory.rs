@@ -8,8 +8,8 @@ use async_trait::async_trait;
 
 use crate::lease::{Claim, Holder, Lease, Table};
 use crate::tier::{
-    Cause, Counting, Dead, FenceLog, Hold, Left, Listed, ListedEntry, Listing, Permit, Profile, Put, Removal,
-    Scope, Spill, Swept, Usage,
+    Cause, Counting, Dead, FenceLog, Hold, Journal, Left, Listed, ListedEntry, Listing, Permit, Profile, Put,
+    Removal, Scope, Spill, Swept, Usage, Waiting,
 };
 use crate::{Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
 
@@ -37,6 +37,8 @@ struct Store {
     counters: BTreeMap<Key, (i64, Timestamp)>,
     leases: Table,
     last_generation: Generation,
+    notes: BTreeMap<u64, Waiting>,
+    noted: u64,
 }
 
 #[derive(Debug)]
@@ -208,6 +210,11 @@ impl Tier for MemoryTier {
     fn leasing(&self) -> Option<&dyn Leasing> {
         Some(self)
     }
+
+    /// Of a tier that outlives the process and is this one's alone.
+    fn journal(&self) -> Option<&dyn Journal> {
+        (self.persistent && !self.shared).then_some(self as &dyn Journal)
+    }
 }
 
 #[async_trait]
@@ -300,6 +307,27 @@ impl Leasing for MemoryTier {
 
     async fn release(&self, name: &Key, holder: Holder) -> Result<bool> {
         Ok(self.open()?.leases.release(name, holder))
+    }
+}
+
+#[async_trait]
+impl Journal for MemoryTier {
+    async fn note(&self, waiting: &Waiting) -> Result<u64> {
+        let mut store = self.open()?;
+        store.noted += 1;
+        let number = store.noted;
+        store.notes.insert(number, waiting.clone());
+        Ok(number)
+    }
+
+    async fn strike(&self, notes: &[u64]) -> Result<()> {
+        let mut store = self.open()?;
+        store.notes.retain(|number, _| !notes.contains(number));
+        Ok(())
+    }
+
+    async fn notes(&self) -> Result<Vec<(u64, Waiting)>> {
+        Ok(self.open()?.notes.iter().map(|(number, waiting)| (*number, waiting.clone())).collect())
     }
 }
 

@@ -39,6 +39,8 @@ pub enum Op {
     Renew,
     /// [`Leasing::release`](crate::Leasing::release).
     Release,
+    /// [`Journal::note`](crate::tier::Journal::note).
+    Note,
 }
 
 impl Op {
@@ -64,6 +66,7 @@ impl Op {
             Self::Acquire => "acquire",
             Self::Renew => "renew",
             Self::Release => "release",
+            Self::Note => "note",
         }
     }
 }

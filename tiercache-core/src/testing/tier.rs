@@ -12,7 +12,9 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 
 pub use self::batches::*;
-use crate::tier::{Always, Dead, Hold, Left, Look, Permit, Put, Removal, Scope, Spill, TryGet};
+use crate::tier::{
+    Always, Dead, Hold, Left, Look, Permit, Put, Reach, Removal, Scope, Spill, TryGet, Waiting,
+};
 use crate::{Entry, Error, Generation, Key, KeyRef, Level, Levels, Stay, Tier, Timestamp};
 
 /// The time of the cases that do not turn on it.
@@ -67,6 +69,8 @@ pub async fn suite(fresh: impl AsyncFn() -> Arc<dyn Tier>) {
         a_closed_tier_says_so
         a_listing_shows_what_stays_exactly_once
         fences_are_remembered
+        notes_are_listed_until_they_are_struck
+        notes_are_no_entries
         an_index_knows_without_waiting
         a_resident_answers_like_the_tier
     }
@@ -90,6 +94,7 @@ pub async fn persistent_suite(open: impl AsyncFn(usize) -> Arc<dyn Tier>) {
         a_cleared_namespace_stays_cleared_after_reopening
         the_newest_generation_is_known_after_reopening
         fences_are_remembered_after_reopening
+        notes_are_listed_after_reopening
     }
     let _ = place;
 }
@@ -708,6 +713,68 @@ fn assert_remembered(tier: &Arc<dyn Tier>, fenced: &BTreeMap<Scope, Generation>)
     }
 }
 
+/// What was noted is listed, whole and under numbers of its own, until it is struck.
+pub async fn notes_are_listed_until_they_are_struck(tier: Arc<dyn Tier>) {
+    let Some(journal) = tier.journal() else { return };
+    assert_eq!(listed_notes(&tier).await, BTreeMap::new(), "nothing is noted at first");
+    let mut noted = note_all(&tier).await;
+    assert_eq!(listed_notes(&tier).await, noted);
+    let numbers: Vec<u64> = noted.keys().copied().collect();
+    journal.strike(&numbers[..2]).await.expect("strike");
+    journal.strike(&numbers[1..3]).await.expect("striking what is not there succeeds");
+    journal.strike(&[]).await.expect("nothing is struck");
+    noted.retain(|number, _| !numbers[..3].contains(number));
+    assert_eq!(listed_notes(&tier).await, noted);
+    let waiting = noted.values().next().expect("some are left").clone();
+    let again = journal.note(&waiting).await.expect("note");
+    assert!(!numbers.contains(&again), "a number was given out twice");
+    journal.strike(&numbers).await.expect("strike");
+    assert_eq!(listed_notes(&tier).await, BTreeMap::from([(again, waiting)]));
+}
+
+/// Notes are neither answered nor listed as entries, nor cleared.
+pub async fn notes_are_no_entries(tier: Arc<dyn Tier>) {
+    if tier.journal().is_none() {
+        return;
+    }
+    let noted = note_all(&tier).await;
+    assert_eq!(get(&tier, "waits").await, None);
+    tier.clear(None, Generation::new(1_000)).await.expect("clear");
+    tier.remove(&key("waits"), Generation::new(2_000)).await.expect("remove");
+    assert_eq!(listed_notes(&tier).await, noted);
+    assert!(tier.usage().await.expect("usage").entries.is_none_or(|entries| entries == 0));
+}
+
+/// Notes removals of every kind.
+async fn note_all(tier: &Arc<dyn Tier>) -> BTreeMap<u64, Waiting> {
+    let journal = tier.journal().expect("a journal");
+    let tag = Scope::Tag { namespace: "ns".into(), name: "type".into(), value: "thumb".into() };
+    let long = Key::new("ns", &[0xFF; crate::MAX_KEY_BYTES]).expect("a key");
+    let mut noted = BTreeMap::new();
+    for (level, reach) in [
+        (Level::Cold, Reach::Key(key("waits"))),
+        (Level::Dry, Reach::Key(key("waits"))),
+        (Level::Dry, Reach::Key(long)),
+        (Level::Dry, Reach::Scope(Scope::All)),
+        (Level::Hot, Reach::Scope(Scope::Namespace("ns".into()))),
+        (Level::Cold, Reach::Scope(tag)),
+        (Level::Cold, Reach::Level),
+    ] {
+        let waiting = Waiting { level, reach, below: Generation::new(noted.len() as u64 + 500) };
+        let number = journal.note(&waiting).await.expect("note");
+        assert!(noted.insert(number, waiting).is_none(), "a number was given out twice");
+    }
+    noted
+}
+
+async fn listed_notes(tier: &Arc<dyn Tier>) -> BTreeMap<u64, Waiting> {
+    let notes = tier.journal().expect("a journal").notes().await.expect("notes");
+    let count = notes.len();
+    let listed: BTreeMap<u64, Waiting> = notes.into_iter().collect();
+    assert_eq!(listed.len(), count, "a note is listed once");
+    listed
+}
+
 /// An index agrees with the tier, and what it does not hold is not there.
 pub async fn an_index_knows_without_waiting(tier: Arc<dyn Tier>) {
     let Some(index) = tier.index() else { return };
@@ -859,6 +926,25 @@ pub async fn fences_are_remembered_after_reopening(open: impl AsyncFn() -> Arc<d
     if tier.fences().is_some() {
         assert_remembered(&tier, &fenced);
     }
+    tier.close().await.expect("close");
+}
+
+/// Notes outlive the process, and so do strikes.
+pub async fn notes_are_listed_after_reopening(open: impl AsyncFn() -> Arc<dyn Tier>) {
+    let tier = open().await;
+    if tier.journal().is_none() {
+        return;
+    }
+    let mut noted = note_all(&tier).await;
+    let struck = *noted.keys().next().expect("some are noted");
+    tier.journal().expect("a journal").strike(&[struck]).await.expect("strike");
+    noted.remove(&struck);
+    let tier = reopened(tier, &open).await;
+    assert_eq!(listed_notes(&tier).await, noted);
+    let numbers: Vec<u64> = noted.keys().copied().collect();
+    tier.journal().expect("a journal").strike(&numbers).await.expect("strike");
+    let tier = reopened(tier, &open).await;
+    assert_eq!(listed_notes(&tier).await, BTreeMap::new());
     tier.close().await.expect("close");
 }
 

@@ -91,7 +91,7 @@ impl Fetch {
     async fn renewed(self, response: Response<Body>, begun: Option<Begun>, times: Times) -> Response<Body> {
         let Self { engine, parts, plan, found, forward, lead } = self;
         // Only what was found is validated.
-        let Some(Found { stored, selecting, .. }) = found else { return response };
+        let Some(Found { stored, .. }) = found else { return response };
         let mut renewed = stored;
         let mut confirming = response.into_parts().0.headers;
         confirming.entry(header::DATE).or_insert_with(|| date::value(times.came));
@@ -103,6 +103,11 @@ impl Fetch {
         let may_store = storable::may_store(&parts.headers, status, &renewed.headers, times, &plan.rules);
         if let Some(begun) = begun.filter(|_| may_store) {
             let keeping = engine.keeping(&plan, &renewed);
+            let mut stored = renewed.clone();
+            control.without.iter().for_each(|name| {
+                stored.headers.remove(name);
+            });
+            let selecting = vary::selecting(&parts.headers, &stored.headers);
             let touched = match &renewed.content {
                 Content::Pieces(pieces) => engine.store.touch(&pieces.id, pieces.count(), keeping.ttl).await,
                 Content::Inline(_) => Ok(()),
@@ -111,7 +116,7 @@ impl Fetch {
                 Ok(()) => {
                     engine
                         .store
-                        .publish(&plan.keys, begun, &parts.headers, selecting, &renewed, &keeping)
+                        .publish(&plan.keys, begun, &parts.headers, selecting, &stored, &keeping)
                         .await
                 }
                 Err(error) => Err(error),

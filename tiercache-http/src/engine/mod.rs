@@ -60,6 +60,46 @@ pub(crate) struct Plan {
     meets_store: bool,
 }
 
+/// What an unsafe request may have changed. Invalidated in a task of its own, whether or not anybody waits for it.
+struct Change {
+    engine: Arc<Engine>,
+    targets: Vec<Target>,
+}
+
+impl Change {
+    /// Begins the invalidation if the response says that there was a change.
+    fn answered(mut self, response: &Response<Body>) -> Option<tokio::task::JoinHandle<()>> {
+        let mut targets = std::mem::take(&mut self.targets);
+        if !response.status().is_success() && !response.status().is_redirection() {
+            return None;
+        }
+        let own = targets.first()?.clone();
+        // Its own target once: a response to a POST may be stored behind one invalidation.
+        targets.extend(own.named_by(response.headers()).filter(|named| *named != own));
+        Some(tokio::spawn(invalidate(self.engine.clone(), targets)))
+    }
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        if self.targets.is_empty() {
+            return;
+        }
+        // Without a runtime the process is about to end.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(invalidate(self.engine.clone(), std::mem::take(&mut self.targets)));
+        }
+    }
+}
+
+async fn invalidate(engine: Arc<Engine>, targets: Vec<Target>) {
+    for target in targets {
+        if let Err(error) = engine.store.invalidate(target).await {
+            tracing::warn!(%error, "what an unsafe request made invalid may not be removed everywhere yet");
+        }
+    }
+}
+
 impl Engine {
     pub(crate) fn new(store: Store, settings: Settings) -> Self {
         let refreshes = Arc::new(Semaphore::new(MOST_REFRESHES));
@@ -154,16 +194,13 @@ impl Engine {
                 .map(|begun| (begun, self.store.now(), parts.headers.clone())),
             false => None,
         };
+        // Should this future be dropped, or the origin not answer, the change may have been made all the same.
+        let change = Change { engine: self.clone(), targets: vec![plan.keys.target.clone()] };
         let response = origin.send(Request::from_parts(parts, body)).await?;
-        if response.status().is_success() || response.status().is_redirection() {
-            // Its own target once: a response to a POST may be stored behind one invalidation.
-            let own = &plan.keys.target;
-            let named = own.named_by(response.headers()).filter(|named| named != own);
-            for target in std::iter::once(own.clone()).chain(named) {
-                if let Err(error) = self.store.invalidate(target).await {
-                    tracing::warn!(%error, "what an unsafe request made invalid may not be removed everywhere yet");
-                }
-            }
+        if let Some(invalidated) = change.answered(&response)
+            && let Err(error) = invalidated.await
+        {
+            tracing::warn!(%error, "what an unsafe request made invalid may not be removed");
         }
         let response = match asked {
             Some((begun, at, headers)) => {

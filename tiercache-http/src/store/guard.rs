@@ -1,64 +1,104 @@
 //! What keeps a response that was asked for before an invalidation from being stored after it.
 //!
-//! An invalidation counts up the epoch of its key's stripe and then removes, a store compares the epoch with that of
-//! when it began and then publishes; each of the two does both under the stripe's lock.
+//! A fetch is registered under its key from its begin to its end. An invalidation marks the fetches of its key and then
+//! removes, a store looks whether it was marked and then publishes; each of the two does both under the lock of the
+//! key's stripe.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::MutexGuard as AsyncMutexGuard;
 
-const LOCKS: usize = 64;
-const EPOCHS: usize = 4096;
+const STRIPES: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Guards {
     hasher: RandomState,
-    locks: Vec<Mutex<()>>,
-    epochs: Vec<AtomicU64>,
+    stripes: Vec<AsyncMutex<()>>,
+    fetches: Arc<Fetches>,
 }
 
-/// When something began, as far as invalidations of its key go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Epoch(u64);
+type Fetches = Mutex<HashMap<Vec<u8>, Fetching>>;
 
-impl Epoch {
-    /// That after one invalidation.
-    pub(crate) fn next(self) -> Self {
-        Self(self.0 + 1)
-    }
+/// The fetches of one key that have begun and not ended.
+#[derive(Debug, Default)]
+struct Fetching {
+    fetches: usize,
+    /// How often the key was invalidated since the first of them began.
+    invalidated: u64,
+}
+
+/// A fetch that began. Registered until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Epoch {
+    fetches: Arc<Fetches>,
+    key: Vec<u8>,
+    invalidated: u64,
 }
 
 impl Guards {
     pub(crate) fn new() -> Self {
-        Self {
-            hasher: RandomState::new(),
-            locks: (0..LOCKS).map(|_| Mutex::default()).collect(),
-            epochs: (0..EPOCHS).map(|_| AtomicU64::default()).collect(),
-        }
+        let stripes = (0..STRIPES).map(|_| AsyncMutex::default()).collect();
+        Self { hasher: RandomState::new(), stripes, fetches: Arc::default() }
     }
 
-    /// The key's epoch now.
-    pub(crate) fn epoch(&self, key: &[u8]) -> Epoch {
-        Epoch(self.epochs[self.slot(key) % EPOCHS].load(Ordering::Acquire))
+    /// A fetch of the key begins.
+    pub(crate) fn begin(&self, key: &[u8]) -> Epoch {
+        let mut fetches = lock(&self.fetches);
+        let fetching = fetches.entry(key.to_vec()).or_default();
+        fetching.fetches += 1;
+        Epoch { fetches: self.fetches.clone(), key: key.to_vec(), invalidated: fetching.invalidated }
     }
 
-    /// To publish under: `None` when the key was invalidated since.
-    pub(crate) async fn publish(&self, key: &[u8], begun: Epoch) -> Option<MutexGuard<'_, ()>> {
-        let guard = self.locks[self.slot(key) % LOCKS].lock().await;
-        (self.epoch(key) == begun).then_some(guard)
+    /// To publish under what was fetched: `None` when the key was invalidated since.
+    pub(crate) async fn publish(&self, begun: &Epoch) -> Option<AsyncMutexGuard<'_, ()>> {
+        let guard = self.stripe(&begun.key).lock().await;
+        begun.stands().then_some(guard)
     }
 
     /// To invalidate under.
-    pub(crate) async fn invalidate(&self, key: &[u8]) -> MutexGuard<'_, ()> {
-        // Counted before anything is waited for: should the caller stop waiting, what is in flight is void already.
-        self.epochs[self.slot(key) % EPOCHS].fetch_add(1, Ordering::AcqRel);
-        self.locks[self.slot(key) % LOCKS].lock().await
+    pub(crate) async fn invalidate(&self, key: &[u8]) -> AsyncMutexGuard<'_, ()> {
+        // Marked before anything is waited for: should the caller stop waiting, what is in flight is void already.
+        if let Some(fetching) = lock(&self.fetches).get_mut(key) {
+            fetching.invalidated += 1;
+        }
+        self.stripe(key).lock().await
     }
 
-    fn slot(&self, key: &[u8]) -> usize {
-        self.hasher.hash_one(key) as usize
+    fn stripe(&self, key: &[u8]) -> &AsyncMutex<()> {
+        &self.stripes[self.hasher.hash_one(key) as usize % STRIPES]
     }
+}
+
+impl Epoch {
+    /// As if the fetch had begun behind one invalidation that there was.
+    pub(crate) fn past_one(mut self) -> Self {
+        self.invalidated += 1;
+        self
+    }
+
+    fn stands(&self) -> bool {
+        lock(&self.fetches).get(&self.key).is_some_and(|fetching| fetching.invalidated == self.invalidated)
+    }
+}
+
+impl Drop for Epoch {
+    fn drop(&mut self) {
+        let mut fetches = lock(&self.fetches);
+        if let Some(fetching) = fetches.get_mut(&self.key) {
+            fetching.fetches -= 1;
+            if fetching.fetches == 0 {
+                fetches.remove(&self.key);
+            }
+        }
+    }
+}
+
+fn lock(fetches: &Fetches) -> MutexGuard<'_, HashMap<Vec<u8>, Fetching>> {
+    // Nothing panics while it is held.
+    fetches.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -68,10 +108,25 @@ mod tests {
     #[tokio::test]
     async fn what_began_before_an_invalidation_is_not_published_after_it() {
         let guards = Guards::new();
-        let before = guards.epoch(b"k");
-        assert!(guards.publish(b"k", before).await.is_some());
+        let (before, other) = (guards.begin(b"k"), guards.begin(b"other"));
+        assert!(guards.publish(&before).await.is_some());
         drop(guards.invalidate(b"k").await);
-        assert!(guards.publish(b"k", before).await.is_none());
-        assert!(guards.publish(b"k", guards.epoch(b"k")).await.is_some());
+        assert!(guards.publish(&before).await.is_none());
+        assert!(guards.publish(&other).await.is_some());
+        let after = guards.begin(b"k");
+        assert!(guards.publish(&after).await.is_some());
+        assert!(guards.publish(&before.past_one()).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_remembered_of_fetches_that_ended() {
+        let guards = Guards::new();
+        let (one, other) = (guards.begin(b"k"), guards.begin(b"k"));
+        drop(one);
+        drop(guards.invalidate(b"k").await);
+        assert!(guards.publish(&other).await.is_none());
+        drop(other);
+        drop(guards.invalidate(b"k").await);
+        assert!(lock(&guards.fetches).is_empty());
     }
 }

@@ -107,7 +107,6 @@ pub(crate) struct Looked {
 pub(crate) struct Found {
     id: Id,
     pub(crate) stored: Stored,
-    pub(crate) selecting: Selecting,
 }
 
 /// A fetch that began.
@@ -128,7 +127,7 @@ impl Begun {
 
     /// As if it had begun behind the one invalidation that it is itself. Any other still counts.
     pub(crate) fn past_own_invalidation(self) -> Self {
-        Self { epoch: self.epoch.next(), resource: None, ..self }
+        Self { epoch: self.epoch.past_one(), resource: None, ..self }
     }
 }
 
@@ -168,11 +167,7 @@ impl Store {
             let Some(entry) = self.manager.get(variant_key(&variant.id)).await? else { continue };
             let Some(stored) = Stored::decode(entry) else { continue };
             if wanted(&stored) {
-                let selecting = variant.selecting.clone();
-                return Ok(Looked {
-                    found: Some(Found { id: variant.id, stored, selecting }),
-                    others: false,
-                });
+                return Ok(Looked { found: Some(Found { id: variant.id, stored }), others: false });
             }
         }
         Ok(Looked { found: None, others: !resource.variants.is_empty() })
@@ -194,7 +189,7 @@ impl Store {
 
     /// Begins a fetch: what is invalidated from here on is not stored by it. `None` when it shall not be stored.
     pub(crate) async fn begin(&self, keys: &Keys) -> Option<Begun> {
-        let epoch = self.guards.epoch(&keys.resource);
+        let epoch = self.guards.begin(&keys.resource);
         let resource = match self.resources.get(&keys.resource).await {
             Ok(resource) => resource.map(|resource| resource.epoch),
             Err(error) => {
@@ -259,7 +254,7 @@ impl Store {
             Ok(kept) => drop(kept?),
             Err(_) => return Ok(false),
         }
-        let named = self.name(keys, begun.epoch, begun.resource, &variant, request, keeping.most).await;
+        let named = self.name(keys, &begun.epoch, begun.resource, &variant, request, keeping.most).await;
         let Ok(Some(gone)) = named else {
             self.manager.delete(variant_key(&begun.id)).await?;
             return named.map(|_| false);
@@ -273,13 +268,13 @@ impl Store {
     async fn name(
         &self,
         keys: &Keys,
-        begun: Epoch,
+        begun: &Epoch,
         seen: Option<u64>,
         variant: &Variant,
         request: &HeaderMap,
         most: usize,
     ) -> Result<Option<Vec<Variant>>> {
-        let Some(_guard) = self.guards.publish(&keys.resource, begun).await else { return Ok(None) };
+        let Some(_guard) = self.guards.publish(begun).await else { return Ok(None) };
         let now = self.now();
         let put = |resource: &mut Resource| Some(resource.put(variant.clone(), request, most, now));
         let Some(parted) = &keys.parted else {

@@ -547,8 +547,11 @@ impl Shared {
             return Claim::Made(Made::Of(seen));
         }
         let unmarked = || self.lower_slots().filter(|slot| slot.index().is_none());
-        if !unmarked().any(|slot| slot.profile.shared) || seeded("load-unclaimed") {
+        if !unmarked().any(|slot| slot.profile.shared) {
             return Claim::Made(Made::Of(Generation::ZERO));
+        }
+        if seeded("load-unclaimed") {
+            return Claim::Made(Made::AfterAsking);
         }
         'again: for _ in 0..MOST_OVERTAKEN {
             for slot in unmarked() {
@@ -565,7 +568,9 @@ impl Shared {
                         {
                             return Claim::Found(found.entry);
                         }
-                        self.renew(leading);
+                        if !self.renew(leading) {
+                            return Claim::Made(Made::Of(Generation::ZERO));
+                        }
                         continue 'again;
                     }
                     // What stands there is not known: it may be kept only if nothing does when it is written.
@@ -577,9 +582,13 @@ impl Shared {
         Claim::Made(Made::Of(Generation::ZERO))
     }
 
-    /// The load begins anew, as far as anybody can tell.
-    fn renew(&self, leading: &mut Leading) {
+    /// The load begins anew, as far as anybody can tell; not after a mutation of this process, which stands above it and
+    /// must not be removed by it.
+    fn renew(&self, leading: &mut Leading) -> bool {
         let mut stripe = self.stripes.lock(leading.flight.hash);
+        if stripe.is_overtaken(leading.flight.hash, leading.generation) {
+            return false;
+        }
         let joined = stripe.loading(&leading.key).map(|loading| loading.outcome.clone());
         stripe.end_loading(&leading.key, leading.generation);
         leading.generation = self.flow.next_generation();
@@ -587,6 +596,7 @@ impl Shared {
             let (key, generation) = (leading.key.clone(), leading.generation);
             stripe.begin_loading(Loading { key, generation, outcome });
         }
+        true
     }
 
     /// Step 5.

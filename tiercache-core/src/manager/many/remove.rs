@@ -58,6 +58,9 @@ struct Ours<'a> {
     newest: Generation,
     generation: Generation,
     over: Generation,
+    overtaken: bool,
+    /// With which generation each level was asked: see [`Shared::remove_batch`].
+    asked: [Generation; 3],
     degraded: Vec<(Level, Error)>,
     _removing: Removing<'a>,
 }
@@ -135,29 +138,45 @@ impl Shared {
                 newest,
                 generation,
                 over: Generation::ZERO,
+                overtaken: generation != newest,
+                asked: [Generation::ZERO; 3],
                 degraded: Vec::new(),
                 _removing,
             });
         }
-        for slot in self.lower_slots().rev() {
-            let held = |ours: &Ours<'_>| {
-                slot.index().is_none_or(|index| index.holds(ours.share.key.as_ref()).is_some())
-            };
-            let todo = (0..ours.len()).filter(|&at| held(&ours[at])).collect();
+        let unasked = |ours: &Ours<'_>, slot: &Slot| ours.asked[slot.level.index()] < ours.generation;
+        while let Some(slot) =
+            self.lower_slots().rev().find(|slot| ours.iter().any(|ours| unasked(ours, slot)))
+        {
+            let mut todo = Vec::new();
+            for (at, ours) in ours.iter_mut().enumerate().filter(|(_, ours)| unasked(ours, slot)) {
+                match slot.index().is_some_and(|index| index.holds(ours.share.key.as_ref()).is_none()) {
+                    true => ours.asked[slot.level.index()] = ours.generation,
+                    false => todo.push(at),
+                }
+            }
             let failed = self.remove_above_many(slot, &mut ours, todo).await;
             if let Some((_, error)) = failed.first() {
                 tracing::warn!(level = %slot.level, keys = failed.len(), %error, "could not remove, fenced until it can");
             }
-            for (at, error) in failed {
-                let Ours { share, generation, degraded, .. } = &mut ours[at];
+            let waiting = failed.iter().map(|&(at, _)| -> Call<'_, (Generation, bool)> {
+                let Ours { share, generation, .. } = &ours[at];
+                Box::pin(self.clean_later(slot, &share.key, *generation))
+            });
+            let waiting = side_by_side(AT_ONCE, waiting.collect()).await;
+            for ((at, error), (raised, met)) in failed.into_iter().zip(waiting) {
+                let ours = &mut ours[at];
                 self.flow.counters.count(Count::Degraded);
-                self.clean_later(slot, share.key.clone(), *generation);
-                degraded.push((slot.level, error));
+                ours.overtaken |= met;
+                ours.generation = raised;
+                ours.asked[slot.level.index()] = Generation::MAX;
+                ours.degraded.push((slot.level, error));
             }
         }
-        for Ours { share, newest, generation, over, degraded, _removing } in ours {
+        for Ours { share, newest, generation, over, overtaken, degraded, _removing, .. } in ours {
             drop(_removing);
-            share.joined.batch.outcome.get_or_init(|| RemovalOutcome { newest, generation, over, degraded });
+            let outcome = || RemovalOutcome { newest, generation, over, overtaken, degraded };
+            share.joined.batch.outcome.get_or_init(outcome);
         }
     }
 
@@ -176,23 +195,29 @@ impl Shared {
             }
             let mut again = Vec::new();
             for (at, answer) in self.remove_once(slot, ours, &todo).await {
-                let Ours { share, generation, over, .. } = &mut ours[at];
+                let Ours { share, generation, over, overtaken, asked, .. } = &mut ours[at];
+                let asked = &mut asked[slot.level.index()];
                 let (key, hash) = (&share.key, share.key.hash64());
                 match answer {
                     Ok(Removal::Behind(found)) if !seeded("batch-behind-is-done") => {
                         match self.flow.join(slot.tier.name(), found) {
                             Ok(()) => {
                                 *generation = self.raise(&mut self.stripes.lock(hash), key);
+                                *overtaken = true;
                                 again.push(at);
                             }
                             Err(error) => failed.push((at, error)),
                         }
                     }
                     Ok(Removal::Done { over: found } | Removal::Behind(found)) => {
-                        *over = found.max(*over);
+                        // Asked again, it has the mark of what it was asked before.
+                        if found > *asked {
+                            *over = found.max(*over);
+                        }
+                        *asked = *generation;
                         self.stripes.lock(hash).end_lag(hash, slot.level);
                     }
-                    Err(_) if seeded("batch-partly-is-whole") => {}
+                    Err(_) if seeded("batch-partly-is-whole") => *asked = *generation,
                     Err(error) => failed.push((at, error)),
                 }
             }

@@ -10,7 +10,7 @@ use crate::manager::set::Draft;
 use crate::manager::slot::Slot;
 use crate::manager::write::{Begun, Unfinished, Writing, Written};
 use crate::manager::{CacheManager, InFlight, Shared, Write};
-use crate::tier::{Put, PutItem};
+use crate::tier::{Dead, Put, PutItem};
 use crate::{AsKey, Entry, Error, Key, Level, Levels, Result, Timestamp};
 
 impl CacheManager {
@@ -48,6 +48,8 @@ struct Fenced {
     key: Key,
     entry: Entry,
     degraded: Vec<(Level, Error)>,
+    /// Whether an invalidation covers it that came after it began.
+    dead: bool,
     /// Why a level did not take it, and the most that one takes.
     refused: Option<Error>,
     limit: u64,
@@ -101,7 +103,10 @@ impl Shared {
         let mut finished = Vec::with_capacity(writes.len());
         let mut unkept = Vec::new();
         for fenced in self.fence_lower_many(writes).await {
-            if self.publish_late(&fenced.key, &fenced.entry, now) {
+            if fenced.dead {
+                self.forget_in_ram(&fenced.key, fenced.entry.generation);
+                finished.push(fenced.written());
+            } else if self.publish_late(&fenced.key, &fenced.entry, now) {
                 finished.push(fenced.written());
             } else {
                 unkept.push(fenced);
@@ -150,12 +155,15 @@ impl Shared {
                 places.push(fenced.len());
                 shares.push(Share { key: key.clone(), joined });
             }
-            let (degraded, refused) = (Vec::new(), None);
-            fenced.push(Fenced { at, key, entry, degraded, refused, limit: 0, _flight: flight });
+            let (degraded, dead, refused) = (Vec::new(), false, None);
+            fenced.push(Fenced { at, key, entry, degraded, dead, refused, limit: 0, _flight: flight });
         }
         for (place, outcome) in places.into_iter().zip(self.remove_lower_many(&shares).await) {
-            fenced[place].entry.generation = outcome.generation;
-            fenced[place].degraded = outcome.degraded;
+            let fenced = &mut fenced[place];
+            // As after a single one: a generation that was raised since does not overtake an invalidation.
+            fenced.dead = self.flow.fences.is_dead(fenced.key.as_ref(), &fenced.entry);
+            fenced.entry.generation = outcome.generation;
+            fenced.degraded = outcome.degraded;
         }
         fenced
     }
