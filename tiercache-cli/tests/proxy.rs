@@ -163,6 +163,10 @@ fn wrong_use_is_told_before_anything_listens() {
         let ran = place.run(&[&origin[..], &args].concat()).expect(2);
         assert!(ran.err().contains(says), "{args:?}: {}", ran.err());
     }
+    let own =
+        TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").to_string();
+    let ran = place.run(&["proxy", "--listen", &own, "--origin", &format!("http://{own}")]).expect(2);
+    assert!(ran.err().contains("is the proxy itself"), "{}", ran.err());
     let ran = place.run(&["proxy"]).expect(2);
     assert!(ran.err().contains("--origin"), "{}", ran.err());
 }

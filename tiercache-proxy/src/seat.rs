@@ -126,3 +126,50 @@ async fn discard(stream: &mut TcpStream) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::net::TcpListener;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    async fn pair(places: &Arc<Semaphore>) -> (Seat, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let (accepted, connected) = tokio::join!(listener.accept(), TcpStream::connect(address));
+        let permit = places.clone().acquire_owned().await.expect("a place");
+        let seat = Seat::new(accepted.expect("a connection").0, Duration::from_secs(75), permit);
+        (seat, connected.expect("a connection"))
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_stands_still_ends() {
+        let (mut seat, mut other) = pair(&Arc::new(Semaphore::new(1))).await;
+        other.write_all(b"ab").await.expect("bytes");
+        let mut byte = [0];
+        seat.read_exact(&mut byte).await.expect("the first");
+        tokio::time::pause();
+        seat.read_exact(&mut byte).await.expect("what is there comes at any time");
+        tokio::time::advance(Duration::from_secs(75) + GRAIN).await;
+        let error = seat.read_exact(&mut byte).await.expect_err("nothing comes");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn what_was_written_is_read_though_not_everything_was_taken() {
+        let places = Arc::new(Semaphore::new(1));
+        let (mut seat, mut other) = pair(&places).await;
+        other.write_all(&[7; 100_000]).await.expect("bytes");
+        seat.write_all(b"refused").await.expect("an answer");
+        drop(seat);
+        let mut said = Vec::new();
+        other.read_to_end(&mut said).await.expect("no reset");
+        assert_eq!(said, b"refused");
+        assert_eq!(places.available_permits(), 0, "its place is taken until the client has gone");
+        drop(other);
+        places.acquire().await.expect("a place").forget();
+    }
+}

@@ -339,3 +339,85 @@ async fn a_stop_lets_answers_end_and_takes_no_more() {
     assert_eq!(proxy.ended().await.cut, 0);
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
 }
+
+#[tokio::test]
+async fn many_who_ask_for_the_same_at_once_are_one_request_to_the_origin() {
+    let told = Arc::new(Notify::new());
+    let gate = told.clone();
+    let shared = response("200 OK", "Cache-Control: max-age=60", "shared");
+    let origin = Origin::start(move |_| Reply::Wait(gate.clone(), shared.clone())).await;
+    let proxy = Running::before(&origin).await;
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        let mut client = proxy.connect().await;
+        client.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+        clients.push(client);
+    }
+    while proxy.count("requests_active") < 10 || origin.received().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    told.notify_one();
+    for client in &mut clients {
+        assert_eq!(client.answer(false).await.text(), "shared");
+    }
+    assert_eq!(origin.received().len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_stale_stands_in_for_an_origin_that_is_gone_where_that_is_allowed() {
+    let origin = Origin::start(|received| {
+        let may = if received.path() == "/may" { ", stale-if-error=60" } else { ", must-revalidate" };
+        let fields = format!("Cache-Control: max-age=0{may}\nETag: \"1\"");
+        Reply::Close(response("200 OK", &fields, "kept"))
+    })
+    .await;
+    let proxy = Running::before(&origin).await;
+    for path in ["/may", "/must"] {
+        assert_eq!(proxy.get(path, &[]).await.text(), "kept");
+    }
+    origin.stop().await;
+    let answer = proxy.get("/may", &[]).await;
+    assert_eq!((answer.status(), answer.text().as_str()), (200, "kept"), "{answer:?}");
+    assert_eq!(proxy.count("stale"), 1);
+    let answer = proxy.get("/must", &[]).await;
+    assert!([502, 504].contains(&answer.status()), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_ends_the_connection() {
+    let limits = Limits { head: Duration::from_millis(100), ..Limits::default() };
+    let origin = Origin::start(|_| fresh("x")).await;
+    let proxy = Running::with(&origin.url(), Profile::Default, limits).await;
+    let said = proxy.raw("GET / HTTP/1.1\r\nHost: a.example\r\nX-Slow: ").await;
+    assert!(said.is_empty() || said.starts_with("HTTP/1.1 408 "), "{said}");
+    // So does the next one's, on a connection that was used.
+    let mut client = proxy.connect().await;
+    client.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+    assert_eq!(client.answer(false).await.text(), "x");
+    assert_eq!(client.rest().await, "");
+    assert_eq!(origin.received().len(), 1);
+}
+
+#[tokio::test]
+async fn a_stop_waits_no_longer_than_it_may() {
+    let origin = Origin::start(|_| Reply::Wait(Arc::default(), Vec::new())).await;
+    let cache = HttpCache::new(common::manager().await);
+    let proxy = Proxy::new(cache, origin.url().parse().expect("an origin"), Limits::default());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("its address");
+    let stop = Arc::new(Notify::new());
+    let (serving, told) = (proxy.clone(), stop.clone());
+    let task =
+        tokio::spawn(
+            async move { serving.serve(listener, told.notified(), Duration::from_millis(50)).await },
+        );
+    let mut client = tokio::net::TcpStream::connect(address).await.expect("a connection");
+    let request = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut client, request).await.expect("a request");
+    while origin.received().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    stop.notify_one();
+    let drained = timeout(LONG, task).await.expect("it ends").expect("it does not panic");
+    assert_eq!(drained.cut, 1);
+}
