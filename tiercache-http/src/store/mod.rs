@@ -180,6 +180,11 @@ impl Store {
         Ok(named && self.manager.contains(variant_key(&found.id)).await?)
     }
 
+    /// Removes what was found, and no other variant.
+    pub(crate) async fn forget(&self, found: &Found) -> Result<()> {
+        self.manager.delete(variant_key(&found.id)).await.map(drop)
+    }
+
     async fn resource(&self, keys: &Keys) -> Result<Option<Arc<Resource>>> {
         let Some(resource) = self.resources.get(&keys.resource).await? else { return Ok(None) };
         let Some(parted) = &keys.parted else { return Ok(Some(resource)) };
