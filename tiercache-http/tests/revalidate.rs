@@ -77,6 +77,27 @@ async fn stale_while_revalidate_answers_at_once_and_asks_once() {
 }
 
 #[tokio::test]
+async fn a_refresh_is_for_all_whatever_its_requester_has() {
+    let bench = Bench::new(|cache| cache).await;
+    let origin = Script::new(|asked| {
+        assert!(!asked.headers.contains_key("range"));
+        match asked.headers.get("if-none-match") {
+            Some(_) => Ok(response(304, &[], "")),
+            None => Ok(response(200, &[("cache-control", "max-age=60, stale-while-revalidate=60")], "body")),
+        }
+    });
+    bench.get(&origin, URI).await;
+    bench.pass(61);
+    let own =
+        get(URI, &[("if-none-match", "\"mine\""), ("range", "bytes=0-0"), ("cache-control", "max-stale=0")]);
+    assert_eq!(bench.ask(&origin, own).await.outcome, Outcome::Stale);
+    while bench.get(&origin, URI).await.outcome != Outcome::Hit {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(origin.count(), 2);
+}
+
+#[tokio::test]
 async fn stale_stands_for_an_origin_that_fails_where_that_is_allowed() {
     for (profile, control, stale) in [
         (Profile::Default, "max-age=60", false),

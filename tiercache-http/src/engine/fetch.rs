@@ -178,7 +178,8 @@ impl Fetch {
         let keeper = begun
             .filter(|_| may_store)
             .and_then(|begun| Keeper::new(&engine, &plan, &parts.headers, &response, begun, times));
-        if parts.method == Method::GET && !parts.headers.contains_key(header::RANGE) {
+        let for_all = parts.method == Method::GET && !parts.headers.contains_key(header::RANGE);
+        if for_all && status != StatusCode::NOT_MODIFIED {
             engine.flights.note(plan.keys.name(), keeper.is_some());
         }
         let Some(keeper) = keeper else {

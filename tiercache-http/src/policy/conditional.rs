@@ -51,11 +51,16 @@ pub(crate) fn has_validator(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ETAG) || headers.contains_key(header::LAST_MODIFIED)
 }
 
-/// Makes a request ask whether what is stored changed. Its own conditions are answered from what comes of that.
-pub(crate) fn validate(request: &mut HeaderMap, stored: &HeaderMap) {
+/// Makes a request ask for the response whatever its sender has.
+pub(crate) fn unconditional(request: &mut HeaderMap) {
     CONDITIONS.iter().for_each(|name| {
         request.remove(name);
     });
+}
+
+/// Makes a request ask whether what is stored changed. Its own conditions are answered from what comes of that.
+pub(crate) fn validate(request: &mut HeaderMap, stored: &HeaderMap) {
+    unconditional(request);
     if let Some(etag) = stored.get(header::ETAG) {
         request.insert(header::IF_NONE_MATCH, etag.clone());
     }
