@@ -3,7 +3,7 @@
 mod body;
 mod cache;
 mod engine;
-mod key;
+mod identity;
 mod origin;
 mod outcome;
 mod policy;
@@ -12,7 +12,7 @@ mod tower;
 
 pub use body::Body;
 pub use cache::{Builder, HttpCache, Profile, RequestOptions};
-pub use key::Identity;
+pub use identity::Identity;
 pub use origin::Origin;
 pub use outcome::Outcome;
 pub use tiercache_core::BoxError;

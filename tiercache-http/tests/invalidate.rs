@@ -37,6 +37,15 @@ async fn unsafe_requests_invalidate_unless_they_fail() {
 }
 
 #[tokio::test]
+async fn a_get_that_says_it_is_a_delete_invalidates() {
+    let bench = Bench::new(|cache| cache).await;
+    let origin = Script::counting(&[("cache-control", "max-age=60")]);
+    bench.get(&origin, URI).await;
+    bench.ask(&origin, get(URI, &[("x-http-method-override", "DELETE")])).await;
+    assert_eq!(bench.get(&origin, URI).await.outcome, Outcome::Miss);
+}
+
+#[tokio::test]
 async fn a_change_whose_caller_leaves_or_that_is_not_answered_invalidates() {
     let bench = Bench::new(|cache| cache).await;
     let origin = Script::counting(&[("cache-control", "max-age=60")]);

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Bench, Script, get, response};
+use common::{Bench, Script, get, request, response};
 use tiercache_http::{Outcome, Profile};
 
 const URI: &str = "http://example.com/a";
@@ -77,6 +77,27 @@ async fn stale_while_revalidate_answers_at_once_and_asks_once() {
 }
 
 #[tokio::test]
+async fn a_refresh_is_for_all_whatever_its_requester_has() {
+    let bench = Bench::new(|cache| cache).await;
+    let origin = Script::new(|asked| {
+        assert!(!asked.headers.contains_key("range"));
+        match asked.headers.get("if-none-match") {
+            Some(_) => Ok(response(304, &[], "")),
+            None => Ok(response(200, &[("cache-control", "max-age=60, stale-while-revalidate=60")], "body")),
+        }
+    });
+    bench.get(&origin, URI).await;
+    bench.pass(61);
+    let own =
+        get(URI, &[("if-none-match", "\"mine\""), ("range", "bytes=0-0"), ("cache-control", "max-stale=0")]);
+    assert_eq!(bench.ask(&origin, own).await.outcome, Outcome::Stale);
+    while bench.get(&origin, URI).await.outcome != Outcome::Hit {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(origin.count(), 2);
+}
+
+#[tokio::test]
 async fn stale_stands_for_an_origin_that_fails_where_that_is_allowed() {
     for (profile, control, stale) in [
         (Profile::Default, "max-age=60", false),
@@ -114,4 +135,21 @@ async fn errors_and_unstorable_answers_leave_what_is_stored_alone() {
     let fresh = get(URI, &[("cache-control", "no-cache")]);
     assert_eq!(bench.ask(&origin, fresh).await.text(), "other");
     assert_eq!(bench.get(&origin, URI).await.text(), "body");
+}
+
+#[tokio::test]
+async fn a_head_renews_what_is_stored_or_shows_that_it_is_out_of_date() {
+    for (etag, get_after) in [("\"a\"", Outcome::Hit), ("\"b\"", Outcome::Miss)] {
+        let bench = Bench::new(|cache| cache).await;
+        let origin = Script::new(move |asked| {
+            let etag = if asked.method == "HEAD" { etag } else { "\"a\"" };
+            Ok(response(200, &[("cache-control", "max-age=60"), ("etag", etag)], ""))
+        });
+        bench.get(&origin, URI).await;
+        bench.pass(40);
+        let head = bench.ask(&origin, request("HEAD", URI, &[("cache-control", "no-cache")])).await;
+        assert_eq!((head.status, head.header("etag"), origin.count()), (200, etag, 2));
+        bench.pass(if get_after == Outcome::Hit { 40 } else { 0 });
+        assert_eq!(bench.get(&origin, URI).await.outcome, get_after, "{etag}");
+    }
 }

@@ -9,8 +9,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use common::{Bench, Script, get, read, request, response, streamed};
 use http_body_util::BodyExt;
+use tiercache_core::CacheManager;
+use tiercache_core::testing::ManualClock;
 use tiercache_core::tracking::Query;
 use tiercache_http::Outcome;
+use tiercache_ram::{Policy, RamConfig, RamTier};
 
 const URI: &str = "http://example.com/a";
 const FRESH: &[(&str, &str)] = &[("cache-control", "max-age=60")];
@@ -177,21 +180,30 @@ async fn long_bodies_renewed_by_a_304_keep_their_pieces() {
     }
 }
 
-#[tokio::test]
-async fn responses_sink_and_rise_like_any_other_entry() {
-    use tiercache_core::testing::ManualClock;
-    use tiercache_ram::{Policy, RamConfig, RamTier};
-
+/// A cache whose hot level has room for `hot` bytes.
+async fn over_two_levels(hot: u64) -> Bench {
     let clock = ManualClock::new();
     let ram = |max_size| Arc::new(RamTier::new(RamConfig { max_size, policy: Policy::default() }));
-    let manager = tiercache_core::CacheManager::builder()
-        .hot(ram(64 << 10))
-        .cold(ram(64 << 20))
-        .clock(clock.clone())
-        .build()
-        .await
-        .unwrap();
-    let bench = Bench::over(manager, clock, |cache| cache);
+    let levels = CacheManager::builder().hot(ram(hot)).cold(ram(64 << 20));
+    let manager = levels.clock(clock.clone()).build().await.unwrap();
+    Bench::over(manager, clock, |cache| cache)
+}
+
+#[tokio::test]
+async fn a_body_need_not_fit_into_the_hot_level() {
+    let bench = over_two_levels(2 << 20).await;
+    let body = long(16 << 20);
+    let origin = Script::new(|_| Err("asked twice"));
+    origin.queue(Ok(streamed(FRESH, frames(&body, 100_000))));
+    assert!(bench.get(&origin, URI).await.body.unwrap() == body);
+    let hit = bench.get(&origin, URI).await;
+    assert_eq!(hit.outcome, Outcome::Hit);
+    assert!(hit.body.unwrap() == body);
+}
+
+#[tokio::test]
+async fn responses_sink_and_rise_like_any_other_entry() {
+    let bench = over_two_levels(64 << 10).await;
     let origin = Script::new(|asked| Ok(response(200, FRESH, asked.uri.repeat(50))));
     let uris: Vec<String> = (0..200).map(|number| format!("{URI}?{number}")).collect();
     for uri in &uris {

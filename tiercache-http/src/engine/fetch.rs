@@ -8,6 +8,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use tiercache_core::{Result, Timestamp};
 
 use super::{Engine, Lead, Plan, answer, pump};
+use crate::policy::conditional::Compared;
 use crate::policy::control::ResponseControl;
 use crate::policy::fresh::{Freshness, Times};
 use crate::policy::status::{Forward, Told};
@@ -60,12 +61,32 @@ impl Fetch {
         if validates && status == StatusCode::NOT_MODIFIED {
             return Ok(self.renewed(response, begun, times).await);
         }
+        if self.parts.method == Method::HEAD
+            && status == StatusCode::OK
+            && let Some(Found { stored, .. }) = &self.found
+            && stored.status == 200
+        {
+            match conditional::compare(response.headers(), &stored.headers, stored.length()) {
+                Compared::Same => return Ok(self.renewed(response, begun, times).await),
+                Compared::Other => self.forget().await,
+                Compared::Unknown => {}
+            }
+        }
         if matches!(status.as_u16(), 500 | 502 | 503 | 504)
             && let Some(stale) = self.instead(times.came, Some(status))
         {
             return Ok(stale);
         }
         Ok(self.replaced(response, begun, times).await)
+    }
+
+    /// What is stored is not what there is any more.
+    async fn forget(&self) {
+        if let Some(found) = &self.found
+            && let Err(error) = self.engine.store.forget(found).await
+        {
+            tracing::debug!(%error, "what is out of date stays until it is stale");
+        }
     }
 
     /// What is stored, where it may stand for an origin that failed.
@@ -93,6 +114,7 @@ impl Fetch {
         // Only what was found is validated.
         let Some(Found { stored, .. }) = found else { return response };
         let mut renewed = stored;
+        let confirmed = response.status();
         let mut confirming = response.into_parts().0.headers;
         confirming.entry(header::DATE).or_insert_with(|| date::value(times.came));
         renewed.headers = update::merged(&renewed.headers, confirming);
@@ -132,7 +154,7 @@ impl Fetch {
         let told = Told {
             hit: true,
             forward: Some(forward),
-            forward_status: Some(304),
+            forward_status: Some(confirmed.as_u16()),
             stored: kept,
             ttl: Some(renewed.fresh.ttl(now)),
             ..Told::default()
@@ -156,7 +178,8 @@ impl Fetch {
         let keeper = begun
             .filter(|_| may_store)
             .and_then(|begun| Keeper::new(&engine, &plan, &parts.headers, &response, begun, times));
-        if parts.method == Method::GET && !parts.headers.contains_key(header::RANGE) {
+        let for_all = parts.method == Method::GET && !parts.headers.contains_key(header::RANGE);
+        if for_all && status != StatusCode::NOT_MODIFIED {
             engine.flights.note(plan.keys.name(), keeper.is_some());
         }
         let Some(keeper) = keeper else {

@@ -18,7 +18,7 @@ mod pump;
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, header};
 use http_body::Body as _;
 use tiercache_core::{MAX_KEY_BYTES, Timestamp};
 use tokio::sync::Semaphore;
@@ -31,8 +31,8 @@ use crate::policy::Rules;
 use crate::policy::control::RequestControl;
 use crate::policy::fresh::Use;
 use crate::policy::status::{Forward, Told};
-use crate::policy::storable;
 use crate::policy::target::{self, Target};
+use crate::policy::{conditional, storable};
 use crate::store::{Found, Keys, Looked, Store, Stored, Tags};
 use crate::{Body, Origin, Outcome};
 
@@ -118,7 +118,7 @@ impl Engine {
             let response = origin.send(Request::from_parts(parts, body)).await?;
             return Ok(self.passed(response, Forward::Bypass));
         };
-        if target::is_unsafe(&parts.method) {
+        if target::is_unsafe(&parts.method) || target::overrides_method(&parts.headers) {
             return self.change(parts, body, &plan, origin).await;
         }
         if !plan.meets_store {
@@ -291,7 +291,7 @@ impl Engine {
     /// Whether one asks for all who want the same. Only where the answer may serve others.
     fn join(&self, parts: &Parts, plan: &Plan, found: Option<&Found>) -> Turn {
         let shared = parts.method == Method::GET
-            && !parts.headers.contains_key(http::header::RANGE)
+            && !parts.headers.contains_key(header::RANGE)
             && !plan.control.no_cache
             && !plan.control.no_store
             // Each of them must be validated on its own.
@@ -305,11 +305,12 @@ impl Engine {
         let name = [b"refresh\0", plan.keys.name()].concat();
         let Turn::Lead(lead) = self.flights.join(&name) else { return };
         let mut parts = parts.clone();
-        // What one requester accepts, or wants a part of, is no matter of what is stored for all.
+        // What one requester accepts, has, or wants a part of, is no matter of what is stored for all.
         parts.method = Method::GET;
-        for name in [http::header::RANGE, http::header::IF_RANGE, http::header::CACHE_CONTROL] {
+        for name in [header::RANGE, header::CACHE_CONTROL] {
             parts.headers.remove(name);
         }
+        conditional::unconditional(&mut parts.headers);
         let plan = Plan { control: RequestControl::default(), ..plan.clone() };
         let fetch = Fetch {
             engine: self.clone(),

@@ -51,16 +51,46 @@ pub(crate) fn has_validator(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ETAG) || headers.contains_key(header::LAST_MODIFIED)
 }
 
-/// Makes a request ask whether what is stored changed. Its own conditions are answered from what comes of that.
-pub(crate) fn validate(request: &mut HeaderMap, stored: &HeaderMap) {
+/// Makes a request ask for the response whatever its sender has.
+pub(crate) fn unconditional(request: &mut HeaderMap) {
     CONDITIONS.iter().for_each(|name| {
         request.remove(name);
     });
+}
+
+/// Makes a request ask whether what is stored changed. Its own conditions are answered from what comes of that.
+pub(crate) fn validate(request: &mut HeaderMap, stored: &HeaderMap) {
+    unconditional(request);
     if let Some(etag) = stored.get(header::ETAG) {
         request.insert(header::IF_NONE_MATCH, etag.clone());
     }
     if let Some(changed) = stored.get(header::LAST_MODIFIED) {
         request.insert(header::IF_MODIFIED_SINCE, changed.clone());
+    }
+}
+
+/// What the response to a HEAD says about what a GET stored (RFC 9111 §4.3.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compared {
+    /// It is that still.
+    Same,
+    /// It is something else by now.
+    Other,
+    /// Nothing.
+    Unknown,
+}
+
+/// Compares validators and length, as far as both have them.
+pub(crate) fn compare(head: &HeaderMap, stored: &HeaderMap, length: u64) -> Compared {
+    let validators = [header::ETAG, header::LAST_MODIFIED];
+    let both = || validators.iter().filter_map(|name| head.get(name).zip(stored.get(name)));
+    let announced = head.get(header::CONTENT_LENGTH).and_then(text).and_then(|text| text.parse::<u64>().ok());
+    if both().any(|(new, old)| new != old) || announced.is_some_and(|announced| announced != length) {
+        Compared::Other
+    } else if both().next().is_some() {
+        Compared::Same
+    } else {
+        Compared::Unknown
     }
 }
 
@@ -134,6 +164,22 @@ mod tests {
         let mut request = headers(&[("if-none-match", "\"mine\""), ("if-range", "\"mine\""), ("abc", "1")]);
         validate(&mut request, &headers(&[("etag", "W/\"a\"")]));
         assert_eq!(request, headers(&[("abc", "1"), ("if-none-match", "W/\"a\"")]));
+    }
+
+    #[test]
+    fn a_head_tells_whether_what_is_stored_is_what_there_is() {
+        let stored = headers(&[("etag", "\"a\""), ("last-modified", "Tue, 14 Nov 2023 20:13:20 GMT")]);
+        for (head, expected) in [
+            (&[("etag", "\"a\"")][..], Compared::Same),
+            (&[("etag", "\"a\""), ("content-length", "10")], Compared::Same),
+            (&[("etag", "\"a\""), ("content-length", "9")], Compared::Other),
+            (&[("etag", "\"b\"")], Compared::Other),
+            (&[("etag", "\"a\""), ("last-modified", "Tue, 14 Nov 2023 20:13:21 GMT")], Compared::Other),
+            (&[("content-length", "10")], Compared::Unknown),
+            (&[], Compared::Unknown),
+        ] {
+            assert_eq!(compare(&headers(head), &stored, 10), expected, "{head:?}");
+        }
     }
 
     #[test]

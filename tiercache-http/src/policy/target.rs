@@ -87,9 +87,9 @@ impl Target {
     }
 }
 
-/// Whether a request may change what it is about. Methods that nobody knows may.
+/// Whether a request may change what it is about. Methods that nobody knows may; CONNECT is about nothing that is stored.
 pub(crate) fn is_unsafe(method: &Method) -> bool {
-    !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
+    !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::CONNECT)
 }
 
 /// Fields that frameworks and proxies take for parts of the target. What a response to one of them says is not for
@@ -247,6 +247,8 @@ mod tests {
         for method in ["POST", "PUT", "DELETE", "PATCH", "M-SEARCH", "get"] {
             assert!(is_unsafe(&method.parse().unwrap()), "{method}");
         }
-        assert!(!is_unsafe(&Method::GET) && !is_unsafe(&Method::HEAD) && !is_unsafe(&Method::OPTIONS));
+        for method in [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::CONNECT] {
+            assert!(!is_unsafe(&method), "{method}");
+        }
     }
 }

@@ -180,6 +180,11 @@ impl Store {
         Ok(named && self.manager.contains(variant_key(&found.id)).await?)
     }
 
+    /// Removes what was found, and no other variant.
+    pub(crate) async fn forget(&self, found: &Found) -> Result<()> {
+        self.manager.delete(variant_key(&found.id)).await.map(drop)
+    }
+
     async fn resource(&self, keys: &Keys) -> Result<Option<Arc<Resource>>> {
         let Some(resource) = self.resources.get(&keys.resource).await? else { return Ok(None) };
         let Some(parted) = &keys.parted else { return Ok(Some(resource)) };
@@ -407,4 +412,83 @@ fn piece_key(id: &Id, number: u32) -> [u8; 21] {
     key[1..17].copy_from_slice(id);
     key[17..].copy_from_slice(&number.to_be_bytes());
     key
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use tiercache_ram::{Policy, RamConfig, RamTier};
+
+    use super::*;
+    use crate::Profile;
+    use crate::policy::control::ResponseControl;
+    use crate::policy::fresh::{Freshness, Times};
+    use crate::policy::testing::{headers, rules};
+
+    async fn store() -> Store {
+        let ram = RamTier::new(RamConfig { max_size: 1 << 20, policy: Policy::default() });
+        Store::new(CacheManager::builder().hot(Arc::new(ram)).build().await.unwrap())
+    }
+
+    fn keys(identity: Option<&str>) -> Keys {
+        let target = Target::of_uri(&"http://example.com/a".parse().unwrap(), "http").unwrap();
+        Keys::new(target, &identity.map(str::to_owned).into_iter().collect::<Vec<_>>())
+    }
+
+    async fn publish(store: &Store, keys: &Keys, begun: Begun) -> bool {
+        let headers = headers(&[("cache-control", "max-age=60")]);
+        let times = Times { asked: store.now(), came: store.now() };
+        let control = ResponseControl::of(&headers);
+        let fresh = Freshness::of(StatusCode::OK, &headers, &control, times, &rules(Profile::Default));
+        let content = Content::Inline(Bytes::from_static(b"body"));
+        let stored = Stored { status: 200, headers, fresh, part: None, content };
+        let keeping = Keeping { ttl: Duration::from_secs(60), tags: Vec::new(), most: 4 };
+        store.publish(keys, begun, &HeaderMap::new(), Vec::new(), &stored, &keeping).await.unwrap()
+    }
+
+    async fn find(store: &Store, keys: &Keys) -> Option<Found> {
+        store.look_up(keys, &HeaderMap::new(), |_| true).await.unwrap().found
+    }
+
+    #[tokio::test]
+    async fn what_was_found_is_not_there_once_it_was_invalidated_or_replaced() {
+        let store = store().await;
+        for keys in [keys(None), keys(Some("ann"))] {
+            assert!(publish(&store, &keys, store.begin(&keys).await.unwrap()).await);
+            let found = find(&store, &keys).await.unwrap();
+            assert!(store.has(&keys, &found).await.unwrap());
+            assert!(publish(&store, &keys, store.begin(&keys).await.unwrap()).await);
+            assert!(!store.has(&keys, &found).await.unwrap(), "replaced");
+            let found = find(&store, &keys).await.unwrap();
+            store.invalidate(keys.target.clone()).await.unwrap();
+            assert!(!store.has(&keys, &found).await.unwrap(), "invalidated");
+            assert!(find(&store, &keys).await.is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_resource_that_another_process_removed_is_not_made_again_by_an_older_fetch() {
+        let store = store().await;
+        for keys in [keys(None), keys(Some("ann"))] {
+            assert!(publish(&store, &keys, store.begin(&keys).await.unwrap()).await);
+            let begun = store.begin(&keys).await.unwrap();
+            // As another process does it: nobody here is told.
+            store.manager.delete(&keys.resource).await.unwrap();
+            assert!(!publish(&store, &keys, begun).await);
+            assert!(find(&store, &keys).await.is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_of_different_parts_are_different() {
+        let parts = [&[][..], &["ab"], &["a", "b"], &["b", "a"], &["a"], &["", "ab"]];
+        let keys: std::collections::BTreeSet<Vec<u8>> = parts
+            .iter()
+            .map(|parts| {
+                let parts: Vec<String> = parts.iter().map(|part| (*part).to_owned()).collect();
+                Keys::new(keys(None).target, &parts).name().to_vec()
+            })
+            .collect();
+        assert_eq!(keys.len(), parts.len());
+    }
 }
