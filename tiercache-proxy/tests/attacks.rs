@@ -235,11 +235,7 @@ async fn what_is_kept_cannot_be_split_into_two_answers() {
     let evil = "/?a=%0d%0aContent-Length:0%0d%0a%0d%0aHTTP/1.1%20200%20OK%0d%0aX:";
     let said =
         proxy.raw(&format!("GET {evil} HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")).await;
-    assert_eq!(
-        said.matches("HTTP/1.1 ").count(),
-        1 + usize::from(said.contains("\r\n\r\nHTTP/1.1")),
-        "{said}"
-    );
+    assert_eq!(said.matches("HTTP/1.1").count(), 1, "{said}");
     for round in 0..10 {
         // Whoever comes next gets an answer to what they asked.
         let path = format!("/next{round}");
