@@ -4,6 +4,7 @@ mod allocations;
 mod disk;
 mod hits;
 mod hot;
+mod http;
 mod keys;
 mod load;
 mod measure;
@@ -14,13 +15,14 @@ mod remote;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-cargo xtask bench hot|load|disk|memory|hits|remote [--json] [--only KIND=NAME,…] [FILE…]
+cargo xtask bench hot|load|disk|memory|hits|remote|http [--json] [--only KIND=NAME,…] [FILE…]
 
   hot      a hit, a miss, a set, a promotion in RAM, beside other caches and frameworks
   load     hits, misses and herds of loads through the cache
   disk     gets and puts of the disk level, beside databases and the machine's own limits
   memory   bytes of RAM per entry
   hits     hit ratios on traces, one key per line; without a file on made-up ones
+  http     the proxy's hits beside nginx and Varnish, asked by wrk, as far as they are installed
   remote   levels in other processes beside their clients, and batches beside single calls
 
   --json         one object per line
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         Some("disk") => disk::run(&options),
         Some("hits") => hits::run(&options),
         Some("hot") => hot::run(&options),
+        Some("http") => http::run(&options),
         Some("load") => load::run(&options),
         Some("memory") => memory::run(&options),
         #[cfg(feature = "remote")]

@@ -39,3 +39,12 @@ fn a_backend_of_ones_own_takes_fewer_than_80_lines() {
     assert_eq!(run(env!("CARGO_BIN_EXE_custom_backend"), &[]), "Some(Dry)\n");
     assert!(include_str!("../custom_backend.rs").lines().count() < 80);
 }
+
+#[test]
+fn the_proxy_asks_a_slow_origin_once() {
+    let said = run(env!("CARGO_BIN_EXE_proxy"), &["20", "2ms"]);
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].starts_with("origin  20 requests, 20 at the origin, p50 "), "{said}");
+    assert!(lines[1].starts_with("proxy   20 requests, 1 at the origin, p50 "), "{said}");
+    assert_eq!(lines[2], "purged  2 requests, 1 at the origin", "{said}");
+}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args as Options, Parser, Subcommand, ValueEnum};
+use hyper::header::HeaderName;
 use tiercache::Level;
 use tiercache::units::{format_duration, parse_duration, parse_size};
 
@@ -76,6 +77,8 @@ pub(crate) enum Command {
     },
     /// Serve the cache over HTTP; SIGHUP reads the configuration again
     Serve(ServeArgs),
+    /// Stand in front of an HTTP origin and answer from the cache what may be
+    Proxy(ProxyArgs),
     /// Write entries, with deadlines and tags, to one file
     Export(ExportArgs),
     /// Read what an export wrote, or a folder of Python's diskcache or pysciqlop-cache
@@ -311,6 +314,70 @@ pub(crate) struct ServeArgs {
     /// The largest value that is accepted
     #[arg(long, default_value = "64MiB", value_parser = parse_size, value_name = "SIZE")]
     pub(crate) max_body: u64,
+}
+
+#[derive(Debug, Options)]
+pub(crate) struct ProxyArgs {
+    /// The origin, such as http://127.0.0.1:8000
+    #[arg(long, value_name = "URL")]
+    pub(crate) origin: tiercache_proxy::Target,
+    /// Where to listen, for HTTP/1.1 and for HTTP/2 with prior knowledge; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:9000", value_name = "ADDRESS")]
+    pub(crate) listen: SocketAddr,
+    /// How strictly the rules are read
+    #[arg(long, value_enum, default_value_t, value_name = "NAME")]
+    pub(crate) profile: ProfileName,
+    /// Where to listen for purges, statistics and metrics [default: nowhere]
+    #[arg(long, value_name = "ADDRESS", requires = "admin_token")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// What who purges must know
+    #[arg(long, env = "TIERCACHE_ADMIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub(crate) admin_token: Option<String>,
+    /// Also take an origin whose name resolves to private addresses
+    #[arg(long)]
+    pub(crate) allow_private: bool,
+    /// Believe X-Forwarded-* and Forwarded: only another proxy can reach this one
+    #[arg(long)]
+    pub(crate) trust_forwarded: bool,
+    /// A response header that lists tags; may be given several times
+    #[arg(long, default_values = ["surrogate-key", "cache-tag"], value_name = "NAME")]
+    pub(crate) tags_from: Vec<HeaderName>,
+    /// The longest response that is stored
+    #[arg(long, default_value = "64MiB", value_parser = parse_size, value_name = "SIZE")]
+    pub(crate) max_object: u64,
+    /// The longest request body that is accepted
+    #[arg(long, default_value = "100MiB", value_parser = parse_size, value_name = "SIZE")]
+    pub(crate) max_body: u64,
+    /// How long the origin may take to accept a connection
+    #[arg(long, default_value = "5s", value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) connect_timeout: Duration,
+    /// How long the origin may take to begin its response
+    #[arg(long, default_value = "60s", value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) first_byte_timeout: Duration,
+    /// How long either side may pause within a body
+    #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) body_timeout: Duration,
+    /// Requests under way at the origin at a time
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536), value_name = "N")]
+    pub(crate) max_upstream: u32,
+    /// Connections of clients at a time
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N")]
+    pub(crate) max_connections: u32,
+    /// How long answers under way, and RAM on its way to disk, may take at the end
+    #[arg(long, default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) drain: Duration,
+    /// Write a line for every request to standard error
+    #[arg(long)]
+    pub(crate) access_log: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum ProfileName {
+    /// For applications: stores only what says that it may be stored
+    #[default]
+    Default,
+    /// A shared cache by the letter of RFC 9111
+    Rfc9111,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

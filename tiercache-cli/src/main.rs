@@ -5,6 +5,7 @@ mod client;
 mod commands;
 mod keyname;
 mod outcome;
+mod proxy;
 mod report;
 mod serve;
 mod target;
@@ -13,12 +14,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::Args;
+use crate::args::{Args, Command};
 use crate::outcome::{Failure, Outcome};
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    start_logging();
+    start_logging(matches!(&args.command, Command::Proxy(proxy) if proxy.access_log));
     let json = args.json;
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -34,9 +35,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn start_logging() {
+fn start_logging(access: bool) {
     use tracing_subscriber::EnvFilter;
 
-    let filter = EnvFilter::try_from_env("TIERCACHE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let quiet = if access { "warn,tiercache::access=info" } else { "warn" };
+    let filter = EnvFilter::try_from_env("TIERCACHE_LOG").unwrap_or_else(|_| EnvFilter::new(quiet));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }

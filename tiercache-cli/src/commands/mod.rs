@@ -24,6 +24,7 @@ pub(crate) async fn run(args: Args) -> Result {
         Command::Migrate(migrate) => return transfer::migrate(&args, migrate).await,
         Command::Stats => return manage::stats(&args).await,
         Command::Serve(serve) => return crate::serve::serve(&args, serve).await,
+        Command::Proxy(proxy) => return crate::proxy::proxy(&args, proxy).await,
         _ => {}
     }
     let target = Target::open(&args).await?;
@@ -56,6 +57,7 @@ async fn on(target: &Target, args: &Args) -> Result {
         | Command::Stats
         | Command::Check { .. }
         | Command::Migrate(_)
+        | Command::Proxy(_)
         | Command::Serve(_) => Ok(Outcome::Done),
     }
 }

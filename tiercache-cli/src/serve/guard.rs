@@ -95,7 +95,7 @@ fn text_is(headers: &HeaderMap, name: &str, value: &str) -> bool {
 }
 
 /// Compares in a time that depends on the length of what was given alone.
-fn same(given: &[u8], token: &[u8]) -> bool {
+pub(crate) fn same(given: &[u8], token: &[u8]) -> bool {
     let mut difference = given.len() ^ token.len();
     for (index, byte) in given.iter().enumerate() {
         difference |= usize::from(byte ^ token[index % token.len()]);

@@ -51,7 +51,7 @@ pub(crate) fn text(stats: &Stats) -> String {
     out
 }
 
-fn single(out: &mut String, name: &str, kind: &str, help: &str, value: u64) {
+pub(crate) fn single(out: &mut String, name: &str, kind: &str, help: &str, value: u64) {
     head(out, name, kind, help);
     // Writing to a string cannot fail.
     let _ = writeln!(out, "tiercache_{name} {value}");

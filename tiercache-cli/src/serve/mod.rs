@@ -19,8 +19,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 
-pub(crate) use self::answer::{FOUND, REMOVED};
+pub(crate) use self::answer::{Answer, FOUND, REMOVED, Refusal, json_response};
+pub(crate) use self::door::Door;
+pub(crate) use self::guard::same;
 pub(crate) use self::media::media_type_of;
+pub(crate) use self::metrics::{single, text};
+pub(crate) use self::routes::parameters;
 use crate::args::{Args, ServeArgs};
 use crate::commands::busy;
 use crate::outcome::{Failure, Outcome, Result};
@@ -94,7 +98,7 @@ pub(crate) async fn serve(args: &Args, serve: &ServeArgs) -> Result {
     }
 }
 
-async fn close(cache: &CacheManager, deadline: Duration, as_json: bool) -> Result {
+pub(crate) async fn close(cache: &CacheManager, deadline: Duration, as_json: bool) -> Result {
     let report = busy("sinking to disk", cache.close(deadline)).await?;
     let bytes: u64 = report.levels.iter().map(|level| level.bytes).sum();
     if as_json {
@@ -167,20 +171,20 @@ async fn reload(cache: &CacheManager, args: &Args) {
 }
 
 /// What a signal says.
-enum Told {
+pub(crate) enum Told {
     Stop,
     Reload,
 }
 
 /// What tells the service to stop, or to read its configuration again.
-struct Signals {
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -188,7 +192,7 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Told {
+    pub(crate) async fn next(&mut self) -> Told {
         tokio::select! {
             _ = self.terminate.recv() => Told::Stop,
             _ = self.interrupt.recv() => Told::Stop,
@@ -196,8 +200,8 @@ impl Signals {
         }
     }
 
-    /// The next that says so.
-    async fn stop(&mut self) {
+    /// The next that says to stop.
+    pub(crate) async fn stop(&mut self) {
         while !matches!(self.next().await, Told::Stop) {}
     }
 }

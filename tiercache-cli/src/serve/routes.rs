@@ -254,7 +254,7 @@ pub(super) fn no_parameters(uri: &Uri) -> Result<(), Refusal> {
     }
 }
 
-pub(super) fn parameters(uri: &Uri) -> Result<Vec<(String, String)>, Refusal> {
+pub(crate) fn parameters(uri: &Uri) -> Result<Vec<(String, String)>, Refusal> {
     let pairs = keyname::query(uri.query().unwrap_or_default());
     let text = |(name, value)| Some((name, String::from_utf8(value).ok()?));
     pairs

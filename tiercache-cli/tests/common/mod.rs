@@ -44,7 +44,8 @@ impl Place {
             .args(args)
             .current_dir(self.path())
             .env_remove("TIERCACHE_CONFIG")
-            .env_remove("TIERCACHE_TOKEN");
+            .env_remove("TIERCACHE_TOKEN")
+            .env_remove("TIERCACHE_ADMIN_TOKEN");
         command.stdin(Stdio::null());
         command
     }
@@ -91,22 +92,38 @@ impl Ran {
 
 /// A served cache; ended with SIGKILL when it is dropped without having been stopped.
 pub(crate) struct Server {
-    child: Child,
-    out: BufReader<ChildStdout>,
+    child: Option<Child>,
+    out: Option<BufReader<ChildStdout>>,
     pub(crate) address: String,
+    /// What it said when it was ready.
+    pub(crate) said: serde_json::Value,
 }
 
 impl Server {
     pub(crate) fn start(place: &Place, args: &[&str]) -> Self {
-        let all = [&["serve", "--listen", "127.0.0.1:0", "--json"], args].concat();
-        let mut child = place.command(&all).stdout(Stdio::piped()).spawn().expect("the server");
+        Self::run(place, &[&["serve", "--listen", "127.0.0.1:0", "--json"], args].concat())
+    }
+
+    /// A command that says in JSON where it listens, and goes on.
+    pub(crate) fn run(place: &Place, args: &[&str]) -> Self {
+        Self::of(place.command(args))
+    }
+
+    pub(crate) fn of(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the server");
         let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
         let mut line = String::new();
         out.read_line(&mut line).expect("a line");
         let said: serde_json::Value =
             serde_json::from_str(&line).unwrap_or_else(|_| panic!("not listening: {line}"));
         let url = said["listening"].as_str().unwrap_or_else(|| panic!("not listening: {line}"));
-        Self { child, out, address: url.trim_start_matches("http://").to_owned() }
+        let address = url.trim_start_matches("http://").to_owned();
+        Self { child: Some(child), out: Some(out), address, said }
+    }
+
+    /// Another address of the same process.
+    pub(crate) fn at(&self, address: &str) -> Self {
+        Self { child: None, out: None, address: address.to_owned(), said: serde_json::Value::Null }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -114,13 +131,13 @@ impl Server {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.as_ref().expect("the process").id()
     }
 
     /// The next line it says.
     pub(crate) fn line(&mut self) -> serde_json::Value {
         let mut line = String::new();
-        self.out.read_line(&mut line).expect("a line");
+        self.out.as_mut().expect("its output").read_line(&mut line).expect("a line");
         serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"))
     }
 
@@ -160,20 +177,28 @@ impl Server {
 
     /// SIGTERM; what it said, and the exit code.
     pub(crate) fn stop(mut self) -> (serde_json::Value, i32) {
-        let pid = self.child.id().to_string();
+        let pid = self.pid().to_string();
         let killed = Command::new("kill").args(["-TERM", &pid]).status().expect("kill");
         assert!(killed.success());
         let mut rest = String::new();
-        self.out.read_to_string(&mut rest).expect("its last words");
-        let code = self.child.wait().expect("its end").code().expect("it ended by itself");
+        self.out.as_mut().expect("its output").read_to_string(&mut rest).expect("its last words");
+        let code = self
+            .child
+            .as_mut()
+            .expect("the process")
+            .wait()
+            .expect("its end")
+            .code()
+            .expect("it ended by itself");
         (serde_json::from_str(rest.trim()).unwrap_or_else(|_| panic!("no JSON: {rest}")), code)
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let Some(child) = &mut self.child else { return };
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 

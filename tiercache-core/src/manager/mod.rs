@@ -5,6 +5,7 @@
 
 mod blocking;
 mod builder;
+mod clock;
 mod close;
 mod conditional;
 mod count;

@@ -1,0 +1,19 @@
+#![doc = include_str!("../README.md")]
+
+mod body;
+mod cache;
+mod engine;
+mod identity;
+mod origin;
+mod outcome;
+mod policy;
+mod store;
+mod tower;
+
+pub use body::Body;
+pub use cache::{Builder, HttpCache, Profile, RequestOptions};
+pub use identity::Identity;
+pub use origin::Origin;
+pub use outcome::Outcome;
+pub use tiercache_core::BoxError;
+pub use tower::{CacheFuture, CacheLayer, CacheService};
