@@ -48,8 +48,55 @@ pub(super) fn cases<'a>(runtime: &'a Runtime, cache: &'a CacheManager) -> Vec<Ca
             black_box(&by_hand(&prices, id).await);
         })
     };
-    vec![
+    let cases: [Case<'a>; 2] = [
         ("macro_hit", "tiercache", Box::new(by_macro)),
         ("macro_hit", "hand-written", Box::new(hand_written)),
-    ]
+    ];
+    let cases = cases.into_iter();
+    #[cfg(feature = "peers")]
+    let cases = cases.chain([peer::case(runtime)]);
+    cases.collect()
+}
+
+/// The macro of hitbox over its level in memory.
+#[cfg(feature = "peers")]
+mod peer {
+    use std::hint::black_box;
+    use std::time::Duration;
+
+    use hitbox_fn::prelude::*;
+    use hitbox_moka::MokaBackend;
+    use serde::{Deserialize, Serialize};
+    use tokio::runtime::Runtime;
+
+    use crate::load::{Case, PASS, passes};
+
+    #[derive(Clone, Debug, Serialize, Deserialize, CacheableResponse)]
+    struct Price {
+        id: u64,
+        cents: u64,
+    }
+
+    #[cached(prefix = "price")]
+    async fn price(id: u64) -> Price {
+        Price { id, cents: 100 * id }
+    }
+
+    pub(super) fn case(runtime: &Runtime) -> Case<'_> {
+        let backend = MokaBackend::builder().max_entries(1 << 20).build();
+        let policy = PolicyConfig::builder().ttl(Duration::from_secs(3_600)).build();
+        let cache = Cache::builder().backend(backend).policy(policy).build();
+        let ids: Vec<u64> = (0..1_000).map(|id| id * 1_000_003).collect();
+        runtime.block_on(async {
+            for &id in &ids {
+                assert_eq!(price(id).cache(&cache).await.cents, 100 * id);
+            }
+        });
+        let run = move || {
+            passes(runtime, &ids, PASS, async |&id| {
+                black_box(&price(id).cache(&cache).await);
+            })
+        };
+        ("macro_hit", "hitbox", Box::new(run))
+    }
 }
