@@ -315,7 +315,8 @@ async fn a_scope_has_its_own_options_and_tags() {
         assert_eq!(get(at, path).await.text(), expected, "{path}");
     }
     bench.cache.purge_tag("type", "page").await.unwrap();
-    assert_eq!(get(at, "/kept/a").await.text(), "5");
+    let purged = get(at, "/kept/a").await;
+    assert_eq!((purged.text(), purged.status_of_cache()), ("5", "tiercache; fwd=uri-miss; stored"));
     assert_eq!(get(at, "/outside").await.text(), "4");
     bench.cache.purge(&format!("http://{at}/outside").parse().unwrap()).await.unwrap();
     assert_eq!(get(at, "/outside").await.text(), "6");
@@ -628,4 +629,27 @@ async fn an_error_is_answered_with_what_is_stored_where_that_is_allowed() {
     bench.pass(90);
     let failed = get(at, "/").await;
     assert_eq!((failed.status, failed.text(), count.now()), (503, "down", 3));
+}
+
+#[actix_web::test]
+async fn a_connection_that_is_upgraded_goes_through_in_both_directions() {
+    let bench = Bench::new(|cache| cache).await;
+    let cache = bench.cache.clone();
+    let echo =
+        async |payload: web::Payload| HttpResponse::SwitchingProtocols().upgrade("echo").streaming(payload);
+    let at = serve!(App::new().route("/", web::get().to(echo)).wrap(Cache::new(cache.clone())));
+    let mut stream = TcpStream::connect(at).await.unwrap();
+    let request = format!("GET / HTTP/1.1\r\nHost: {at}\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+    for word in [*b"one", *b"two"] {
+        stream.write_all(&word).await.unwrap();
+        let mut back = [0; 3];
+        stream.read_exact(&mut back).await.unwrap();
+        assert_eq!(back, word);
+    }
 }

@@ -46,8 +46,16 @@ impl Variant {
 impl Resource {
     /// The variants for such a request, the newest first.
     pub(crate) fn matching(&self, request: &HeaderMap, now: Timestamp) -> impl Iterator<Item = &Variant> {
-        let live = move |variant: &&Variant| variant.until > now.as_millis();
-        self.variants.iter().filter(live).filter(|variant| vary::matches(&variant.selecting, request))
+        self.live(now).filter(|variant| vary::matches(&variant.selecting, request))
+    }
+
+    /// Whether there are variants for other requests.
+    pub(crate) fn has_others(&self, request: &HeaderMap, now: Timestamp) -> bool {
+        self.live(now).any(|variant| !vary::matches(&variant.selecting, request))
+    }
+
+    fn live(&self, now: Timestamp) -> impl Iterator<Item = &Variant> {
+        self.variants.iter().filter(move |variant| variant.until > now.as_millis())
     }
 
     /// Puts a variant in front, in place of those that were for the same request, and of the oldest beyond `most`.
