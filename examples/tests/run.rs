@@ -39,3 +39,28 @@ fn a_backend_of_ones_own_takes_fewer_than_80_lines() {
     assert_eq!(run(env!("CARGO_BIN_EXE_custom_backend"), &[]), "Some(Dry)\n");
     assert!(include_str!("../custom_backend.rs").lines().count() < 80);
 }
+
+/// What a service with a policy per route says of itself, and its cache beside it.
+const SERVED: &str = "\
+GET /products/7: product 7, edition 0 (fwd=uri-miss; stored)
+GET /products/7: product 7, edition 0 (hit)
+GET /offers: offers, edition 0 (fwd=uri-miss; stored)
+GET /offers: offers, edition 0 (hit)
+GET /basket: basket, edition 0 (fwd=uri-miss)
+GET /basket: basket, edition 0 (fwd=uri-miss)
+PUT /products/7: changed (fwd=method)
+GET /products/7: product 7, edition 1 (fwd=uri-miss; stored)
+GET /offers: offers, edition 1 (fwd=uri-miss; stored)
+GET /offers: offers, edition 1 (fwd=uri-miss; stored)
+GET /products/7: product 7, edition 1 (fwd=uri-miss; stored)
+";
+
+#[test]
+fn an_axum_service_stores_by_route_and_removes_by_tag() {
+    assert_eq!(run(env!("CARGO_BIN_EXE_axum_service"), &[]), SERVED);
+}
+
+#[test]
+fn an_actix_service_stores_by_resource_and_removes_by_tag() {
+    assert_eq!(run(env!("CARGO_BIN_EXE_actix_service"), &[]), SERVED);
+}
