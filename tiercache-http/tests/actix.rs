@@ -635,11 +635,13 @@ async fn an_error_is_answered_with_what_is_stored_where_that_is_allowed() {
 async fn a_connection_that_is_upgraded_goes_through_in_both_directions() {
     let bench = Bench::new(|cache| cache).await;
     let cache = bench.cache.clone();
-    let echo =
-        async |payload: web::Payload| HttpResponse::SwitchingProtocols().upgrade("echo").streaming(payload);
+    let echo = async |payload: web::Payload| {
+        HttpResponse::SwitchingProtocols().upgrade("websocket").streaming(payload)
+    };
     let at = serve!(App::new().route("/", web::get().to(echo)).wrap(Cache::new(cache.clone())));
     let mut stream = TcpStream::connect(at).await.unwrap();
-    let request = format!("GET / HTTP/1.1\r\nHost: {at}\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+    let request =
+        format!("GET / HTTP/1.1\r\nHost: {at}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
