@@ -48,3 +48,28 @@ fn the_proxy_asks_a_slow_origin_once() {
     assert!(lines[1].starts_with("proxy   20 requests, 1 at the origin, p50 "), "{said}");
     assert_eq!(lines[2], "purged  2 requests, 1 at the origin", "{said}");
 }
+
+/// What a service with a policy per route says of itself, and its cache beside it.
+const SERVED: &str = "\
+GET /products/7: product 7, edition 0 (fwd=uri-miss; stored)
+GET /products/7: product 7, edition 0 (hit)
+GET /offers: offers, edition 0 (fwd=uri-miss; stored)
+GET /offers: offers, edition 0 (hit)
+GET /basket: basket, edition 0 (fwd=uri-miss)
+GET /basket: basket, edition 0 (fwd=uri-miss)
+PUT /products/7: changed (fwd=method)
+GET /products/7: product 7, edition 1 (fwd=uri-miss; stored)
+GET /offers: offers, edition 1 (fwd=uri-miss; stored)
+GET /offers: offers, edition 1 (fwd=uri-miss; stored)
+GET /products/7: product 7, edition 1 (fwd=uri-miss; stored)
+";
+
+#[test]
+fn an_axum_service_stores_by_route_and_removes_by_tag() {
+    assert_eq!(run(env!("CARGO_BIN_EXE_axum_service"), &[]), SERVED);
+}
+
+#[test]
+fn an_actix_service_stores_by_resource_and_removes_by_tag() {
+    assert_eq!(run(env!("CARGO_BIN_EXE_actix_service"), &[]), SERVED);
+}

@@ -18,7 +18,11 @@ enum Kind {
     #[default]
     Empty,
     Whole(Bytes),
-    Stream(UnsyncBoxBody<Bytes, BoxError>),
+    Stream {
+        body: UnsyncBoxBody<Bytes, BoxError>,
+        /// How many bytes it still has, where that is known.
+        left: Option<u64>,
+    },
 }
 
 impl Body {
@@ -37,10 +41,11 @@ impl Body {
         if body.is_end_stream() {
             return Self::empty();
         }
+        let left = body.size_hint().exact();
         let body = body
             .map_err(Into::into)
             .map_frame(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())));
-        Self(Kind::Stream(body.boxed_unsync()))
+        Self(Kind::Stream { body: body.boxed_unsync(), left })
     }
 
     /// The bytes, if they are all there already.
@@ -48,7 +53,7 @@ impl Body {
         match &self.0 {
             Kind::Empty => Some(Bytes::new()),
             Kind::Whole(bytes) => Some(bytes.clone()),
-            Kind::Stream(_) => None,
+            Kind::Stream { .. } => None,
         }
     }
 }
@@ -86,7 +91,13 @@ impl http_body::Body for Body {
                 self.0 = Kind::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Kind::Stream(stream) => Pin::new(stream).poll_frame(context),
+            Kind::Stream { body, left } => {
+                let polled = Pin::new(body).poll_frame(context);
+                if let (Some(left), Poll::Ready(Some(Ok(frame)))) = (left, &polled) {
+                    *left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+                }
+                polled
+            }
         }
     }
 
@@ -94,7 +105,7 @@ impl http_body::Body for Body {
         match &self.0 {
             Kind::Empty => true,
             Kind::Whole(_) => false,
-            Kind::Stream(stream) => stream.is_end_stream(),
+            Kind::Stream { body, .. } => body.is_end_stream(),
         }
     }
 
@@ -102,7 +113,8 @@ impl http_body::Body for Body {
         match &self.0 {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Stream(stream) => stream.size_hint(),
+            Kind::Stream { left: Some(left), .. } => SizeHint::with_exact(*left),
+            Kind::Stream { body, .. } => body.size_hint(),
         }
     }
 }
@@ -112,7 +124,7 @@ impl fmt::Debug for Body {
         match &self.0 {
             Kind::Empty => f.write_str("Body(empty)"),
             Kind::Whole(bytes) => write!(f, "Body({} bytes)", bytes.len()),
-            Kind::Stream(_) => f.write_str("Body(stream)"),
+            Kind::Stream { .. } => f.write_str("Body(stream)"),
         }
     }
 }

@@ -46,8 +46,16 @@ impl Variant {
 impl Resource {
     /// The variants for such a request, the newest first.
     pub(crate) fn matching(&self, request: &HeaderMap, now: Timestamp) -> impl Iterator<Item = &Variant> {
-        let live = move |variant: &&Variant| variant.until > now.as_millis();
-        self.variants.iter().filter(live).filter(|variant| vary::matches(&variant.selecting, request))
+        self.live(now).filter(|variant| vary::matches(&variant.selecting, request))
+    }
+
+    /// Whether there are variants for other requests.
+    pub(crate) fn has_others(&self, request: &HeaderMap, now: Timestamp) -> bool {
+        self.live(now).any(|variant| !vary::matches(&variant.selecting, request))
+    }
+
+    fn live(&self, now: Timestamp) -> impl Iterator<Item = &Variant> {
+        self.variants.iter().filter(move |variant| variant.until > now.as_millis())
     }
 
     /// Puts a variant in front, in place of those that were for the same request, and of the oldest beyond `most`.
@@ -97,10 +105,10 @@ mod tests {
             let gone = resource.put(variant, &request, 3, now);
             gone.iter().map(|gone| gone.id[0]).collect::<Vec<_>>()
         };
-        assert_eq!(put(1, "a", false), []);
-        assert_eq!(put(2, "b", false), []);
+        assert!(put(1, "a", false).is_empty());
+        assert!(put(2, "b", false).is_empty());
         assert_eq!(put(3, "a", false), [1]);
-        assert_eq!(put(4, "a", true), [], "a part does not replace the whole");
+        assert!(put(4, "a", true).is_empty(), "a part does not replace the whole");
         assert_eq!(put(5, "c", false), [2], "the bound counts");
         assert_eq!(put(6, "a", false), [4, 3]);
         let found: Vec<_> =

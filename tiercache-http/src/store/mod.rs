@@ -170,7 +170,7 @@ impl Store {
                 return Ok(Looked { found: Some(Found { id: variant.id, stored }), others: false });
             }
         }
-        Ok(Looked { found: None, others: !resource.variants.is_empty() })
+        Ok(Looked { found: None, others: resource.has_others(request, self.now()) })
     }
 
     /// Whether what was found has not been invalidated or replaced meanwhile.
