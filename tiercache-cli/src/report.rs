@@ -51,7 +51,7 @@ pub(crate) fn stats(stats: &Stats) -> Value {
 }
 
 /// The counters beside hits and misses: name, value, meaning. The metrics have these names too.
-pub(crate) fn counters(stats: &Stats) -> [(&'static str, u64, &'static str); 15] {
+pub(crate) fn counters(stats: &Stats) -> [(&'static str, u64, &'static str); 24] {
     [
         ("pending_entries", stats.pending.0, "Entries on their way down."),
         ("pending_bytes", stats.pending.1, "Bytes on their way down."),
@@ -62,6 +62,19 @@ pub(crate) fn counters(stats: &Stats) -> [(&'static str, u64, &'static str); 15]
         ("overflowed", stats.overflowed, "Entries dropped because the way down was full."),
         ("refused", stats.refused, "Old values that were about to be published and were not."),
         ("joined", stats.joined, "Gets that joined another's read."),
+        ("undecodable", stats.undecodable, "Stored values that did not decode as the type asked for."),
+        ("loads", stats.loads, "Loads that somebody waited for."),
+        ("loads_joined", stats.loads_joined, "Callers that joined another's load."),
+        ("load_failures", stats.load_failures, "Loads that failed."),
+        (
+            "loads_elsewhere",
+            stats.loads_elsewhere,
+            "Values that another process loaded, found under a lease.",
+        ),
+        ("loads_unleased", stats.loads_unleased, "Loads that were to have a lease and had none."),
+        ("refreshes", stats.refreshes, "Values refreshed in the background."),
+        ("refreshes_skipped", stats.refreshes_skipped, "Refreshes that were due and left for later."),
+        ("served_stale", stats.served_stale, "Answers that were stale."),
         ("emptied", stats.emptied, "Times a level is emptied because too many removals waited for it."),
         ("unnoted", stats.unnoted, "Removals that wait for a level and would be forgotten by a kill."),
         ("degraded", stats.degraded, "Removals that could not reach a level at first."),

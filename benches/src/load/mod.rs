@@ -87,12 +87,11 @@ pub(crate) fn run(options: &Options) {
         rows.push(row(case, contender, ns, median(passes.iter().map(Pass::allocations_each)), String::new()));
     }
     rows.sort_by_key(|row| cases.iter().position(|(case, ..)| *case == row.case));
-    #[cfg_attr(not(feature = "peers"), expect(unused_mut, reason = "peers are added to it"))]
-    let mut herds = vec![our_herd()];
+    let herds = [our_herd()].into_iter();
     #[cfg(feature = "peers")]
-    herds.extend(peers::herds());
-    for (contender, make) in herds.iter().filter(|(contender, _)| wanted("herd", contender)) {
-        let (worst, loads) = herd(make);
+    let herds = herds.chain(peers::herds());
+    for (contender, make) in herds.filter(|(contender, _)| wanted("herd", contender)) {
+        let (worst, loads) = herd(&make);
         let times = worst.as_secs_f64() / LOADER.as_secs_f64();
         let note = format!("{times:.2} x the loader's {LOADER:?}, {loads} load");
         rows.push(row("herd", contender, worst.as_nanos() as f64, f64::NAN, note));
