@@ -11,6 +11,7 @@
 //! 7. The first shard's writer strikes what the others have done.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -61,8 +62,8 @@ struct Decided<'a> {
 impl<'a> Begun<'a> {
     fn over(shards: &'a [Arc<Shard>], writers: &'a mut Writers) -> Result<Self> {
         for shard in shards {
-            if !writers.contains_key(&shard.number) {
-                writers.insert(shard.number, shard.writer().map_err(|error| failed(shard, error))?);
+            if let Entry::Vacant(place) = writers.entry(shard.number) {
+                place.insert(shard.writer().map_err(|error| failed(shard, error))?);
             }
         }
         let mut begun = Self { steps: Vec::new(), transactions: Vec::new(), turns: Vec::new() };
