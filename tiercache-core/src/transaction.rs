@@ -5,19 +5,18 @@ use async_trait::async_trait;
 use crate::tier::{Hold, Put, Removal};
 use crate::{Entry, Generation, Key, Result, Tier};
 
-/// A tier with transactions. Each is over the keys of one part of the tier.
+/// A tier with transactions.
 #[async_trait]
 pub trait Transactions: Tier {
-    /// Which part has the key: a transaction is over the keys of one.
-    fn part(&self, key: &Key) -> usize;
-
-    /// Runs `work` in a transaction over the part that has `key`, where it may block. What `work` does is seen by
-    /// nobody before it is committed; when it fails, or panics, it is undone. `work` runs once at most.
+    /// Runs `work` in a transaction over the keys, of which there is one at least, where it may block. What `work` does is
+    /// seen by no other transaction, and kept by no crash, before it is committed; when it fails, or panics, it is undone.
+    /// `work` runs once at most. A get of another process during the commit may find one key new and another as it was.
     ///
     /// # Errors
     /// What `work` said; [`Error::Unavailable`](crate::Error::Unavailable) and
-    /// [`Error::TimedOut`](crate::Error::TimedOut) when it could not be begun or committed: nothing happened.
-    async fn transact(&self, key: &Key, work: Work) -> Result<()>;
+    /// [`Error::TimedOut`](crate::Error::TimedOut) when it could not be begun or committed: nothing happened, unless the
+    /// source says that it is committed and a part of it follows.
+    async fn transact(&self, keys: &[Key], work: Work) -> Result<()>;
 }
 
 /// What is done in a transaction.

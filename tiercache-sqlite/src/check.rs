@@ -63,6 +63,9 @@ pub struct Report {
     pub drifted: u64,
     /// Databases that were set aside.
     pub leftovers: u64,
+    /// Parts of transactions over several shards that are kept until they are known to be done: of a process that was
+    /// killed, until somebody writes to the level or opens it.
+    pub unfinished: u64,
     /// Whether what was found was repaired.
     pub repaired: bool,
 }
@@ -141,6 +144,13 @@ impl Check {
             let names = files.as_ref().map_or(Ok(Vec::new()), Files::names).map_err(failed)?;
             opened.push((self.database(shard, progress.is_some())?, files, names));
         }
+        // Before entries are read: what is done meanwhile is then found there.
+        let mut owed = HashSet::new();
+        for (connection, ..) in &opened {
+            if let Some(connection) = connection {
+                owed.extend(self.owed(connection).map_err(unreadable)?);
+            }
+        }
         let (mut done, mut total) = (0u64, 0u64);
         for (connection, ..) in &opened {
             if let Some(connection) = connection {
@@ -161,7 +171,11 @@ impl Check {
             for name in names {
                 let Ok((bytes, age)) = files.look(&name) else { continue };
                 self.report.file_bytes += bytes;
-                if progress.is_some() && !named.contains(&name) && (self.alone || age >= YOUNG) {
+                if progress.is_some()
+                    && !named.contains(&name)
+                    && !owed.contains(&name)
+                    && (self.alone || age >= YOUNG)
+                {
                     self.report.orphaned += 1;
                     if self.repair {
                         files.remove(&name);
@@ -240,6 +254,14 @@ impl Check {
         let newest = generation(sql(one("SELECT generation FROM state WHERE id = 1")?));
         report.last_generation = report.last_generation.max(newest);
         Ok(bytes)
+    }
+
+    /// Counts what the shard keeps for others. Returns the files that names.
+    fn owed(&mut self, connection: &Connection) -> rusqlite::Result<Vec<String>> {
+        let count = "SELECT count(*) FROM (SELECT DISTINCT shard, number FROM redo)";
+        self.report.unfinished += connection.query_row(count, (), |row| row.get(0)).map(number)?;
+        let mut files = connection.prepare("SELECT file FROM redo WHERE file IS NOT NULL")?;
+        files.query_map((), |row| row.get(0))?.collect()
     }
 
     /// Reads every entry. Returns the files they name.

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod across;
 mod check;
 mod config;
 mod fences;
@@ -11,11 +12,13 @@ mod place;
 mod powers;
 mod queue;
 mod read;
+mod redo;
 mod room;
 mod shard;
 mod step;
 mod tier;
 mod transaction;
+mod turns;
 mod values;
 mod writer;
 

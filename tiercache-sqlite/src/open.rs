@@ -15,7 +15,7 @@ const OLDEST_SOUND_SQLITE: i32 = 3_051_003;
 /// Marks a database as ours: `tcsq`.
 const APPLICATION: i32 = 0x7463_7371;
 /// Counted up with every change of the form below.
-const VERSION: i32 = 2;
+const VERSION: i32 = 3;
 
 /// `value` comes last, so that reading the other columns touches no page it runs over to.
 const SCHEMA: &str = "
@@ -94,20 +94,50 @@ const SCHEMA: &str = "
         note BLOB NOT NULL
     ) STRICT;
 
-    -- The highest generation met, what is in `entry`, a count of the changes of `fence`, the last lease's token.
+    -- What transactions over several shards have decided here and others may not have done yet; no `value` is a removal.
+    CREATE TABLE redo (
+        number INTEGER NOT NULL,
+        shard INTEGER NOT NULL,
+        identity INTEGER NOT NULL,
+        place INTEGER NOT NULL,
+        namespace TEXT NOT NULL,
+        key BLOB NOT NULL,
+        generation INTEGER NOT NULL,
+        checksum INTEGER NOT NULL,
+        deadline INTEGER NOT NULL,
+        stay INTEGER NOT NULL,
+        until INTEGER NOT NULL,
+        used INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        length INTEGER NOT NULL,
+        tags BLOB,
+        file TEXT,
+        value BLOB
+    ) STRICT;
+    CREATE UNIQUE INDEX redo_place ON redo (shard, number, place);
+
+    -- The last of what another shard has decided that is done here.
+    CREATE TABLE done (
+        origin INTEGER PRIMARY KEY,
+        number INTEGER NOT NULL
+    ) STRICT;
+
+    -- The highest generation met, what is in `entry`, a count of the changes of `fence`, the last lease's token,
+    -- and what tells this database from one made in its place.
     CREATE TABLE state (
         id INTEGER PRIMARY KEY CHECK (id = 1),
         generation INTEGER NOT NULL DEFAULT 0,
         entries INTEGER NOT NULL DEFAULT 0,
         bytes INTEGER NOT NULL DEFAULT 0,
         fences INTEGER NOT NULL DEFAULT 0,
-        token INTEGER NOT NULL DEFAULT 0
+        token INTEGER NOT NULL DEFAULT 0,
+        identity INTEGER NOT NULL
     ) STRICT;
-    INSERT INTO state (id) VALUES (1);
+    INSERT INTO state (id, identity) VALUES (1, random());
 ";
 
 /// Every table and column the statements need.
-const PROBES: [&str; 8] = [
+const PROBES: [&str; 10] = [
     "SELECT id, namespace, key, generation, checksum, deadline, stay, until, used, size, length, tags, file, value
      FROM entry WHERE id = 0",
     "SELECT entry, name, value FROM tag LIMIT 0",
@@ -115,8 +145,11 @@ const PROBES: [&str; 8] = [
     "SELECT kind, namespace, name, value, cleared, generation, written, swept, version FROM fence LIMIT 0",
     "SELECT namespace, key, count, deadline FROM counter LIMIT 0",
     "SELECT namespace, name, holder, token, until FROM lease LIMIT 0",
-    "SELECT generation, entries, bytes, fences, token FROM state WHERE id = 1",
+    "SELECT generation, entries, bytes, fences, token, identity FROM state WHERE id = 1",
     "SELECT number, note FROM waiting LIMIT 0",
+    "SELECT number, shard, identity, place, namespace, key, generation, checksum, deadline, stay, until, used, size,
+     length, tags, file, value FROM redo LIMIT 0",
+    "SELECT origin, number FROM done LIMIT 0",
 ];
 
 /// Refuses a library that is known to damage databases.
@@ -171,6 +204,11 @@ pub(crate) fn reader(path: &Path, setup: Setup) -> rusqlite::Result<Connection> 
     let connection = connection(path, setup)?;
     connection.pragma_update(None, "query_only", true)?;
     Ok(connection)
+}
+
+/// Another connection that writes to a database that was opened.
+pub(crate) fn writer(path: &Path, setup: Setup) -> rusqlite::Result<Connection> {
+    connection(path, setup)
 }
 
 /// Why a database could not be opened.

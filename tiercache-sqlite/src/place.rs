@@ -6,6 +6,7 @@
 //! format           the version, and how many shards there are
 //! shard-0.db       a shard's database, with what SQLite puts beside it
 //! shard-0.suspect  made when SQLite met damage: the next one to open looks closely
+//! shard-1.redo     made when a transaction over several shards may leave something to be done in it
 //! files-0/         its large values
 //! ```
 
@@ -249,6 +250,25 @@ impl Dir {
         let _ = self.remove(&suspect_name(shard));
     }
 
+    /// Whether something decided before may not be done in the shard yet.
+    pub(crate) fn is_owed(&self, shard: usize) -> bool {
+        let found = fs::statat(&self.fd, owed_name(shard), AtFlags::SYMLINK_NOFOLLOW);
+        !matches!(found, Err(Errno::NOENT))
+    }
+
+    /// Notes that it may be so, for whoever writes to the shard next.
+    pub(crate) fn owe(&self, shard: usize) -> io::Result<()> {
+        match self.create(&owed_name(shard)) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn forget_owed(&self, shard: usize) {
+        // The worst is another look.
+        let _ = self.remove(&owed_name(shard));
+    }
+
     /// Every name in the directory.
     pub(crate) fn names(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
@@ -349,6 +369,10 @@ fn directory() -> OFlags {
 
 fn database_name(shard: usize) -> String {
     format!("shard-{shard}.db")
+}
+
+fn owed_name(shard: usize) -> String {
+    format!("shard-{shard}.redo")
 }
 
 fn suspect_name(shard: usize) -> String {

@@ -10,12 +10,15 @@ use tiercache_core::tier::Spill;
 use tiercache_core::{Clock, Codec, Error, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::config::Synchronous;
 use crate::fences::{Fences, Purge};
-use crate::open::{Setup, is_damage, reader};
+use crate::open::{Setup, is_damage, reader, writer};
 use crate::place::{Dir, Membership};
 use crate::queue::{Call, Failure, Queue};
+use crate::redo::Beside;
 use crate::step::Step;
 use crate::tier::NAME;
+use crate::turns::Turns;
 use crate::values::Files;
 
 /// Bytes that may wait for a shard's writer. A call that is larger waits alone.
@@ -65,6 +68,9 @@ pub(crate) struct Shard {
     /// When entries, by row, were last read since that was last written.
     touched: Mutex<HashMap<i64, i64>>,
     pub(crate) purges: Mutex<Vec<Purge>>,
+    pub(crate) turns: Turns,
+    /// For whoever writes, to read what others keep for this one.
+    pub(crate) beside: Mutex<Beside>,
 }
 
 impl Shard {
@@ -80,6 +86,8 @@ impl Shard {
             fences: RwLock::default(),
             touched: Mutex::default(),
             purges: Mutex::default(),
+            turns: Turns::default(),
+            beside: Mutex::default(),
             common,
         }
     }
@@ -163,6 +171,21 @@ impl Shard {
     /// A new connection that reads.
     pub(crate) fn reader(&self) -> rusqlite::Result<Connection> {
         reader(&self.path, self.common.setup)
+    }
+
+    /// Likewise to another shard.
+    pub(crate) fn reader_of(&self, shard: usize) -> rusqlite::Result<Connection> {
+        reader(&self.common.dir.database(shard), self.common.setup)
+    }
+
+    /// A new connection that writes, for transactions over several shards. What those commit is on the disk before they
+    /// go on, whatever is asked of others, so that a power cut leaves no half of one.
+    pub(crate) fn writer(&self) -> rusqlite::Result<Connection> {
+        let synchronous = match self.common.setup.synchronous {
+            Synchronous::Off => Synchronous::Off,
+            Synchronous::Normal | Synchronous::Full => Synchronous::Full,
+        };
+        writer(&self.path, Setup { synchronous, ..self.common.setup })
     }
 
     /// What a failure is to the caller; damage is noted for the next to open.

@@ -40,8 +40,17 @@ pub(crate) struct Step<'a> {
     /// Files whose rows are committed with this.
     fresh: Vec<Arc<NewFile>>,
     /// Files whose rows go with this.
-    stale: Vec<String>,
+    pub(crate) stale: Vec<String>,
     purges: Vec<Purge>,
+    /// Whether a part could not be ended: nothing of this may be committed.
+    pub(crate) torn: bool,
+}
+
+/// Where a part of a transaction began.
+pub(crate) struct Part {
+    tally: Tally,
+    fresh: usize,
+    stale: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -112,11 +121,22 @@ impl<'a> Step<'a> {
             fresh: Vec::new(),
             stale: Vec::new(),
             purges: Vec::new(),
+            torn: false,
         })
+    }
+
+    /// Fails when SQLite has rolled the transaction back by itself, or a part of it could not be undone.
+    pub(crate) fn check_whole(&self) -> rusqlite::Result<()> {
+        if self.torn || self.connection.is_autocommit() {
+            let aborted = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT);
+            return Err(rusqlite::Error::SqliteFailure(aborted, None));
+        }
+        Ok(())
     }
 
     /// The last statements before the commit.
     pub(crate) fn finish(mut self) -> rusqlite::Result<Settled> {
+        self.check_whole()?;
         self.make_room()?;
         let Tally { generation, entries, bytes, fences, evicted } = self.tally;
         if self.tally != Tally::default() {
@@ -339,17 +359,30 @@ impl<'a> Step<'a> {
         &mut self,
         part: impl FnOnce(&mut Self) -> Result<T>,
     ) -> rusqlite::Result<Result<T>> {
-        let (tally, fresh, stale) = (self.tally, self.fresh.len(), self.stale.len());
-        self.connection.execute_batch("SAVEPOINT part")?;
+        let begun = self.begin_part()?;
         let done = part(self);
-        if done.is_err() {
-            self.connection.execute_batch("ROLLBACK TO part")?;
-            self.tally = tally;
-            self.fresh.truncate(fresh);
-            self.stale.truncate(stale);
-        }
-        self.connection.execute_batch("RELEASE part")?;
+        self.end_part(&begun, done.is_err())?;
         Ok(done)
+    }
+
+    /// Begins what can be undone alone.
+    pub(crate) fn begin_part(&mut self) -> rusqlite::Result<Part> {
+        let begun = self.connection.execute_batch("SAVEPOINT part");
+        self.torn |= begun.is_err();
+        begun.map(|()| Part { tally: self.tally, fresh: self.fresh.len(), stale: self.stale.len() })
+    }
+
+    /// Ends the part begun last.
+    pub(crate) fn end_part(&mut self, begun: &Part, undo: bool) -> rusqlite::Result<()> {
+        let end = if undo { "ROLLBACK TO part; RELEASE part" } else { "RELEASE part" };
+        let ended = self.connection.execute_batch(end);
+        self.torn |= ended.is_err();
+        if undo {
+            self.tally = begun.tally;
+            self.fresh.truncate(begun.fresh);
+            self.stale.truncate(begun.stale);
+        }
+        ended
     }
 
     fn drop_tags(&mut self, row: &Row) -> rusqlite::Result<()> {
@@ -386,13 +419,18 @@ impl<'a> Step<'a> {
 }
 
 impl Settled {
+    /// Files that are named by what was decided stay, whatever becomes of this.
+    pub(crate) fn keep_files(&self) {
+        self.fresh.iter().for_each(|file| file.keep());
+    }
+
     /// After the commit: files that were named before are nobody's now.
     pub(crate) fn settle(self, shard: &Shard, connection: &Connection) {
         if let Err(error) = shard.catch_up(connection, self.version) {
             // Whoever reads next tries again.
             tracing::debug!(tier = NAME, shard = shard.number, %error, "fences not read");
         }
-        self.fresh.iter().for_each(|file| file.keep());
+        self.keep_files();
         self.stale.iter().for_each(|name| shard.files.remove(name));
         if !self.purges.is_empty() {
             lock(&shard.purges).extend(self.purges);

@@ -11,12 +11,14 @@ use tiercache_core::tier::{
 use tiercache_core::transaction::Transactions;
 use tiercache_core::{Clock, Entry, Error, Generation, Key, Leasing, Packing, Result, Tier, Timestamp};
 
+use crate::across::Writers;
 use crate::config::{DEFAULT_SHARDS, MAX_VALUE, SqliteConfig, Synchronous};
 use crate::fences::Purge;
 use crate::open::{Setup, check_library, open_shard};
 use crate::place::Dir;
 use crate::queue::{BATCH, Failure};
 use crate::read::lookup;
+use crate::redo::keeps_any;
 use crate::room::due;
 use crate::shard::{Common, Shard, answer, lock};
 use crate::step::Step;
@@ -37,6 +39,8 @@ pub struct SqliteTier {
     pub(crate) common: Arc<Common>,
     pub(crate) shards: Vec<Arc<Shard>>,
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    /// The connections of transactions over several shards, in the hands of one at a time.
+    pub(crate) across: Arc<tokio::sync::Mutex<Writers>>,
     last_generation: Generation,
     readers: u32,
     sweep_at: AtomicUsize,
@@ -100,10 +104,12 @@ impl SqliteTier {
             *lock(&shard.purges) = Purge::unfinished(&writer).map_err(damaged)?;
             opened.push((shard, writer));
         }
+        see_through(&opened).map_err(damaged)?;
         let tier = Self {
             common,
             shards: opened.iter().map(|(shard, _)| shard.clone()).collect(),
             threads: Arc::default(),
+            across: Arc::default(),
             last_generation: generation(last),
             readers: config.readers,
             sweep_at: AtomicUsize::new(0),
@@ -153,7 +159,7 @@ impl SqliteTier {
         Ok(least.max(Generation::new(newest + 1)))
     }
 
-    /// Which shard has the key: a [`transaction`](SqliteTier::transaction) is over the keys of one.
+    /// Which shard has the key.
     pub fn shard_of(&self, key: &Key) -> usize {
         shard_of(key, self.shards.len() as u64)
     }
@@ -216,6 +222,32 @@ impl SqliteTier {
             .await
             .unwrap_or_else(|error| Err(Unready::Failed(std::io::Error::other(error))))
     }
+}
+
+/// Ends what a process that was killed, or the power, has left half done of transactions over several shards.
+fn see_through(opened: &[(Arc<Shard>, Connection)]) -> rusqlite::Result<()> {
+    let mut left = false;
+    for (shard, connection) in opened {
+        // A power cut may have taken the file that says so.
+        if left && let Err(error) = shard.common.dir.owe(shard.number) {
+            tracing::warn!(tier = NAME, shard = shard.number, %error, "what it is owed cannot be noted");
+        }
+        left |= keeps_any(connection)?;
+    }
+    if !left {
+        return Ok(());
+    }
+    let rounds: [fn(&mut Step<'_>) -> rusqlite::Result<()>; 2] = [|_| Ok(()), |step| step.strike_redo()];
+    for round in rounds {
+        for (shard, connection) in opened {
+            if let Err(failure) = writer::transact_in_turn(shard, connection, "open", round) {
+                // Its writer tries again once a second.
+                let error = failure.into_error("open");
+                tracing::warn!(tier = NAME, shard = shard.number, %error, "a transaction is not seen through yet");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Looks keys of a shard up, each in its place of the batch.
@@ -426,6 +458,8 @@ impl Tier for SqliteTier {
 
     async fn close(&self) -> Result<()> {
         self.common.closed.store(true, Ordering::Release);
+        // What was begun over several shards is ended; nothing more is begun.
+        let writers = std::mem::take(&mut *self.across.lock().await);
         let mut readers = Vec::new();
         for shard in &self.shards {
             shard.stop();
@@ -434,7 +468,7 @@ impl Tier for SqliteTier {
         let (threads, common) = (std::mem::take(&mut *lock(&self.threads)), self.common.clone());
         let work = move || {
             // The connection that closes last brings the log home.
-            drop(readers);
+            drop((readers, writers));
             let panicked = threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
             common.members.leave();
             panicked

@@ -1,6 +1,8 @@
-//! Several operations on the keys of one shard that happen all or not at all.
+//! Several operations that happen all or not at all.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use rusqlite::OptionalExtension;
@@ -9,16 +11,22 @@ use tiercache_core::transaction::{Standing, Transacting, Transactions, Work};
 use tiercache_core::{Entry, Error, Generation, Key, Result};
 
 use crate::SqliteTier;
+use crate::across;
 use crate::read::{Stored, Unread, decode};
+use crate::redo::Change;
 use crate::shard::answer;
 use crate::step::{Row, Step};
 use crate::tier::NAME;
 use crate::values::{Image, Unready, shard_of};
 
-/// A transaction over one shard. Nobody sees what it does before it is committed, and it sees everything that was
-/// committed before it began and nothing that others do meanwhile.
+pub(crate) const OP: &str = "transaction";
+
+/// A transaction over one shard or several. It sees everything that was committed before it began and nothing that others
+/// do meanwhile; nobody sees what it does before it is committed.
 pub struct Transaction<'a, 'b> {
-    step: &'a mut Step<'b>,
+    steps: &'a mut [Step<'b>],
+    /// What was done, in order, with the shard it was done in; None where one commit is all.
+    changes: Option<&'a mut Vec<(usize, Change)>>,
     shards: u64,
 }
 
@@ -26,8 +34,6 @@ impl SqliteTier {
     /// Runs `work` in a transaction over the shard that has `key`, on the thread that writes to it. When `work` fails,
     /// everything it did is undone. Other writers to the shard wait meanwhile, those of other processes too, so it
     /// should be short and must not wait for this tier.
-    ///
-    /// Over any keys at once it works where the directory was made with one shard.
     ///
     /// # Errors
     /// What `work` said; [`Error::TimedOut`] when another process held the database for too long,
@@ -37,30 +43,92 @@ impl SqliteTier {
         key: &Key,
         work: impl FnOnce(&mut Transaction<'_, '_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        const OP: &str = "transaction";
         self.check_open()?;
         let shard = self.shard(key);
         let room = shard.room(0).await.map_err(|failure| failure.into_error(OP))?;
         let shards = self.shards.len() as u64;
         let mut work = Some(work);
         let sent = shard.send(OP, true, Some(room), move |step| match work.take() {
-            Some(work) => step.nested(|step| work(&mut Transaction { step, shards })),
+            Some(work) => step.nested(|step| {
+                work(&mut Transaction { steps: std::slice::from_mut(step), changes: None, shards })
+            }),
             // It is alone in its batch, which is tried once.
             None => Ok(Err(Error::unavailable(NAME, OP, "it was rolled back"))),
         });
         answer(OP, sent).await.map_err(|failure| failure.into_error(OP))?
     }
+
+    /// Likewise over all shards that have one of the keys. Writers to any of them wait meanwhile, and such
+    /// transactions of one process take turns. Keys of one shard are what [`SqliteTier::transaction`] is for, and this
+    /// does that then.
+    ///
+    /// All of it is committed or nothing, `kill -9` and, but for `synchronous: off`, power cuts notwithstanding. Between
+    /// the commits of two shards, reads outside transactions may find one shard new and the other as it was.
+    ///
+    /// # Errors
+    /// As for [`SqliteTier::transaction`]; [`Error::InvalidOption`] when there are no keys. An [`Error::Unavailable`]
+    /// whose source says that it is committed means it: a shard could not be written to any more, and has its part as
+    /// soon as it can.
+    pub async fn transaction_over<T: Send + 'static>(
+        &self,
+        keys: &[Key],
+        work: impl FnOnce(&mut Transaction<'_, '_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let numbers: BTreeSet<usize> = keys.iter().map(|key| self.shard_of(key)).collect();
+        match (keys.first(), numbers.len()) {
+            (Some(key), 1) => self.transaction(key, work).await,
+            (Some(_), _) => self.across(numbers.into_iter().collect(), work).await,
+            (None, _) => {
+                let reason = "a transaction needs at least one key".into();
+                Err(Error::InvalidOption { option: "keys", reason })
+            }
+        }
+    }
+
+    /// Likewise over all shards, and so over any keys.
+    ///
+    /// # Errors
+    /// As for [`SqliteTier::transaction_over`].
+    pub async fn transaction_over_all<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Transaction<'_, '_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.across((0..self.shards.len()).collect(), work).await
+    }
+
+    async fn across<T: Send + 'static>(
+        &self,
+        numbers: Vec<usize>,
+        work: impl FnOnce(&mut Transaction<'_, '_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.check_open()?;
+        let mut writers = self.across.clone().lock_owned().await;
+        self.check_open()?;
+        let concerned: Vec<_> = numbers.iter().map(|&number| self.shards[number].clone()).collect();
+        let shards = self.shards.len() as u64;
+        // From here on it is carried out, whether or not this is dropped.
+        let running = tokio::task::spawn_blocking(move || {
+            across::run(&concerned, &mut writers, |steps, changes| {
+                work(&mut Transaction::new(steps, changes, shards))
+            })
+        });
+        running.await.unwrap_or(Err(Error::Panicked { what: "work in a transaction" }))
+    }
 }
 
-impl Transaction<'_, '_> {
+impl<'a, 'b> Transaction<'a, 'b> {
+    /// Over the shards of these steps, of so many, with note taken of what is done.
+    pub(crate) fn new(steps: &'a mut [Step<'b>], changes: &'a mut Vec<(usize, Change)>, shards: u64) -> Self {
+        Self { steps, changes: Some(changes), shards }
+    }
+
     /// The entry of the key, dead or alive.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] when another shard has the key, [`Error::Unavailable`].
+    /// [`Error::InvalidOption`] when the transaction is not over the shard that has the key, [`Error::Unavailable`].
     pub fn get(&mut self, key: &Key) -> Result<Option<Entry>> {
-        self.check(key)?;
-        let found = self
-            .step
+        let step = self.step(key)?;
+        let found = step
             .connection
             .prepare_cached(
                 "SELECT id, generation, checksum, size, tags, file, used, value FROM entry
@@ -75,10 +143,8 @@ impl Transaction<'_, '_> {
             })
             .map_err(failed)?;
         let Some(stored) = found else { return Ok(None) };
-        match decode(self.step.shard, key, stored) {
-            Ok(entry) => {
-                Ok(Some(entry).filter(|entry| !self.step.covers(key, entry.generation, entry.tags())))
-            }
+        match decode(step.shard, key, stored) {
+            Ok(entry) => Ok(Some(entry).filter(|entry| !step.covers(key, entry.generation, entry.tags()))),
             Err(Unread::Failed(error)) => Err(Error::unavailable(NAME, "get", error)),
             // The next `get` outside removes it.
             Err(Unread::Damage(_) | Unread::Dangling) => Ok(None),
@@ -90,14 +156,19 @@ impl Transaction<'_, '_> {
     /// # Errors
     /// As for [`Transaction::get`].
     pub fn put(&mut self, key: &Key, entry: &Entry, hold: Hold) -> Result<Put> {
-        self.check(key)?;
-        match Image::new(self.step.shard, (key, entry, hold), true) {
-            Ok(image) => self.step.put(key, &image).map_err(failed),
-            Err(Unready::TooLarge) => Ok(Put::TooLarge),
-            Err(Unready::Full) => Ok(Put::Full),
-            Err(Unready::Failed(error)) => Err(Error::unavailable(NAME, "put", error)),
-            Err(Unready::Blocks) => Err(Error::unavailable(NAME, "put", "a file where none may be")),
+        let step = self.step(key)?;
+        let image = match Image::new(step.shard, (key, entry, hold), true) {
+            Ok(image) => Arc::new(image),
+            Err(Unready::TooLarge) => return Ok(Put::TooLarge),
+            Err(Unready::Full) => return Ok(Put::Full),
+            Err(Unready::Failed(error)) => return Err(Error::unavailable(NAME, "put", error)),
+            Err(Unready::Blocks) => return Err(Error::unavailable(NAME, "put", "a file where none may be")),
+        };
+        let (put, shard) = (step.put(key, &image).map_err(failed)?, step.shard.number);
+        if let (Put::Stored, Some(changes)) = (put, &mut self.changes) {
+            changes.push((shard, Change::Put(key.clone(), image)));
         }
+        Ok(put)
     }
 
     /// As [`Tier::remove`](tiercache_core::Tier::remove).
@@ -105,37 +176,55 @@ impl Transaction<'_, '_> {
     /// # Errors
     /// As for [`Transaction::get`].
     pub fn remove(&mut self, key: &Key, below: Generation) -> Result<Removal> {
-        self.check(key)?;
-        self.step.remove(key, below).map_err(failed)
+        let step = self.step(key)?;
+        let (removal, shard) = (step.remove(key, below).map_err(failed)?, step.shard.number);
+        if let (Removal::Done { .. }, Some(changes)) = (removal, &mut self.changes) {
+            changes.push((shard, Change::Remove(key.clone(), below)));
+        }
+        Ok(removal)
     }
 
     /// Runs `part`; when it fails, what it did is undone, and this transaction goes on as if it had not begun.
     ///
     /// # Errors
-    /// What `part` said.
+    /// What `part` said; [`Error::Unavailable`] when it could not be begun or ended, and nothing of the whole
+    /// transaction can be committed any more.
     pub fn nested<T>(&mut self, part: impl FnOnce(&mut Transaction<'_, '_>) -> Result<T>) -> Result<T> {
-        let shards = self.shards;
-        self.step.nested(|step| part(&mut Transaction { step, shards })).map_err(failed)?
+        let begun = self.steps.iter_mut().map(Step::begin_part).collect::<rusqlite::Result<Vec<_>>>();
+        let begun = begun.map_err(failed)?;
+        let before = self.changes.as_ref().map_or(0, |changes| changes.len());
+        let (steps, changes) = (&mut *self.steps, self.changes.as_deref_mut());
+        let done = part(&mut Transaction { steps, changes, shards: self.shards });
+        for (step, begun) in self.steps.iter_mut().zip(&begun) {
+            step.end_part(begun, done.is_err()).map_err(failed)?;
+        }
+        if let (Err(_), Some(changes)) = (&done, &mut self.changes) {
+            changes.truncate(before);
+        }
+        done
     }
 
-    fn check(&self, key: &Key) -> Result<()> {
-        if shard_of(key, self.shards) == self.step.shard.number {
-            return Ok(());
+    fn step(&mut self, key: &Key) -> Result<&mut Step<'b>> {
+        let number = shard_of(key, self.shards);
+        match self.steps.iter_mut().find(|step| step.shard.number == number) {
+            // SQLite does so when it has no other choice. What came now would stay whatever becomes of the rest.
+            Some(step) if step.connection.is_autocommit() => {
+                Err(Error::unavailable(NAME, OP, "it was rolled back"))
+            }
+            Some(step) => Ok(step),
+            None => {
+                let reason =
+                    "another shard has it: begin the transaction over all its keys, or over all shards";
+                Err(Error::InvalidOption { option: "key", reason: reason.into() })
+            }
         }
-        let reason =
-            "it is in another shard: make the directory with `shards: 1` for transactions over any keys";
-        Err(Error::InvalidOption { option: "key", reason: reason.into() })
     }
 }
 
 #[async_trait]
 impl Transactions for SqliteTier {
-    fn part(&self, key: &Key) -> usize {
-        self.shard_of(key)
-    }
-
-    async fn transact(&self, key: &Key, work: Work) -> Result<()> {
-        self.transaction(key, move |transaction| work(transaction)).await
+    async fn transact(&self, keys: &[Key], work: Work) -> Result<()> {
+        self.transaction_over(keys, move |transaction| work(transaction)).await
     }
 }
 
@@ -153,8 +242,7 @@ impl Transacting for Transaction<'_, '_> {
     }
 
     fn standing(&mut self, key: &Key) -> Result<Standing> {
-        self.check(key)?;
-        self.step.counted(key).map_err(failed)
+        self.step(key)?.counted(key).map_err(failed)
     }
 
     fn nested(&mut self, part: &mut dyn FnMut(&mut dyn Transacting) -> Result<()>) -> Result<()> {
@@ -164,10 +252,11 @@ impl Transacting for Transaction<'_, '_> {
 
 impl fmt::Debug for Transaction<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Transaction").field("shard", &self.step.shard.number).finish_non_exhaustive()
+        let shards: Vec<_> = self.steps.iter().map(|step| step.shard.number).collect();
+        f.debug_struct("Transaction").field("shards", &shards).finish_non_exhaustive()
     }
 }
 
 fn failed(error: rusqlite::Error) -> Error {
-    Error::unavailable(NAME, "transaction", error)
+    Error::unavailable(NAME, OP, error)
 }

@@ -221,6 +221,11 @@ pub(crate) struct NewFile {
 }
 
 impl NewFile {
+    /// One that was written before, and stays.
+    pub(crate) fn written(files: &Arc<Files>, name: String) -> Self {
+        Self { files: files.clone(), name, kept: AtomicBool::new(true) }
+    }
+
     /// A row names it now.
     pub(crate) fn keep(&self) {
         self.kept.store(true, Ordering::Release);

@@ -1,8 +1,9 @@
 //! The thread that writes to a shard.
 //!
-//! A batch, in order: 1. `BEGIN IMMEDIATE`; 2. every call that waits, in the order of arrival; 3. room is made for
-//! what they brought; 4. the shard's totals; 5. `COMMIT`, the commit point of all of them; 6. files that were
-//! replaced go, and the callers are told. When a call fails, all are rolled back and each is tried alone.
+//! A batch, in order: 1. `BEGIN IMMEDIATE`, and what was decided before for this shard is done; 2. every call that
+//! waits, in the order of arrival; 3. room is made for what they brought; 4. the shard's totals; 5. `COMMIT`, the commit
+//! point of all of them; 6. files that were replaced go, and the callers are told. When a call fails, all are rolled back
+//! and each is tried alone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -40,6 +41,9 @@ pub(crate) fn run(shard: &Shard, connection: Connection) {
         if touched.elapsed() >= TOUCH {
             touched = Instant::now();
             write_touched(shard, &connection);
+            if shard.common.dir.is_owed(shard.number) {
+                alone(shard, &connection, "see a transaction through", |_| Ok(()));
+            }
             if shard.common.dir.identity(shard.number) != identity
                 && !shard.common.lost.swap(true, Ordering::AcqRel)
             {
@@ -49,9 +53,11 @@ pub(crate) fn run(shard: &Shard, connection: Connection) {
         if tidied.elapsed() >= TIDY {
             tidied = Instant::now();
             alone(shard, &connection, "tidy", |step| step.tidy());
+            alone(shard, &connection, "strike", |step| step.strike_redo());
         }
     }
     write_touched(shard, &connection);
+    lock(&shard.beside).clear();
     if let Err((_, error)) = connection.close() {
         tracing::warn!(tier = NAME, shard = shard.number, %error, "the database was not closed in order");
     }
@@ -97,9 +103,21 @@ fn transact(
     op: &'static str,
     work: impl FnOnce(&mut Step<'_>) -> rusqlite::Result<()>,
 ) -> Result<(), Failure> {
+    let _turn = shard.turns.take();
+    transact_in_turn(shard, connection, op, work)
+}
+
+/// Likewise for who has the turn.
+pub(crate) fn transact_in_turn(
+    shard: &Shard,
+    connection: &Connection,
+    op: &'static str,
+    work: impl FnOnce(&mut Step<'_>) -> rusqlite::Result<()>,
+) -> Result<(), Failure> {
     let whole = || -> rusqlite::Result<()> {
         let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
         let mut step = Step::begin(shard, &transaction)?;
+        step.see_through()?;
         work(&mut step)?;
         let settled = step.finish()?;
         transaction.commit()?;

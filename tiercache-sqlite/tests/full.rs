@@ -73,6 +73,23 @@ async fn a_full_disk_refuses_and_the_cache_goes_on() {
     // SQLite needs room to bring its log home: about half is used.
     assert!(kept > 100, "{kept}");
     assert_eq!(tier.usage().await.unwrap().damaged, 0);
+    let standing = async |n: u64| tier.get(&key(&format!("k{n}"))).await.unwrap();
+    let before = [standing(1).await, standing(2).await, standing(3).await, standing(4).await];
+    let over = [1, 2, 3, 4].map(|n| key(&format!("k{n}")));
+    let named = over.clone();
+    let failed = tier.transaction_over(&over, move |work| {
+        for (n, key) in named.iter().enumerate() {
+            let put = work.put(key, &entry(90_000, vec![n as u8; 19_000 * 40]), HOLD)?;
+            assert!(matches!(put, Put::Stored | Put::Full), "{put:?}");
+            // What it says of one key is no reason for the work to go on.
+            if put == Put::Full {
+                return Err(tiercache_core::Error::Full { backend: "sqlite", op: "put" });
+            }
+        }
+        Ok(())
+    });
+    assert!(failed.await.is_err(), "there is no room for it");
+    assert_eq!([standing(1).await, standing(2).await, standing(3).await, standing(4).await], before);
     disk.grow(32);
     assert!(remove(&tier, "k1", 100_000).await.is_done());
     assert_eq!(put(&tier, "k1", &entry(100_001, "fits")).await, Put::Stored);

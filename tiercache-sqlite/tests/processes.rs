@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use common::*;
 use tiercache_core::tier::{Always, Counting, FenceLog, Put, Removal, Scope};
-use tiercache_core::{Error, Generation, SystemClock, Tier, Timestamp};
+use tiercache_core::{Error, Generation, Key, SystemClock, Tier, Timestamp};
+use tiercache_sqlite::Transaction;
 
 const ROLE: &str = "TIERCACHE_SQLITE_ROLE";
 const PLACE: &str = "TIERCACHE_SQLITE_PLACE";
@@ -42,6 +43,7 @@ async fn a_process_of_its_own() {
         "set one key" => set_one_key(place, number).await,
         "count" => count(place).await,
         "write until killed" => write_until_killed(place, number).await,
+        "transfer until killed" => transfer_until_killed(place, number).await,
         other => panic!("{other}"),
     }
 }
@@ -170,6 +172,102 @@ async fn a_kill_tears_nothing_and_takes_nothing_back() {
         // Whoever comes next begins above everything that was written.
         before = open_live(dir.path()).profile().last_generation.get();
     }
+}
+
+const ACCOUNTS: usize = 8;
+
+fn account(number: usize) -> Key {
+    key(&format!("account {number}"))
+}
+
+/// The value and the generation to overtake.
+fn balance(work: &mut Transaction<'_, '_>, of: usize) -> tiercache_core::Result<(i64, u64)> {
+    let entry = work.get(&account(of))?.unwrap();
+    // Some of them are large: those have files.
+    let text = String::from_utf8(entry.value.to_vec()).unwrap();
+    Ok((text.trim_end().parse().unwrap(), entry.generation.get()))
+}
+
+fn set_balance(
+    work: &mut Transaction<'_, '_>,
+    of: usize,
+    balance: i64,
+    generation: u64,
+) -> tiercache_core::Result<()> {
+    let mut text = balance.to_string();
+    text.push_str(&" ".repeat(if of.is_multiple_of(2) { 10 } else { 70_000 }));
+    let put = work.put(&account(of), &entry(generation, text), HOLD)?;
+    assert_eq!(put, Put::Stored);
+    Ok(())
+}
+
+/// What is forced to the disk is about power cuts, and would make this slow.
+fn open_quick(place: &Path) -> tiercache_sqlite::SqliteTier {
+    let synchronous = tiercache_sqlite::Synchronous::Off;
+    open_with(tiercache_sqlite::SqliteConfig { synchronous, ..config(place) }, SystemClock::start())
+}
+
+async fn transfer_until_killed(place: &Path, seed: u64) {
+    let tier = open_quick(place);
+    for round in 0.. {
+        let at = seed.wrapping_mul(31).wrapping_add(round) as usize;
+        if round == 20 {
+            std::fs::write(place.join(format!("transfers {seed}")), "some").unwrap();
+        }
+        let (from, to) = (at % ACCOUNTS, (at / ACCOUNTS + at * 3 + 1) % ACCOUNTS);
+        if from == to {
+            continue;
+        }
+        let over = [account(from), account(to)];
+        let transfer = tier.transaction_over(&over, move |work| {
+            let ((left, g1), (right, g2)) = (balance(work, from)?, balance(work, to)?);
+            let generation = g1.max(g2) + 1;
+            set_balance(work, from, left - 1, generation)?;
+            set_balance(work, to, right + 1, generation)
+        });
+        transfer.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_kill_in_the_middle_of_a_transfer_between_shards_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let tier = open_quick(dir.path());
+    let first =
+        |work: &mut Transaction<'_, '_>| (0..ACCOUNTS).try_for_each(|of| set_balance(work, of, 100, 1));
+    tier.transaction_over_all(first).await.unwrap();
+    let mut survivor = start("transfer until killed 1000", dir.path());
+    for round in 1..=8u64 {
+        let mut child = start(&format!("transfer until killed {round}"), dir.path());
+        while !dir.path().join(format!("transfers {round}")).exists() {
+            assert!(child.try_wait().unwrap().is_none() && survivor.try_wait().unwrap().is_none());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        // At one moment or another.
+        tokio::time::sleep(Duration::from_micros(round * 700)).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let sum = tier.transaction_over_all(|work| {
+            (0..ACCOUNTS).map(|of| Ok(balance(work, of)?.0)).sum::<tiercache_core::Result<i64>>()
+        });
+        assert_eq!(sum.await.unwrap(), 800, "after {round} kills");
+    }
+    survivor.kill().unwrap();
+    survivor.wait().unwrap();
+    tier.close().await.unwrap();
+    drop(tier);
+    let tier = open_quick(dir.path());
+    let mut sum = 0;
+    for of in 0..ACCOUNTS {
+        let found = tier.get(&account(of)).await.unwrap().unwrap();
+        sum += std::str::from_utf8(&found.value).unwrap().trim_end().parse::<i64>().unwrap();
+    }
+    assert_eq!(sum, 800, "also read outside a transaction, once it was opened");
+    tier.close().await.unwrap();
+    drop(tier);
+    let report = check(dir.path(), true);
+    let wrong = report.damaged + report.dangling + report.wrong_sizes + report.drifted + report.broken;
+    assert_eq!((wrong, report.unfinished), (0, 0), "{report:?}");
 }
 
 #[tokio::test]

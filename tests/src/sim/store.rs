@@ -415,11 +415,7 @@ impl Leasing for Life {
 
 #[async_trait]
 impl Transactions for Life {
-    fn part(&self, _key: &Key) -> usize {
-        0
-    }
-
-    async fn transact(&self, _key: &Key, work: Work) -> Result<()> {
+    async fn transact(&self, _keys: &[Key], work: Work) -> Result<()> {
         let whole = |contents: &mut Contents| {
             let mut copy = contents.clone();
             work(&mut copy)?;

@@ -26,9 +26,14 @@ async fn level(path: &Path, shards: u32, clock: &Arc<ManualClock>) -> Arc<Sqlite
     Arc::new(SqliteTier::open(config, clock.clone()).await.unwrap())
 }
 
+/// Over a level of so many shards that the keys of a test are in several.
 async fn open(path: &Path) -> Subject {
+    open_with(path, 8).await
+}
+
+async fn open_with(path: &Path, shards: u32) -> Subject {
     let (clock, hot) = (ManualClock::new(), ram());
-    let dry = level(path, 1, &clock).await;
+    let dry = level(path, shards, &clock).await;
     let tracking = Arc::new(MemoryTracking::new(&Default::default()));
     let cache =
         builder(&clock).hot(hot.clone()).cold(ram()).dry(dry).tracking(tracking).build().await.unwrap();
@@ -253,8 +258,15 @@ async fn a_transaction_whose_caller_left_is_carried_out() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sums_over_keys_stay_what_they_are_under_crossing_transfers() {
+    for shards in [1, 5] {
+        crossing_transfers(shards).await;
+    }
+}
+
+async fn crossing_transfers(shards: u32) {
     let folder = tempfile::tempdir().unwrap();
-    let caches = [open(folder.path()).await, open(folder.path()).await].map(|subject| subject.cache);
+    let [one, other] = [open_with(folder.path(), shards).await, open_with(folder.path(), shards).await];
+    let caches = [one.cache, other.cache];
     let accounts: Vec<String> = (0..6).map(|n| format!("account {n}")).collect();
     let names = accounts.clone();
     caches[0]
@@ -327,9 +339,10 @@ async fn what_cannot_be_one_step_is_refused_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let sharded =
         builder(&clock).hot(ram()).dry(level(folder.path(), 8, &clock).await).build().await.unwrap();
-    let many: Vec<String> = (0..100).map(|n| format!("{n}")).collect();
+    let many: Vec<String> = (0..10_001).map(|n| format!("{n}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    assert!(told(&sharded, &many).await.contains("`shards: 1`"));
+    assert!(told(&sharded, &many).await.contains("at most 10000 keys"));
+    sharded.transaction(&many[..100], nothing).await.unwrap();
     assert!(told(&sharded, &[]).await.contains("at least one key"));
     sharded.transaction(&["k"], |tx| tx.set("k", "v")).await.unwrap();
     assert_eq!(sharded.entry("k").await.unwrap().unwrap().level, Level::Dry);

@@ -78,10 +78,9 @@ impl CacheManager {
     /// # Errors
     /// - What `work` said; [`Error::Panicked`] when it panicked: nothing happened.
     /// - [`Error::Unsupported`] when no level has transactions (`sqlite` does), or another level stands outside RAM.
-    /// - [`Error::InvalidOption`] when the level keeps the keys in different places that have no common transaction
-    ///   (shards: make the directory with `shards: 1` for transactions over any keys), or there are none.
-    /// - [`Error::Unavailable`] and [`Error::TimedOut`] when the level did not do it; what was written is then removed,
-    ///   since nobody knows.
+    /// - [`Error::InvalidOption`] when there are no keys, or more than 10,000.
+    /// - [`Error::Unavailable`] and [`Error::TimedOut`] when the level did not do it, or only a part yet; what was
+    ///   written is then removed, since nobody knows.
     ///
     /// Dropping the future after it was first polled does not stop it.
     pub async fn transaction<K: AsKey, T: Send + 'static>(
@@ -246,10 +245,10 @@ impl Shared {
         let (slot, level) = self.transacting()?;
         keys.sort_unstable();
         keys.dedup();
-        let first = check_keys(level, &keys)?.clone();
+        check_count(&keys)?;
         let turns = self.take_turns(&keys).await?;
         self.check_lags(slot, &keys)?;
-        let ours: Vec<_> = keys.into_iter().map(|key| (self.newest_in_ram(&key), key)).collect();
+        let ours: Vec<_> = keys.iter().map(|key| (self.newest_in_ram(key), key.clone())).collect();
         let outcome: Arc<Mutex<(Option<T>, Vec<Written>)>> = Arc::new(Mutex::new((None, Vec::new())));
         let begun = Arc::new(AtomicBool::new(false));
         let job = {
@@ -268,7 +267,7 @@ impl Shared {
         };
         let limit = slot.limits().write_timeout;
         let whole = async {
-            let mut running = std::pin::pin!(level.transact(&first, Box::new(job)));
+            let mut running = std::pin::pin!(level.transact(&keys, Box::new(job)));
             match tokio::time::timeout(limit, &mut running).await {
                 Ok(result) => result,
                 // What has begun is waited for, since the turns are; what has not must not begin any more.
@@ -417,20 +416,14 @@ impl About {
     }
 }
 
-/// Whether the keys can be in one transaction; one of them.
-fn check_keys<'a>(level: &dyn Transactions, keys: &'a [Key]) -> Result<&'a Key> {
+fn check_count(keys: &[Key]) -> Result<()> {
     let refused = |reason: String| Err(Error::InvalidOption { option: "keys", reason });
-    let Some(first) = keys.first() else { return refused("a transaction needs at least one key".into()) };
-    if keys.len() > MOST_KEYS {
-        return refused(format!("a transaction has at most {MOST_KEYS} keys, not {}", keys.len()));
-    }
-    let part = level.part(first);
-    match keys.iter().find(|key| level.part(key) != part) {
-        Some(other) => refused(format!(
-            "{first:?} and {other:?} are in different shards of the level: make its directory with `shards: 1` for \
-             transactions over any keys"
-        )),
-        None => Ok(first),
+    match keys.len() {
+        0 => refused("a transaction needs at least one key".into()),
+        count if count > MOST_KEYS => {
+            refused(format!("a transaction has at most {MOST_KEYS} keys, not {count}"))
+        }
+        _ => Ok(()),
     }
 }
 
