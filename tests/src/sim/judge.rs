@@ -145,6 +145,8 @@ impl Judge {
         }
         // Whoever has seen a part of a transaction must see the rest.
         let (begun_with, elsewhere) = (written.begun, written.life == ELSEWHERE);
+        // What a process that died had not fenced everywhere, nor noted, stands beside what it was to replace.
+        let whole = written.life == life || (written.certain && !written.degraded);
         let parts = || self.mutations.iter().filter(|part| part.begun == begun_with);
         if parts().count() > 1 {
             for part in
@@ -163,7 +165,7 @@ impl Judge {
                     ));
                 }
             }
-            if !self.beside || !elsewhere {
+            if !self.beside || (!elsewhere && whole) {
                 before.push((ended, generation));
             }
         }
