@@ -54,6 +54,13 @@ pub enum What {
         /// The time when it began.
         clock: u64,
     },
+    /// What a load answered. It may not be kept, when something came between: others need not see it after that.
+    Answer {
+        /// The number of the value.
+        value: u64,
+        /// The time when it began.
+        clock: u64,
+    },
     /// A read that removes what it finds.
     Pop {
         /// The number of the value.
@@ -202,6 +209,8 @@ struct Judge<'a> {
     /// During these a read may miss what is being written anew.
     writing: Spans,
     touches: Spans,
+    /// When a value that was loaded was first answered: it is kept by then, if it is at all.
+    answered: HashMap<u64, Moment>,
 }
 
 impl<'a> Judge<'a> {
@@ -212,6 +221,13 @@ impl<'a> Judge<'a> {
             if let What::Write(written) = event.what {
                 writes.insert(written.value, (*event, written));
                 tags.insert(written.tag);
+            }
+        }
+        let mut answered = HashMap::new();
+        for event in events {
+            if let What::Answer { value, .. } = event.what {
+                let first = answered.entry(value).or_insert(event.ended);
+                *first = event.ended.min(*first);
             }
         }
         let lasts = |written: &Written| written.certain && written.deadline.is_none();
@@ -228,7 +244,7 @@ impl<'a> Judge<'a> {
                 What::Write(written) => written.certain,
                 What::Remove { tag: of, certain } => certain && hits(of, tag),
                 What::Pop { value, .. } => value.is_some(),
-                What::Read { .. } | What::Touch { .. } | What::Flush => false,
+                What::Read { .. } | What::Answer { .. } | What::Touch { .. } | What::Flush => false,
             })
         };
         let excuses = spans(&|what| match *what {
@@ -236,7 +252,7 @@ impl<'a> Judge<'a> {
             What::Remove { tag, .. } => tag.is_none(),
             What::Pop { .. } | What::Flush => true,
             What::Touch { durable } => !durable,
-            What::Read { .. } => false,
+            What::Read { .. } | What::Answer { .. } => false,
         });
         let tagged = |tag| {
             let removals = spans(&|what| matches!(what, What::Remove { tag: of, .. } if *of == Some(tag)));
@@ -259,12 +275,14 @@ impl<'a> Judge<'a> {
             fragile: spans(&|what| matches!(what, What::Write(written) if !written.durable)),
             writing: spans(&writing),
             touches: spans(&|what| matches!(what, What::Touch { .. })),
+            answered,
         }
     }
 
     fn judge(&self) -> Result<Tally, Broken> {
         let found = |event: &&&'a Event| match event.what {
             What::Read { value, clock } | What::Pop { value, clock } => Some((**event, value, clock)),
+            What::Answer { value, clock } => Some((**event, Some(value), clock)),
             _ => None,
         };
         let mut reads: Vec<_> = self.events.iter().filter_map(|event| found(&event)).collect();
@@ -277,6 +295,8 @@ impl<'a> Judge<'a> {
                 None => {}
             }
         }
+        let (answers, reads): (Vec<_>, Vec<_>) =
+            reads.into_iter().partition(|(event, ..)| matches!(event.what, What::Answer { .. }));
         self.never_back(&reads)?;
         let mut popped = HashSet::new();
         for event in self.events {
@@ -286,7 +306,7 @@ impl<'a> Judge<'a> {
                 return Err(self.broken(format!("value {value} was popped twice"), event, event.begun));
             }
         }
-        let reads = reads.len() as u64;
+        let reads = (reads.len() + answers.len()) as u64;
         Ok(Tally { reads, hits, mutations: self.events.len() as u64 - reads })
     }
 
@@ -362,12 +382,13 @@ impl<'a> Judge<'a> {
             }
             let Some((write, written)) = value.and_then(|value| self.writes.get(&value)) else { continue };
             let order = written.generation.map(|generation| (write.life, generation));
+            let kept = self.answered.get(&written.value).map_or(write.ended, |first| write.ended.max(*first));
             let back = match (newest, highest, gone) {
                 (Some((begun, newer)), ..) if begun > write.ended => Some(format!("from value {newer}")),
                 (_, Some((highest, newer)), _) if order.is_some_and(|order| order < highest) => {
                     Some(format!("from value {newer} of generation {}", highest.1))
                 }
-                (.., Some(gone)) if gone > write.ended => Some(format!("from a miss at {gone}")),
+                (.., Some(gone)) if gone > kept => Some(format!("from a miss at {gone}")),
                 _ => None,
             };
             if let Some(from) = back {

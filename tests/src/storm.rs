@@ -82,6 +82,12 @@ pub enum Act {
     SetShort,
     /// `set` if there is none.
     Add,
+    /// `replace`.
+    Replace,
+    /// `compare_and_set` with the generation that was read just before.
+    CompareAndSet,
+    /// `get_and_touch`.
+    GetAndTouch,
     /// `touch`.
     Touch,
     /// `delete`.
@@ -304,7 +310,9 @@ impl Client {
                 Act::Get | Act::Entry => self.read(key, act == Act::Entry).await?,
                 Act::GetMany => self.read_many(key).await?,
                 Act::Contains => drop(self.cache.contains(name(key)).await.map_err(failed(act))?),
-                Act::Set | Act::SetShort | Act::Add => self.set(key, act).await?,
+                Act::Set | Act::SetShort | Act::Add | Act::Replace | Act::CompareAndSet => {
+                    self.set(key, act).await?;
+                }
                 Act::SetMany => self.set_many(key).await?,
                 Act::DeleteMany => self.delete_many(key).await?,
                 Act::Load => self.load(key).await?,
@@ -312,7 +320,12 @@ impl Client {
                 Act::Pop => self.pop(key).await?,
                 Act::Drop => self.begin_and_drop(key).await,
                 Act::Prune => drop(self.cache.prune().await.map_err(failed(act))?),
-                Act::Touch | Act::Delete | Act::InvalidateTag | Act::Clear | Act::Flush => {
+                Act::GetAndTouch
+                | Act::Touch
+                | Act::Delete
+                | Act::InvalidateTag
+                | Act::Clear
+                | Act::Flush => {
                     self.change(key, act).await?;
                 }
             }
@@ -359,8 +372,18 @@ impl Client {
         let new = self.board.values.fetch_add(1, Ordering::Relaxed);
         let tag = self.random.once_in(2).then(|| self.tag());
         let life = Duration::from_millis(1 + self.random.below(8));
-        let begun = self.board.moment();
-        let mut set = self.cache.set(name(key), value(key, new));
+        let mut begun = self.board.moment();
+        let mut set = match act {
+            Act::Replace => self.cache.replace(name(key), value(key, new)),
+            Act::CompareAndSet => {
+                let Some(read) = self.cache.read(name(key)).await.map_err(failed(act))? else {
+                    return Ok(());
+                };
+                begun = self.board.moment();
+                self.cache.compare_and_set(name(key), read.generation, value(key, new))
+            }
+            _ => self.cache.set(name(key), value(key, new)),
+        };
         if let Some(tag) = tag {
             set = set.tag("t", tag.to_string());
         }
@@ -427,8 +450,8 @@ impl Client {
         });
         let found = loaded.await.map_err(failed(Act::Load))?;
         let ended = self.board.moment();
-        let value = numbered(key, Some(found))?;
-        self.note(Some(key), begun, ended, What::Read { value, clock });
+        let value = number(key, &found)?;
+        self.note(Some(key), begun, ended, What::Answer { value, clock });
         Ok(())
     }
 
@@ -448,7 +471,7 @@ impl Client {
         let ended = self.board.moment();
         for (key, found) in keys.into_iter().zip(found.map_err(failed(Act::LoadMany))?) {
             let value = numbered(key, found)?.ok_or("what was loaded is told to be missing")?;
-            self.note(Some(key), begun, ended, What::Read { value: Some(value), clock });
+            self.note(Some(key), begun, ended, What::Answer { value, clock });
         }
         Ok(())
     }
@@ -481,8 +504,11 @@ impl Client {
             }
             Act::Flush => (None, self.cache.flush(level).await.map(|()| What::Flush)),
             _ => {
-                let touched = self.cache.touch(name(key), None).await;
-                (Some(key), touched.map(|_| What::Touch { durable: true }))
+                let touched = match act {
+                    Act::Touch => self.cache.touch(name(key), None).await.map(drop),
+                    _ => self.cache.get_and_touch(name(key), None).await.map(drop),
+                };
+                (Some(key), touched.map(|()| What::Touch { durable: true }))
             }
         };
         let what = what.map_err(failed(act))?;

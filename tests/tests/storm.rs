@@ -19,6 +19,17 @@ const CHANGES: Mix = &[
     (Act::Entry, 2),
 ];
 
+const CONDITIONS: Mix = &[
+    (Act::CompareAndSet, 10),
+    (Act::Replace, 3),
+    (Act::Add, 4),
+    (Act::GetAndTouch, 2),
+    (Act::Set, 2),
+    (Act::Delete, 3),
+    (Act::Pop, 1),
+    (Act::Get, 4),
+];
+
 const INVALIDATIONS: Mix =
     &[(Act::Set, 30), (Act::InvalidateTag, 3), (Act::Clear, 1), (Act::Delete, 3), (Act::Get, 12)];
 
@@ -113,6 +124,14 @@ fn nothing_is_ever_missing_while_everything_moves() {
                 Storm { dry, keys: 24, operations: 12_000, clients, filled: true, ..storm(policy) },
             );
         }
+    }
+}
+
+#[test]
+fn writes_on_conditions() {
+    for (policy, write) in POLICIES.into_iter().zip([Write::Back, Write::Behind, Write::Through]) {
+        let clients = vec![CONDITIONS, CONDITIONS, CONDITIONS, CHANGES, READS, READS];
+        rage("conditions", Storm { dry: Dry::Disk, write, clients, operations: 8_000, ..storm(policy) });
     }
 }
 
