@@ -41,6 +41,12 @@ async fn text(cache: &CacheManager, key: &str) -> Option<String> {
     value.map(|value| String::from_utf8_lossy(&value).into_owned())
 }
 
+/// The error with its cause, if it has one of its own.
+fn told(error: &tiercache::Error) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    format!("{error}{cause}")
+}
+
 async fn joins_late(name: &'static str) {
     let Some(backend) = Backend::start(name).await else { return };
     let folders: Vec<_> = (0..2).map(|_| tempfile::tempdir().expect("a folder")).collect();
@@ -60,7 +66,7 @@ async fn joins_late(name: &'static str) {
 
     backend.proxy().set(Fault::Refuse);
     let refused = open(&config(&backend, "fail", folder(1))).await.expect_err("its server is away");
-    let told = format!("{refused}: {}", std::error::Error::source(&refused).expect("a cause"));
+    let told = told(&refused);
     assert!(told.contains("cold_cache"), "{name}: {told}");
 
     let cache = open(&config(&backend, "wait", folder(1))).await.expect("it begins all the same");
@@ -109,7 +115,7 @@ async fn tracking_whose_server_is_away_is_told_when_it_is_back() {
     );
     backend.server().kill();
     let failing = open(&text.replace("wait", "fail")).await.expect_err("its server is away");
-    let told = format!("{failing}: {}", std::error::Error::source(&failing).expect("a cause"));
+    let told = told(&failing);
     assert!(told.contains("tracking"), "{told}");
     let cache = open(&text).await.expect("it begins all the same");
     cache.set("k", "v").await.expect("set");

@@ -57,7 +57,8 @@ impl MemcachedTier {
     /// Connects to the servers. `level` keeps the items of several levels on one server apart.
     ///
     /// # Errors
-    /// [`Error::Config`] when the configuration cannot be used, [`Error::Refused`] when a server cannot be: it names the server.
+    /// [`Error::Config`] when the configuration cannot be used, [`Error::Unavailable`] when a server
+    /// is away, [`Error::Refused`] when it cannot be used: both name the server.
     pub async fn open(config: MemcachedConfig, level: &str) -> Result<Self> {
         config.check()?;
         let addresses = config.addresses()?;
@@ -455,5 +456,10 @@ async fn settle(servers: &[Server], all: &BTreeSet<String>) -> Result<()> {
 fn refused(server: &Server, error: &Error) -> Error {
     let source = std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"));
     let address = server.address.trim_start_matches("tcp://");
-    Error::Refused(format!("memcached at {address} cannot be used: {error}{source}"))
+    let told = format!("memcached at {address} cannot be used: {error}{source}");
+    // One that is away may be back; one that answers and refuses is the owner's to put right.
+    match error.is_retryable() {
+        true => Error::unavailable(NAME, "open", told),
+        false => Error::Refused(told),
+    }
 }

@@ -204,7 +204,7 @@ fn a_third_partys_configuration_is_checked_and_shown_like_ours() {
     for (text, says) in [
         (
             "dry_cache: { backend: shelf, rom: 1MB }",
-            "tier.yaml:1:30: dry_cache.rom: unknown key; allowed: backend, ttl, read_timeout, write_timeout, room, patience, password; did you mean `room`?",
+            "tier.yaml:1:30: dry_cache.rom: unknown key; allowed: backend, ttl, read_timeout, write_timeout, when_down, room, patience, password; did you mean `room`?",
         ),
         ("dry_cache: { backend: shelf }", "tier.yaml:1:12: dry_cache: the key `room` is missing"),
         (

@@ -300,6 +300,11 @@ impl Shared {
     /// the process lives.
     async fn note(&self, level: Level, reach: Reach, below: Generation) -> Note {
         let (slot, journal) = self.journal()?;
+        if slot.level == level {
+            // What cannot take the removal cannot take the note of it either, and nobody waits twice for that.
+            self.flow.counters.count(Count::Unnoted);
+            return None;
+        }
         let limit = slot.limits().write_timeout.min(slot.limits().read_timeout.max(Duration::from_secs(1)));
         let waiting = Waiting { level, reach, below };
         match slot.call("note", limit, journal.note(&waiting)).await {
