@@ -4,6 +4,7 @@
 pub mod actix;
 mod body;
 mod cache;
+mod carried;
 mod engine;
 mod identity;
 mod origin;

@@ -11,13 +11,11 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::carried::{self, Item};
 use crate::{Body, BoxError};
 
 /// Chunks of the service's that wait for a slow reader.
 const AHEAD: usize = 4;
-
-/// A piece of a body, or its end: a channel that closes without one belonged to a worker that is gone.
-type Item = Result<Option<Bytes>, BoxError>;
 
 /// A body of the service's. A task on its worker carries what is not there as a whole, and ends with its reader.
 pub(super) fn inward<B: MessageBody + 'static>(body: B) -> Body {
@@ -37,64 +35,24 @@ pub(super) fn inward<B: MessageBody + 'static>(body: B) -> Body {
             () = carry(body, &items) => {}
         }
     });
-    Body::wrap(Inward { items: carried, size, ended: false })
+    let hint = match size {
+        BodySize::Sized(size) => SizeHint::with_exact(size),
+        BodySize::None | BodySize::Stream => SizeHint::default(),
+    };
+    carried::body(carried, hint)
 }
 
 async fn carry<B: MessageBody>(body: B, items: &mpsc::Sender<Item>) {
     let mut body = pin!(body);
     loop {
         let item = match poll_fn(|context| body.as_mut().poll_next(context)).await {
-            Some(Ok(chunk)) => Ok(Some(chunk)),
-            Some(Err(error)) => Err(error.into().to_string().into()),
-            None => Ok(None),
+            Some(Ok(chunk)) => Item::Frame(Frame::data(chunk)),
+            Some(Err(error)) => Item::Failed(error.into().to_string().into()),
+            None => Item::End,
         };
-        let last = !matches!(item, Ok(Some(_)));
+        let last = !matches!(item, Item::Frame(_));
         if items.send(item).await.is_err() || last {
             return;
-        }
-    }
-}
-
-struct Inward {
-    items: mpsc::Receiver<Item>,
-    size: BodySize,
-    ended: bool,
-}
-
-impl http_body::Body for Inward {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let item = ready!(self.items.poll_recv(context));
-        self.ended = !matches!(item, Some(Ok(Some(_))));
-        Poll::Ready(match item {
-            Some(Ok(Some(chunk))) => {
-                if let BodySize::Sized(left) = &mut self.size {
-                    *left = left.saturating_sub(chunk.len() as u64);
-                }
-                Some(Ok(Frame::data(chunk)))
-            }
-            Some(Ok(None)) => None,
-            Some(Err(error)) => Some(Err(error)),
-            None => Some(Err("the worker of the body is gone".into())),
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self.size {
-            BodySize::Sized(left) => SizeHint::with_exact(left),
-            BodySize::None | BodySize::Stream => SizeHint::default(),
         }
     }
 }

@@ -3,16 +3,14 @@
 //! A task carries it, so that a requester who leaves harms nobody who waits for it to be stored. Whoever has seen the
 //! end of a body finds it stored: the end, or the frame that completes the announced length, is sent after that.
 
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::sync::mpsc;
 
+use crate::Body;
+use crate::carried::{self, Item};
 use crate::store::{Content, PieceWriter};
-use crate::{Body, BoxError};
 
 /// Frames that wait for a slow requester.
 const AHEAD: usize = 4;
@@ -27,13 +25,7 @@ where
     let hint = length.map_or_else(|| body.size_hint(), SizeHint::with_exact);
     let carrier = Carrier { body, length, sent: 0, frames: Some(frames) };
     tokio::spawn(carrier.run(writer, publish));
-    Body::wrap(Carried { frames: carried, hint, ended: false })
-}
-
-enum Item {
-    Frame(Frame<Bytes>),
-    Failed(BoxError),
-    End,
+    carried::body(carried, hint)
 }
 
 struct Carrier {
@@ -115,48 +107,5 @@ impl Carrier {
         {
             self.frames = None;
         }
-    }
-}
-
-/// What the requester gets.
-struct Carried {
-    frames: mpsc::Receiver<Item>,
-    hint: SizeHint,
-    ended: bool,
-}
-
-impl http_body::Body for Carried {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let item = ready!(self.frames.poll_recv(context));
-        self.ended = !matches!(item, Some(Item::Frame(_)));
-        Poll::Ready(match item {
-            Some(Item::Frame(frame)) => {
-                if let (Some(data), Some(exact)) = (frame.data_ref(), self.hint.exact()) {
-                    self.hint = SizeHint::with_exact(exact.saturating_sub(data.len() as u64));
-                }
-                Some(Ok(frame))
-            }
-            Some(Item::Failed(error)) => Some(Err(error)),
-            Some(Item::End) => None,
-            // The task is gone: what was sent is not the whole.
-            None => Some(Err("the body was not carried to its end".into())),
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.hint
     }
 }
