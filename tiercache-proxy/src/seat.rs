@@ -9,10 +9,11 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 
-/// How exactly the limit is kept: moving a timer at every read would cost more than the read.
-const GRAIN: Duration = Duration::from_secs(1);
+/// In how many parts a standstill is counted, and so how exactly its limit is kept: moving a timer at every read, or even
+/// asking for the time, would be a good part of what a hit costs.
+const PARTS: u32 = 8;
 
 /// How long a client may take to close its side once ours is closed, and how many bytes it may send meanwhile.
 const LINGER: Duration = Duration::from_secs(1);
@@ -22,20 +23,21 @@ const LINGER_BYTES: usize = 1 << 20;
 /// the client still sends is read for a second, so that the last answer reaches it.
 pub struct Seat {
     stream: Option<TcpStream>,
-    limit: Duration,
-    idle: Pin<Box<Sleep>>,
-    moved: Instant,
+    part: Duration,
+    tick: Pin<Box<Sleep>>,
+    /// Ticks since something moved.
+    still: u32,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Seat {
-    /// `limit` is how long the connection may stand still, to a second; `permit` is given back with it.
+    /// `limit` is how long the connection may stand still, to an eighth of that more; `permit` is given back with it.
     ///
     /// # Panics
     /// Outside of a tokio runtime with time.
     pub fn new(stream: TcpStream, limit: Duration, permit: OwnedSemaphorePermit) -> Self {
-        let idle = Box::pin(sleep(limit));
-        Self { stream: Some(stream), limit, idle, moved: Instant::now(), permit: Some(permit) }
+        let part = limit / PARTS;
+        Self { stream: Some(stream), part, tick: Box::pin(sleep(part)), still: 0, permit: Some(permit) }
     }
 
     fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
@@ -46,15 +48,19 @@ impl Seat {
     /// Passes on what the stream says, and ends the connection when it said nothing for too long.
     fn watched<T>(&mut self, context: &mut Context<'_>, said: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if said.is_ready() {
-            let now = Instant::now();
-            if now.duration_since(self.moved) > GRAIN {
-                self.moved = now;
-                self.idle.as_mut().reset(now + self.limit);
-            }
+            self.still = 0;
             return said;
         }
-        ready!(self.idle.as_mut().poll(context));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        loop {
+            ready!(self.tick.as_mut().poll(context));
+            // The first tick may be of a part that was half over when it began to stand still.
+            if self.still == PARTS {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            self.still += 1;
+            let next = self.tick.deadline() + self.part;
+            self.tick.as_mut().reset(next);
+        }
     }
 }
 
@@ -158,9 +164,10 @@ mod tests {
         seat.read_exact(&mut byte).await.expect("the first");
         tokio::time::pause();
         seat.read_exact(&mut byte).await.expect("what is there comes at any time");
-        tokio::time::advance(Duration::from_secs(75) + GRAIN).await;
+        let (began, limit) = (tokio::time::Instant::now(), Duration::from_secs(75));
         let error = seat.read_exact(&mut byte).await.expect_err("nothing comes");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!((limit..=limit + limit / PARTS).contains(&began.elapsed()), "{:?}", began.elapsed());
     }
 
     #[tokio::test]

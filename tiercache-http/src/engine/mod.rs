@@ -119,7 +119,7 @@ impl Engine {
             return Ok(self.passed(response, Forward::Bypass));
         };
         if target::is_unsafe(&parts.method) || target::overrides_method(&parts.headers) {
-            return self.change(parts, body, &plan, origin).await;
+            return Box::pin(self.change(parts, body, &plan, origin)).await;
         }
         if !plan.meets_store {
             let forward = if matches!(parts.method, Method::GET | Method::HEAD) {
@@ -268,7 +268,8 @@ impl Engine {
                 None => Forward::UriMiss,
             };
             let fetch = Fetch { engine: self.clone(), parts, plan, found, forward, lead };
-            return fetch.run(origin).await;
+            // Boxed, so that hits do not carry room for it about.
+            return Box::pin(fetch.run(origin)).await;
         }
     }
 
