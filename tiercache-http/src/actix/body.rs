@@ -11,8 +11,8 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::carried::{self, Item};
 use crate::Body;
+use crate::carried::{self, Item};
 
 /// Chunks of the service's that wait for a slow reader.
 const AHEAD: usize = 4;

@@ -63,7 +63,9 @@ impl Cache {
     /// # Panics
     /// Never: the name of the namespace is short enough.
     pub fn new(manager: CacheManager) -> Self {
-        Self::over(HttpCache::builder(manager).private().build().expect("a name of four bytes is short enough"))
+        Self::over(
+            HttpCache::builder(manager).private().build().expect("a name of four bytes is short enough"),
+        )
     }
 
     /// Over that cache. It is shared, and keeps nothing that is of one user, unless it was built as
