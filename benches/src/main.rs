@@ -22,7 +22,8 @@ cargo xtask bench hot|load|disk|memory|hits|remote|http [--json] [--only KIND=NA
   disk     gets and puts of the disk level, beside databases and the machine's own limits
   memory   bytes of RAM per entry
   hits     hit ratios on traces, one key per line; without a file on made-up ones
-  http     the proxy's hits beside nginx and Varnish, asked by wrk, as far as they are installed
+  http     hits of the proxy beside nginx and Varnish, and of services behind the layers beside tower-http-cache and
+           nothing, asked by wrk, as far as they are installed
   remote   levels in other processes beside their clients, and batches beside single calls
 
   --json         one object per line
@@ -73,6 +74,16 @@ fn main() -> ExitCode {
         Some("hits") => hits::run(&options),
         Some("hot") => hot::run(&options),
         Some("http") => http::run(&options),
+        #[cfg(feature = "peers-http")]
+        Some("http-service") => match options.files.as_slice() {
+            [kind, address] => {
+                if let Err(error) = http::serve(kind, address) {
+                    eprintln!("{error}");
+                    return ExitCode::FAILURE;
+                }
+            }
+            _ => return ExitCode::from(2),
+        },
         Some("load") => load::run(&options),
         Some("memory") => memory::run(&options),
         #[cfg(feature = "remote")]

@@ -73,3 +73,18 @@ fn an_axum_service_stores_by_route_and_removes_by_tag() {
 fn an_actix_service_stores_by_resource_and_removes_by_tag() {
     assert_eq!(run(env!("CARGO_BIN_EXE_actix_service"), &[]), SERVED);
 }
+
+#[test]
+fn a_client_asks_once_for_each_user_and_again_after_a_change() {
+    let said = run(env!("CARGO_BIN_EXE_client"), &[]);
+    let expected = "\
+page of ann, 0 changes (tiercache; fwd=uri-miss; stored)
+page of ann, 0 changes (tiercache; hit)
+page of bob, 0 changes (tiercache; fwd=uri-miss; stored)
+page of bob, 0 changes (tiercache; hit)
+changed (tiercache; fwd=method)
+page of ann, 1 changes (tiercache; fwd=uri-miss; stored)
+page of ann, 1 changes (tiercache; hit)
+";
+    assert_eq!(said, expected);
+}

@@ -13,11 +13,11 @@ use crate::{Body, Identity, Origin};
 /// How strictly the cache reads the rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Profile {
-    /// For applications: stores only what says that it may be stored; no heuristics. Nothing with `Set-Cookie`, and
-    /// nothing for requests with `Authorization` or `Cookie` unless they have an identity.
+    /// For applications: stores only what says that it may be stored; no heuristics. Nothing with `Set-Cookie`, and,
+    /// shared, nothing for requests with `Authorization` or `Cookie` unless they have an identity.
     #[default]
     Default,
-    /// A shared cache by the letter of RFC 9111, with heuristic freshness.
+    /// By the letter of RFC 9111, with heuristic freshness.
     Rfc9111,
 }
 
@@ -30,6 +30,7 @@ pub struct Builder {
 
 #[derive(Clone)]
 pub(crate) struct Settings {
+    pub(crate) shared: bool,
     pub(crate) profile: Profile,
     /// As `Cache-Status` has it.
     pub(crate) name: String,
@@ -53,6 +54,16 @@ impl Builder {
     #[must_use]
     pub fn profile(mut self, profile: Profile) -> Self {
         self.settings.profile = profile;
+        self
+    }
+
+    /// The cache is private (RFC 9111 §1): a client's own, not one that many users share. It stores what is `private`
+    /// and what requests with `Authorization` or `Cookie` are answered, and `s-maxage`, `proxy-revalidate` and
+    /// `CDN-Cache-Control` are not for it. Responses to requests with different credentials never meet all the same,
+    /// unless an identity says whose they are. Default: shared.
+    #[must_use]
+    pub fn private(mut self) -> Self {
+        self.settings.shared = false;
         self
     }
 
@@ -154,7 +165,7 @@ impl Builder {
     /// [`Error::InvalidKey`](tiercache_core::Error::InvalidKey) when the namespace is longer than 255 bytes.
     pub fn build(self) -> Result<HttpCache> {
         let manager = self.manager.namespace(&self.settings.namespace)?;
-        Ok(HttpCache(Arc::new(Engine::new(Store::new(manager), self.settings))))
+        Ok(HttpCache(Arc::new(Engine::new(Store::new(manager, self.settings.shared), self.settings))))
     }
 }
 
@@ -232,6 +243,7 @@ impl HttpCache {
     /// Begins a cache over `manager`.
     pub fn builder(manager: CacheManager) -> Builder {
         let settings = Settings {
+            shared: true,
             profile: Profile::Default,
             name: "tiercache".into(),
             namespace: "http".into(),

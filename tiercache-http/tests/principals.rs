@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use tiercache_http::{Identity, Profile};
 
 const STEPS: usize = 250;
-/// Of each of the two properties: 110,000 requests with their responses.
+/// Of each property: 110,000 requests with their responses.
 const CASES: u32 = 440;
 
 const USERS: [&str; 4] = ["", "ann", "bob", "bobby"];
@@ -69,13 +69,20 @@ fn who(headers: &http::HeaderMap) -> String {
     value.map(|value| value.to_str().unwrap().trim_start_matches("user=").to_owned()).unwrap_or_default()
 }
 
-async fn play(steps: Vec<Step>, identified: bool) {
-    let bench = Bench::new(|cache| {
-        let cache = cache.profile(Profile::Default);
-        if !identified {
-            return cache;
+#[derive(Clone, Copy)]
+enum Kind {
+    Shared,
+    Identified,
+    Private(Profile),
+}
+
+async fn play(steps: Vec<Step>, kind: Kind) {
+    let bench = Bench::new(|cache| match kind {
+        Kind::Shared => cache,
+        Kind::Identified => {
+            cache.identity(|parts| Some(who(&parts.headers)).filter(|who| !who.is_empty()).map(Identity))
         }
-        cache.identity(|parts| Some(who(&parts.headers)).filter(|who| !who.is_empty()).map(Identity))
+        Kind::Private(profile) => cache.private().profile(profile),
     })
     .await;
     for step in steps {
@@ -96,20 +103,26 @@ async fn play(steps: Vec<Step>, identified: bool) {
     }
 }
 
-fn check(identified: bool) {
+fn check(kind: Kind) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let config = ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(steps in proptest::collection::vec(step(), STEPS))| {
-        runtime.block_on(play(steps, identified));
+        runtime.block_on(play(steps, kind));
     });
 }
 
 #[test]
 fn without_identities_nobody_gets_what_was_made_for_another() {
-    check(false);
+    check(Kind::Shared);
 }
 
 #[test]
 fn with_identities_nobody_gets_what_was_made_for_another() {
-    check(true);
+    check(Kind::Identified);
+}
+
+#[test]
+fn in_a_private_cache_nobody_gets_what_was_made_for_other_credentials() {
+    check(Kind::Private(Profile::Default));
+    check(Kind::Private(Profile::Rfc9111));
 }

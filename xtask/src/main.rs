@@ -20,7 +20,7 @@ cargo xtask COMMAND
   services                                 install the servers that tests run against
   bugs [NAME]                              seeded bugs, each of which the simulator must catch
   torture [--histories N] [--seed S]       generated histories against the reference model, as many as you like
-  bench hot|disk|memory|hits|remote [--json] [FILE…]
+  bench hot|load|disk|memory|hits|http|remote [--json] [FILE…]
                                            tiercache and its peers side by side
 ";
 

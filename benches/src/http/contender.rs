@@ -10,9 +10,13 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::Options;
+
 pub(super) struct Contender {
     pub(super) name: &'static str,
     pub(super) address: SocketAddr,
+    /// The same service without a cache in front, if it is one.
+    pub(super) bare: Option<&'static str>,
     child: Child,
     _folder: TempDir,
 }
@@ -43,17 +47,64 @@ impl Drop for Contender {
     }
 }
 
-/// Every one that is there, in front of `origin`.
-pub(super) fn start_all(origin: SocketAddr) -> Vec<Contender> {
-    let starters = [
-        ("tiercache", tiercache as fn(SocketAddr, SocketAddr, &Path) -> Option<Command>),
-        ("nginx", nginx),
-        ("varnish", varnish),
-    ];
-    let started = starters.into_iter().filter_map(|(name, command)| {
-        let started = start(name, command, origin);
+/// How one is started.
+#[derive(Clone, Copy)]
+struct Starter {
+    name: &'static str,
+    /// Whether it answers from a cache.
+    caches: bool,
+    bare: Option<&'static str>,
+    /// Of the origin, of its own address and of its folder.
+    command: fn(SocketAddr, SocketAddr, &Path) -> Option<Command>,
+}
+
+const SERVERS: [Starter; 3] = [
+    Starter { name: "tiercache", caches: true, bare: None, command: tiercache },
+    Starter { name: "nginx", caches: true, bare: None, command: nginx },
+    Starter { name: "varnish", caches: true, bare: None, command: varnish },
+];
+
+/// This program once more, each time as another service.
+#[cfg(feature = "peers-http")]
+const SERVICES: [Starter; 5] = [
+    Starter { name: "axum", caches: false, bare: None, command: |_, at, _| service("axum", at) },
+    Starter {
+        name: "axum-layer",
+        caches: true,
+        bare: Some("axum"),
+        command: |_, at, _| service("axum-layer", at),
+    },
+    Starter {
+        name: "tower-http-cache",
+        caches: true,
+        bare: Some("axum"),
+        command: |_, at, _| service("tower-http-cache", at),
+    },
+    Starter { name: "actix", caches: false, bare: None, command: |_, at, _| service("actix", at) },
+    Starter {
+        name: "actix-layer",
+        caches: true,
+        bare: Some("actix"),
+        command: |_, at, _| service("actix-layer", at),
+    },
+];
+#[cfg(not(feature = "peers-http"))]
+const SERVICES: [Starter; 0] = [];
+
+#[cfg(feature = "peers-http")]
+fn service(name: &str, address: SocketAddr) -> Option<Command> {
+    let mut command = on_core(0, std::env::current_exe().ok()?);
+    command.args(["http-service", name, &address.to_string()]);
+    Some(command)
+}
+
+/// Every one that is wanted and there, in front of `origin`.
+pub(super) fn start_all(origin: SocketAddr, options: &Options) -> Vec<Contender> {
+    let wanted = SERVERS.into_iter().chain(SERVICES).filter(|one| options.wants("contender", one.name));
+    let started = wanted.filter_map(|starter| {
+        let started = start(starter, origin);
         if started.is_none() {
-            eprintln!("{name}: not here, or it does not start; left out");
+            eprintln!("{}: not here, or it does not start; left out", starter.name);
         }
         started
     });
@@ -71,20 +122,17 @@ pub(super) fn on_core(core: usize, program: impl AsRef<std::ffi::OsStr>) -> Comm
     command
 }
 
-fn start(
-    name: &'static str,
-    command: fn(SocketAddr, SocketAddr, &Path) -> Option<Command>,
-    origin: SocketAddr,
-) -> Option<Contender> {
+fn start(starter: Starter, origin: SocketAddr) -> Option<Contender> {
     // On a RAM disk, if there is one: nginx keeps pages in files.
     let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).ok()?;
     let address = TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?;
-    let mut command = command(origin, address, folder.path())?;
+    let mut command = (starter.command)(origin, address, folder.path())?;
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
-    let contender = Contender { name, address, child, _folder: folder };
+    let Starter { name, caches, bare, .. } = starter;
+    let contender = Contender { name, address, bare, child, _folder: folder };
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(15) {
-        if caches(address).is_some() {
+        if answers(address, caches).is_some() {
             return Some(contender);
         }
         thread::sleep(Duration::from_millis(50));
@@ -92,16 +140,25 @@ fn start(
     None
 }
 
-/// Asks twice for every page: who caches answers the second time by itself, with an `Age` or a word of its own.
-fn caches(address: SocketAddr) -> Option<()> {
+/// Asks twice for every page: who caches has the second time what was made the first, and nobody else has.
+fn answers(address: SocketAddr, caches: bool) -> Option<()> {
     for (_, bytes) in super::SIZES {
-        fetch(address, bytes)?;
-        let head = fetch(address, bytes)?.to_ascii_lowercase();
-        if !head.contains("\nage:") && !head.contains("x-cache: hit") {
+        let first = made(&fetch(address, bytes)?)?;
+        let second = made(&fetch(address, bytes)?)?;
+        if caches != (first == second) {
             return None;
         }
     }
     Some(())
+}
+
+/// The number of a response's making.
+fn made(head: &str) -> Option<u64> {
+    let value = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case(super::MADE).then(|| value.trim().parse().ok())?
+    };
+    head.lines().find_map(value)
 }
 
 fn fetch(address: SocketAddr, bytes: usize) -> Option<String> {

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::Body;
 use crate::carried::{self, Item};
-use crate::{Body, BoxError};
 
 /// Chunks of the service's that wait for a slow reader.
 const AHEAD: usize = 4;
@@ -54,18 +54,6 @@ async fn carry<B: MessageBody>(body: B, items: &mpsc::Sender<Item>) {
         if items.send(item).await.is_err() || last {
             return;
         }
-    }
-}
-
-/// A request's body. It stays where it is: the engine asks only whether there is one.
-pub(super) struct Elsewhere;
-
-impl http_body::Body for Elsewhere {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Poll::Ready(None)
     }
 }
 

@@ -7,8 +7,8 @@ use actix_web::http as old;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body::Body as _;
 
-use super::body::Elsewhere;
 use crate::Body;
+use crate::relay::Elsewhere;
 
 /// Marks what the service answered.
 #[derive(Clone)]

@@ -20,7 +20,6 @@
 
 mod body;
 mod convert;
-mod worker;
 
 use std::future::{Ready, poll_fn, ready};
 use std::pin::{Pin, pin};
@@ -35,8 +34,11 @@ use http_body::Body as _;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::{RecvError, TryRecvError};
 
-use self::worker::{Job, Worker};
+use crate::relay::{self, Lost, Relay};
 use crate::{Body, HttpCache, Outcome, RequestOptions};
+
+/// The service's errors go their own way, past the engine.
+type Job = relay::Job<Lost>;
 
 /// Puts an [`HttpCache`] around an app, a scope, a resource or a route. The state is the cache's: all workers share it.
 ///
@@ -127,7 +129,7 @@ where
     B: MessageBody + 'static,
 {
     let is_head = asked.method() == Method::HEAD;
-    let (origin, mut jobs) = Worker::new();
+    let (origin, mut jobs) = Relay::<Lost>::new(true);
     let mut handled = pin!(async move { cache.handle(asked, &origin).await });
     let job = tokio::select! {
         biased;
@@ -153,7 +155,7 @@ where
         return Ok(ServiceResponse::new(request, head.set_body(body.boxed())));
     };
     let body = if is_head { Body::empty() } else { body::inward(body) };
-    reply.send(response.map(|()| body));
+    reply.send(Ok(response.map(|()| body)));
     let response = handled.await.map_err(ErrorInternalServerError)?;
     Ok(ServiceResponse::new(request, assemble(Some((head, size)), response, is_head, None)))
 }
@@ -185,7 +187,7 @@ where
             Ok(response) => {
                 let (head, body) = response.into_parts().1.into_parts();
                 if let Some(response) = convert::response(&head, body.size(), false) {
-                    reply.send(response.map(|()| body::inward(body)));
+                    reply.send(Ok(response.map(|()| body::inward(body))));
                 }
             }
             Err(error) => tracing::debug!(%error, "what is stale is not revalidated"),

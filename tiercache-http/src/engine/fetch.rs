@@ -14,7 +14,7 @@ use crate::policy::fresh::{Freshness, Times};
 use crate::policy::status::{Forward, Told};
 use crate::policy::{conditional, date, fields, range, storable, update, vary};
 use crate::store::{Begun, Content, Found, Keeping, Looked, PieceWriter, Stored, Tags};
-use crate::{Body, Origin, Outcome};
+use crate::{Body, DoNotStore, Origin, Outcome, Redirected};
 
 /// Parts are put together in RAM, up to this many bytes.
 const MOST_COMBINED: u64 = 1 << 20;
@@ -58,10 +58,12 @@ impl Fetch {
             Err(error) => return self.instead(times.came, None).ok_or(error),
         };
         let status = response.status();
-        if validates && status == StatusCode::NOT_MODIFIED {
+        let of_target = response.extensions().get::<Redirected>().is_none();
+        if validates && of_target && status == StatusCode::NOT_MODIFIED {
             return Ok(self.renewed(response, begun, times).await);
         }
         if self.parts.method == Method::HEAD
+            && of_target
             && status == StatusCode::OK
             && let Some(Found { stored, .. }) = &self.found
             && stored.status == 200
@@ -114,15 +116,16 @@ impl Fetch {
         // Only what was found is validated.
         let Some(Found { stored, .. }) = found else { return response };
         let mut renewed = stored;
-        let confirmed = response.status();
+        let (confirmed, allowed) = (response.status(), is_for_store(&response));
         let mut confirming = response.into_parts().0.headers;
         confirming.entry(header::DATE).or_insert_with(|| date::value(times.came));
         renewed.headers = update::merged(&renewed.headers, confirming);
         let status = StatusCode::from_u16(renewed.status).unwrap_or(StatusCode::OK);
-        let control = ResponseControl::of(&renewed.headers);
+        let control = ResponseControl::of(&renewed.headers, plan.rules.shared);
         renewed.fresh = Freshness::of(status, &renewed.headers, &control, times, &plan.rules);
         let mut kept = false;
-        let may_store = storable::may_store(&parts.headers, status, &renewed.headers, times, &plan.rules);
+        let may_store =
+            allowed && storable::may_store(&parts.headers, status, &renewed.headers, times, &plan.rules);
         if let Some(begun) = begun.filter(|_| may_store) {
             let keeping = engine.keeping(&plan, &renewed);
             let mut stored = renewed.clone();
@@ -174,6 +177,7 @@ impl Fetch {
         };
         let status = response.status();
         let may_store = parts.method == Method::GET
+            && is_for_store(&response)
             && storable::may_store(&parts.headers, status, response.headers(), times, &plan.rules);
         let keeper = begun
             .filter(|_| may_store)
@@ -194,6 +198,12 @@ impl Fetch {
     }
 }
 
+/// Whether the origin lets it be stored, as far as it says so beside the response.
+fn is_for_store(response: &Response<Body>) -> bool {
+    let extensions = response.extensions();
+    extensions.get::<DoNotStore>().is_none() && extensions.get::<Redirected>().is_none()
+}
+
 /// Stores the response to a POST, where it answers later GETs of the same target (RFC 9110 §9.3.3).
 pub(super) async fn keep_for_get(
     engine: &Arc<Engine>,
@@ -210,7 +220,8 @@ pub(super) async fn keep_for_get(
         .and_then(fields::text)
         .and_then(|location| plan.keys.target.same_origin(location))
         .is_some_and(|location| location == plan.keys.target);
-    let keeps = storable::answers_later_get(response.status(), headers, times, of_target, &plan.rules)
+    let keeps = is_for_store(&response)
+        && storable::answers_later_get(response.status(), headers, times, of_target, &plan.rules)
         && storable::may_store(request, response.status(), headers, times, &plan.rules);
     if !keeps {
         return response;
@@ -265,7 +276,7 @@ impl Keeper {
         if length.is_some_and(|length| length > engine.settings.max_body) {
             return None;
         }
-        let control = ResponseControl::of(response.headers());
+        let control = ResponseControl::of(response.headers(), plan.rules.shared);
         let fresh = Freshness::of(status, response.headers(), &control, times, &plan.rules);
         let mut headers = fields::without_connection(response.headers().clone());
         // What is kept says when it was made (RFC 9110 §6.6.1).

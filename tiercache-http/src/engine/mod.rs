@@ -34,7 +34,7 @@ use crate::policy::status::{Forward, Told};
 use crate::policy::target::{self, Target};
 use crate::policy::{conditional, storable};
 use crate::store::{Found, Keys, Looked, Store, Stored, Tags};
-use crate::{Body, Origin, Outcome};
+use crate::{Body, Origin, Outcome, Redirected};
 
 /// Responses revalidated in the background at once; beyond it they stay stale a little longer.
 const MOST_REFRESHES: usize = 64;
@@ -70,12 +70,15 @@ impl Change {
     /// Begins the invalidation if the response says that there was a change.
     fn answered(mut self, response: &Response<Body>) -> Option<tokio::task::JoinHandle<()>> {
         let mut targets = std::mem::take(&mut self.targets);
-        if !response.status().is_success() && !response.status().is_redirection() {
+        let own = targets.first()?.clone();
+        let redirected = response.extensions().get::<Redirected>();
+        if redirected.is_none() && !response.status().is_success() && !response.status().is_redirection() {
             return None;
         }
-        let own = targets.first()?.clone();
+        let last = redirected.and_then(|last| Target::of_uri(&last.0, &own.scheme));
+        let base = last.as_ref().unwrap_or(&own);
         // Its own target once: a response to a POST may be stored behind one invalidation.
-        targets.extend(own.named_by(response.headers()).filter(|named| *named != own));
+        targets.extend(base.named_by(response.headers()).chain(last.clone()).filter(|named| *named != own));
         Some(tokio::spawn(invalidate(self.engine.clone(), targets)))
     }
 }
@@ -144,10 +147,12 @@ impl Engine {
             .clone()
             .or_else(|| settings.identity.as_ref().and_then(|identity| identity(parts)));
         let mut rules = Rules::new(settings.profile, settings.keep_stale, settings.negative.clone());
+        rules.shared = settings.shared;
         rules.identified = identity.is_some();
         rules.ttl = options.ttl.or(settings.ttl);
         let keys = Keys::new(
             target,
+            settings.shared,
             &self.parts_of_key(&parts.headers, identity.map(|identity| identity.0), options),
         );
         let fits = keys.len() <= MAX_KEY_BYTES;
@@ -165,8 +170,12 @@ impl Engine {
         identity: Option<String>,
         options: &RequestOptions,
     ) -> Vec<String> {
-        let mut key: Vec<String> =
-            identity.map(|identity| format!("identity\0{identity}")).into_iter().collect();
+        let mut key = match identity {
+            Some(identity) => vec![format!("identity\0{identity}")],
+            // Who a private cache's user is to the origin.
+            None if !self.settings.shared => target::credentials(headers),
+            None => Vec::new(),
+        };
         for name in &self.settings.key_headers {
             for value in headers.get_all(name) {
                 key.push(target::part(name.as_str(), value.as_bytes()));
@@ -229,11 +238,11 @@ impl Engine {
                     let outcome = match found.stored.fresh.usable(&plan.control, now) {
                         Use::Fresh => Some(Outcome::Hit),
                         Use::Accepted => Some(Outcome::Stale),
-                        Use::WhileRevalidating => {
+                        Use::WhileRevalidating if origin.outlives_request() => {
                             self.refresh(&parts, &plan, &found, origin);
                             Some(Outcome::Stale)
                         }
-                        Use::Revalidate => None,
+                        Use::WhileRevalidating | Use::Revalidate => None,
                     };
                     if let Some(outcome) = outcome {
                         return Ok(self.stored(&parts, found.stored, now, outcome, collapsed));

@@ -8,7 +8,8 @@ use super::fields::{list, members, seconds, text};
 /// The targeted field that we are a target of.
 pub(crate) const TARGETED: HeaderName = HeaderName::from_static("cdn-cache-control");
 
-/// What a response says.
+/// What a response says to a shared cache, or to a private one: that hears nothing of `s-maxage`, `proxy-revalidate` and
+/// targeted fields (RFC 9111 §5.2.2; RFC 9213 §3), and what is `private` is meant for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ResponseControl {
     pub(crate) no_store: bool,
@@ -24,7 +25,7 @@ pub(crate) struct ResponseControl {
     pub(crate) s_maxage: Option<u64>,
     pub(crate) stale_while_revalidate: Option<u64>,
     pub(crate) stale_if_error: Option<u64>,
-    /// Fields that `no-cache` and `private` name: the rest may be stored without them.
+    /// Fields that `no-cache` and, to a shared cache, `private` name: the rest may be stored without them.
     pub(crate) without: Vec<HeaderName>,
     /// Whether `private` names fields.
     pub(crate) private_fields: bool,
@@ -47,8 +48,9 @@ pub(crate) struct RequestControl {
 
 impl ResponseControl {
     /// The targeted field if there is a valid one, else `Cache-Control`.
-    pub(crate) fn of(headers: &HeaderMap) -> Self {
-        if headers.contains_key(&TARGETED)
+    pub(crate) fn of(headers: &HeaderMap, shared: bool) -> Self {
+        if shared
+            && headers.contains_key(&TARGETED)
             && let Some(targeted) = Self::targeted(headers)
         {
             return targeted;
@@ -56,12 +58,12 @@ impl ResponseControl {
         let mut control = Self::default();
         for member in members(headers, &header::CACHE_CONTROL) {
             let (name, value) = directive(member);
-            control.apply(&name.to_ascii_lowercase(), value);
+            control.apply(&name.to_ascii_lowercase(), value, shared);
         }
         control
     }
 
-    fn apply(&mut self, name: &str, value: Option<Argument<'_>>) {
+    fn apply(&mut self, name: &str, value: Option<Argument<'_>>, shared: bool) {
         // Of several, the shortest; RFC 9111 §4.2.1 lets a cache take any of them for stale.
         let shorter = |old: Option<u64>| {
             let new = value.as_ref().and_then(|value| seconds(value.text())).unwrap_or(0);
@@ -73,6 +75,8 @@ impl ResponseControl {
                 Some(fields) => self.without.extend(fields),
                 None => self.no_cache = true,
             },
+            "s-maxage" | "proxy-revalidate" if !shared => {}
+            "private" if !shared => self.public |= named(value).is_none(),
             "private" => match named(value) {
                 Some(fields) => {
                     self.private_fields = true;
@@ -127,7 +131,7 @@ impl ResponseControl {
                 | "must-understand" | "immutable")
                     if is_true =>
                 {
-                    control.apply(name, None);
+                    control.apply(name, None, true);
                 }
                 "no-cache" | "private" | "no-store" | "public" | "must-revalidate" | "proxy-revalidate"
                 | "must-understand" | "immutable" => return None,
@@ -210,7 +214,7 @@ mod tests {
         for (name, value) in lines {
             headers.append(*name, HeaderValue::from_static(value));
         }
-        ResponseControl::of(&headers)
+        ResponseControl::of(&headers, true)
     }
 
     #[test]
@@ -266,6 +270,26 @@ mod tests {
             assert!(targeted(invalid).no_store, "{invalid}: ignored");
             assert!(!targeted(invalid).targeted, "{invalid}");
         }
+    }
+
+    #[test]
+    fn a_private_cache_does_not_hear_what_is_said_to_shared_ones() {
+        let lines = [
+            ("cache-control", "s-maxage=1, proxy-revalidate, max-age=3600, private=\"a\", no-cache=\"b\""),
+            ("cdn-cache-control", "no-store"),
+        ];
+        let lines = super::super::testing::headers(&lines);
+        let own = ResponseControl::of(&lines, false);
+        let expected = ResponseControl {
+            max_age: Some(3600),
+            without: vec![HeaderName::from_static("b")],
+            ..ResponseControl::default()
+        };
+        assert_eq!(own, expected);
+        assert!(ResponseControl::of(&lines, true).no_store);
+        let private = super::super::testing::headers(&[("cache-control", "private")]);
+        let own = ResponseControl::of(&private, false);
+        assert!(own.public && !own.private, "RFC 9111 §3: it says that a private cache may store it");
     }
 
     #[test]

@@ -222,10 +222,14 @@ mod tests {
     }
 
     fn freshness(profile: Profile, status: u16, lines: &[(&str, &str)]) -> Freshness {
+        freshness_by(&rules(profile), status, lines)
+    }
+
+    fn freshness_by(rules: &Rules, status: u16, lines: &[(&str, &str)]) -> Freshness {
         let headers = headers(lines);
-        let control = ResponseControl::of(&headers);
+        let control = ResponseControl::of(&headers, rules.shared);
         let times = Times { asked: at(NOW), came: at(NOW) };
-        Freshness::of(StatusCode::from_u16(status).unwrap(), &headers, &control, times, &rules(profile))
+        Freshness::of(StatusCode::from_u16(status).unwrap(), &headers, &control, times, rules)
     }
 
     fn dated(after: i64) -> String {
@@ -250,6 +254,21 @@ mod tests {
             (vec![("cdn-cache-control", "public"), ("expires", &future)], 0),
         ] {
             assert_eq!(freshness(Profile::Default, 200, &lines).lifetime, expected * 1000, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn for_a_private_cache_max_age_counts_and_only_must_revalidate_forbids_stale_answers() {
+        let own = Rules { shared: false, ..rules(Profile::Default) };
+        for (lines, lifetime, strict) in [
+            (&[("cache-control", "max-age=3600, s-maxage=1")][..], 3600, false),
+            (&[("cache-control", "max-age=1, s-maxage=3600, proxy-revalidate")], 1, false),
+            (&[("cache-control", "max-age=60, must-revalidate")], 60, true),
+            (&[("cdn-cache-control", "max-age=10"), ("cache-control", "private, max-age=20")], 20, false),
+            (&[("cache-control", "s-maxage=60")], 0, false),
+        ] {
+            let fresh = freshness_by(&own, 200, lines);
+            assert_eq!((fresh.lifetime, fresh.must_revalidate), (lifetime * 1000, strict), "{lines:?}");
         }
     }
 

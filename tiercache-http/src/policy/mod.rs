@@ -24,7 +24,9 @@ use crate::Profile;
 /// What the rules leave to the cache, decided for one request.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
-    /// Only what says that it may be stored, and nothing that could be somebody's own.
+    /// Whether what is stored answers more than one user (RFC 9111 §1).
+    pub(crate) shared: bool,
+    /// Only what says that it may be stored, and nothing that could be somebody else's.
     pub(crate) cautious: bool,
     /// Whether lifetimes may be guessed.
     pub(crate) heuristics: bool,
@@ -48,6 +50,7 @@ impl Rules {
     ) -> Self {
         let by_the_letter = profile == Profile::Rfc9111;
         Self {
+            shared: true,
             cautious: !by_the_letter,
             heuristics: by_the_letter,
             stale_on_error: by_the_letter,

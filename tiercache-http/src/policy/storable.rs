@@ -15,7 +15,7 @@ pub(crate) fn may_meet_store(method: &Method, headers: &HeaderMap, has_body: boo
     plain
         && beyond.iter().all(|name| !headers.contains_key(name))
         && !target::overrides_method(headers)
-        && (!rules.cautious || rules.identified || !somebody)
+        && (!rules.cautious || !rules.shared || rules.identified || !somebody)
 }
 
 /// Whether the response to a request with these headers may be stored, and is worth it.
@@ -26,7 +26,7 @@ pub(crate) fn may_store(
     times: Times,
     rules: &Rules,
 ) -> bool {
-    let control = ResponseControl::of(headers);
+    let control = ResponseControl::of(headers, rules.shared);
     if status.is_informational() || status == StatusCode::NOT_MODIFIED || vary::is_star(headers) {
         return false;
     }
@@ -49,7 +49,7 @@ pub(crate) fn may_store(
         return false;
     }
     let allows = control.public || control.must_revalidate || control.s_maxage.is_some();
-    if request.contains_key(header::AUTHORIZATION) && (rules.cautious || !allows) {
+    if rules.shared && request.contains_key(header::AUTHORIZATION) && (rules.cautious || !allows) {
         return false;
     }
     is_stated(status, headers, &control, times, rules) && is_useful(status, headers, &control, times, rules)
@@ -101,7 +101,7 @@ pub(crate) fn answers_later_get(
     is_of_target: bool,
     rules: &Rules,
 ) -> bool {
-    let control = ResponseControl::of(headers);
+    let control = ResponseControl::of(headers, rules.shared);
     let fresh = fresh::explicit(headers, &control, times).is_some_and(|life| life > 0) && !control.no_cache;
     !rules.cautious && is_of_target && fresh && status == StatusCode::OK
 }
@@ -189,6 +189,42 @@ mod tests {
         assert!(stored(Default, true, who, 200, &[("cache-control", "private, max-age=60")]));
         assert!(!stored(Default, true, who, 200, &[("cache-control", "no-store, max-age=60")]));
         assert!(!stored(Rfc9111, false, &[("cache-control", "no-store")], 200, &[fresh]));
+    }
+
+    #[test]
+    fn a_private_cache_stores_what_is_for_its_user_only() {
+        const FRESH: (&str, &str) = ("cache-control", "max-age=60");
+        const CHANGED: (&str, &str) = ("last-modified", "Tue, 14 Nov 2023 20:13:20 GMT");
+        let now = Timestamp::from_millis(1_700_000_000_000);
+        let keeps = |profile, shared, request: &[(&str, &str)], response: &[(&str, &str)]| {
+            let rules = Rules { shared, ..rules(profile) };
+            let times = Times { asked: now, came: now };
+            may_store(&headers(request), StatusCode::OK, &headers(response), times, &rules)
+        };
+        let who = [("authorization", "FOO"), ("cookie", "a=b")];
+        // By default and by the letter; a shared cache, and a private one.
+        for (response, shared, private) in [
+            (&[FRESH][..], [false, false], [true, true]),
+            (&[("cache-control", "private, max-age=60")], [false, false], [true, true]),
+            (&[("cache-control", "private"), CHANGED], [false, false], [true, true]),
+            (&[("cache-control", "private=\"a\", max-age=60")], [false, false], [true, true]),
+            (&[("cache-control", "s-maxage=60")], [false, true], [false, false]),
+            (&[("cache-control", "s-maxage=60"), CHANGED], [false, true], [false, true]),
+            (&[FRESH, ("cdn-cache-control", "no-store")], [false, false], [true, true]),
+            (&[FRESH, ("set-cookie", "a=b")], [false, false], [false, true]),
+            (&[("cache-control", "no-store, private, max-age=60")], [false, false], [false, false]),
+            (&[FRESH, ("vary", "*")], [false, false], [false, false]),
+            (&[], [false, false], [false, false]),
+        ] {
+            for (kind, expected) in [(true, shared), (false, private)] {
+                let kept = [Default, Rfc9111].map(|profile| keeps(profile, kind, &who, response));
+                assert_eq!(kept, expected, "shared: {kind}, {response:?}");
+            }
+        }
+        let rules = Rules { shared: false, ..rules(Default) };
+        for who in who {
+            assert!(may_meet_store(&Method::GET, &headers(&[who]), false, &rules), "{who:?}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, Method, Uri, header};
+use sha2::{Digest, Sha256};
 
 use super::fields::{members, text};
 
@@ -135,6 +136,21 @@ pub(crate) fn named_elsewhere(headers: &HeaderMap) -> Vec<String> {
     parts
 }
 
+/// The credentials of a request as a part of the key: none, or a digest, so that no store keeps them.
+pub(crate) fn credentials(headers: &HeaderMap) -> Vec<String> {
+    let mut digest = Sha256::new();
+    let mut any = false;
+    for name in [header::AUTHORIZATION, header::COOKIE] {
+        for value in headers.get_all(&name) {
+            any = true;
+            digest.update(name.as_str());
+            digest.update((value.len() as u64).to_be_bytes());
+            digest.update(value.as_bytes());
+        }
+    }
+    if any { vec![part("credentials", &digest.finalize())] } else { Vec::new() }
+}
+
 /// A field as a part of the key, each byte as the letter of that number, so that no two values are the same.
 pub(crate) fn part(name: &str, value: &[u8]) -> String {
     let value: String = value.iter().map(|byte| char::from(*byte)).collect();
@@ -248,6 +264,24 @@ mod tests {
         assert_ne!(evil, named(&[("x-host", "evil")]));
         assert_ne!(evil, named(&[("x-forwarded-host", "evil"), ("x-forwarded-host", "evil")]));
         assert_eq!(named(&[("forwarded", "for=1;HOST=evil, for=2;proto=http")]).len(), 2);
+    }
+
+    #[test]
+    fn credentials_are_told_apart_and_not_to_be_read_from_the_key() {
+        let part = |lines: &[(&str, &str)]| credentials(&headers(lines));
+        assert!(part(&[("accept", "*/*")]).is_empty());
+        let parts: std::collections::BTreeSet<_> = [
+            &[("authorization", "secret")][..],
+            &[("authorization", "Secret")],
+            &[("cookie", "secret")],
+            &[("cookie", "secret"), ("cookie", "")],
+            &[("authorization", ""), ("cookie", "secret")],
+        ]
+        .iter()
+        .flat_map(|lines| part(lines))
+        .collect();
+        assert_eq!(parts.len(), 5);
+        assert!(parts.iter().all(|part| !part.contains("ecret")));
     }
 
     #[test]

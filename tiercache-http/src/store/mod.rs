@@ -3,6 +3,7 @@
 //! - `r` + the target: the resource, which names its variants. Removing it removes them all.
 //! - `x` + the target + parts of the key: the same for an identity or another part of the key. It is void when the
 //!   resource it was made with is gone, so that one removal reaches every identity.
+//! - `o` and `y`: the same two, of private caches, so that nothing of one is ever found by a shared cache beside it.
 //! - `v` + a fresh id: a variant, headers and short body in one entry.
 //! - `p` + the id + a number: a piece of a long body. They are written before the variant that names them.
 //!
@@ -49,6 +50,8 @@ pub(crate) type Tags = Vec<(String, String)>;
 #[derive(Debug)]
 pub(crate) struct Store {
     manager: CacheManager,
+    /// Of which kind the cache is.
+    shared: bool,
     resources: TypedCache<Resource>,
     guards: Guards,
     seed: u64,
@@ -65,12 +68,13 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    pub(crate) fn new(target: Target, parts: &[String]) -> Self {
+    pub(crate) fn new(target: Target, shared: bool, parts: &[String]) -> Self {
+        let (whole, of_parts) = if shared { (b'r', b'x') } else { (b'o', b'y') };
         let named = [&*target.scheme, &target.authority, &target.path];
-        let resource = key(b'r', &named);
+        let resource = key(whole, &named);
         let parted = (!parts.is_empty()).then(|| {
             let parts = parts.iter().map(String::as_str);
-            key(b'x', &named.into_iter().chain(parts).collect::<Vec<_>>())
+            key(of_parts, &named.into_iter().chain(parts).collect::<Vec<_>>())
         });
         Self { target, resource, parted }
     }
@@ -135,14 +139,15 @@ impl Begun {
 }
 
 impl Store {
-    pub(crate) fn new(manager: CacheManager) -> Self {
+    pub(crate) fn new(manager: CacheManager, shared: bool) -> Self {
         let mut seed = [0; 8];
         // Without randomness from the system there is still that of the hasher.
         let seed = match getrandom::fill(&mut seed) {
             Ok(()) => u64::from_ne_bytes(seed),
             Err(_) => std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0),
         };
-        Self { resources: manager.typed(), manager, guards: Guards::new(), seed, made: AtomicU64::new(0) }
+        let (resources, guards) = (manager.typed(), Guards::new());
+        Self { manager, shared, resources, guards, seed, made: AtomicU64::new(0) }
     }
 
     pub(crate) fn manager(&self) -> &CacheManager {
@@ -347,7 +352,7 @@ impl Store {
 
     /// Removes everything stored for the target. What was asked for before is not stored after it.
     pub(crate) async fn invalidate(&self, target: Target) -> Result<()> {
-        let keys = Keys::new(target, &[]);
+        let keys = Keys::new(target, self.shared, &[]);
         let _guard = self.guards.invalidate(&keys.resource).await;
         let resource = self.resources.get(&keys.resource).await;
         self.manager.delete(&keys.resource).await?;
@@ -430,18 +435,18 @@ mod tests {
 
     async fn store() -> Store {
         let ram = RamTier::new(RamConfig { max_size: 1 << 20, policy: Policy::default() });
-        Store::new(CacheManager::builder().hot(Arc::new(ram)).build().await.unwrap())
+        Store::new(CacheManager::builder().hot(Arc::new(ram)).build().await.unwrap(), true)
     }
 
     fn keys(identity: Option<&str>) -> Keys {
         let target = Target::of_uri(&"http://example.com/a".parse().unwrap(), "http").unwrap();
-        Keys::new(target, &identity.map(str::to_owned).into_iter().collect::<Vec<_>>())
+        Keys::new(target, true, &identity.map(str::to_owned).into_iter().collect::<Vec<_>>())
     }
 
     async fn publish(store: &Store, keys: &Keys, begun: Begun) -> bool {
         let headers = headers(&[("cache-control", "max-age=60")]);
         let times = Times { asked: store.now(), came: store.now() };
-        let control = ResponseControl::of(&headers);
+        let control = ResponseControl::of(&headers, true);
         let fresh = Freshness::of(StatusCode::OK, &headers, &control, times, &rules(Profile::Default));
         let content = Content::Inline(Bytes::from_static(b"body"));
         let stored = Stored { status: 200, headers, fresh, part: None, content };
@@ -489,7 +494,7 @@ mod tests {
             .iter()
             .map(|parts| {
                 let parts: Vec<String> = parts.iter().map(|part| (*part).to_owned()).collect();
-                Keys::new(keys(None).target, &parts).name().to_vec()
+                Keys::new(keys(None).target, true, &parts).name().to_vec()
             })
             .collect();
         assert_eq!(keys.len(), parts.len());

@@ -107,12 +107,17 @@ pub fn response(status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>) -
 
 /// A response whose body comes in these frames, and fails where one says so.
 pub fn streamed(headers: &[(&str, &str)], frames: Vec<Result<Bytes, &'static str>>) -> Response<Body> {
+    response(200, headers, "").map(|_| Body::wrap(body_of(frames)))
+}
+
+pub fn body_of(
+    frames: Vec<Result<Bytes, &'static str>>,
+) -> impl http_body::Body<Data = Bytes, Error = BoxError> + Send + Sync {
     let frames = frames.into_iter().map(|frame| match frame {
         Ok(data) => Ok::<_, BoxError>(http_body::Frame::data(data)),
         Err(error) => Err(error.into()),
     });
-    let body = http_body_util::StreamBody::new(Frames(frames));
-    response(200, headers, "").map(|_| Body::wrap(body))
+    http_body_util::StreamBody::new(Frames(frames))
 }
 
 struct Frames<I>(I);
