@@ -305,7 +305,7 @@ impl<'a> Judge<'a> {
                 continue;
             }
             for life in self.lives.iter().take_while(|life| life.first < event.begun) {
-                if !self.ends.any_across(life.first, event.ended) && !life.may_be_dead(event) {
+                if !self.ends.any_across(life.birth.begun, event.ended) && !life.may_be_dead(event) {
                     let what = format!("{event:?} missed {}", life.tell());
                     return Err(Broken { what, from: life.birth.begun, to: event.ended });
                 }
@@ -473,6 +473,8 @@ mod tests {
             read(11, 12, None),
         ];
         judge(&anew, 0).unwrap();
+        // Removed as soon as it was there, before whoever made it was told.
+        judge(&[add(1, 4, 1, 5, sum(1, 1, 5)), removal(2, 3, true), read(5, 6, None)], 0).unwrap();
     }
 
     #[test]

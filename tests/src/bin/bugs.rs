@@ -72,8 +72,16 @@ fn storms(seed: u64) -> Result<(), String> {
     use tiercache_tests::counting::Counting;
     use tiercache_tests::transfers::Transfers;
 
-    let counting =
-        Counting { seed, counters: 8, lasting: 4, caches: 2, clients: 4, operations: 500, survive: true };
+    let counting = Counting {
+        seed,
+        counters: 8,
+        lasting: 4,
+        caches: 2,
+        clients: 4,
+        operations: 500,
+        clears: true,
+        survive: true,
+    };
     counting.in_sqlite()?;
     let transfers =
         Transfers { seed, policy: Policy::Lru, shards: 3, processes: 1, clients: 4, operations: 200 };

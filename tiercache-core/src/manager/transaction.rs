@@ -382,7 +382,7 @@ impl Shared {
     /// Another process may have set or removed the key: whoever has seen that in a transaction must not see less later.
     fn yield_to_others(&self, key: &Key, newest: Generation) {
         let mut stripe = self.stripes.lock(key.hash64());
-        stripe.mutate(key.hash64(), newest);
+        stripe.yield_to(key.hash64(), newest);
         self.forget_in_ram(key, newest);
     }
 
@@ -418,7 +418,9 @@ impl About {
             let standing = level.standing(&key)?;
             // Whoever has written there before has counted to no more than this process goes on from.
             shared.flow.join("transaction", standing.above.max(standing.newest))?;
-            shared.yield_to_others(&key, standing.newest);
+            if above.as_ref().is_none_or(|above| above.generation < standing.newest) {
+                shared.yield_to_others(&key, standing.newest);
+            }
             keys.insert(key, (above, standing));
         }
         let now = shared.flow.now();
