@@ -8,7 +8,7 @@
 //!    level.
 //! 4. The work is done: floors of the keys that were written rise, what RAM and the way down have of them goes. From
 //!    here on a get of them is a miss; a moment later the level commits, and it is the new value.
-//! 5. The turns end. Nothing of this happened if the work failed: no floor rose, and RAM has what it had.
+//! 5. Nobody joins a read any more that began before the commit; the turns end. Nothing of this happened if the work failed: no floor rose, and RAM has what it had.
 //!
 //! The level must be the only one outside RAM, so that its commit decides for all.
 
@@ -281,6 +281,10 @@ impl Shared {
         let (done, written) = std::mem::take(&mut *outcome.lock().unwrap_or_else(PoisonError::into_inner));
         match (result, done) {
             (Ok(()), Some(done)) => {
+                // A read that began before the commit, and found nothing, is nobody's who comes after it.
+                for (key, ..) in &written {
+                    self.stripes.lock(key.hash64()).detach(key.hash64());
+                }
                 self.tell(slot, written);
                 drop(turns);
                 Ok(done)
