@@ -14,16 +14,20 @@ use tiercache_core::lease::{Claim, Holder, Lease};
 use tiercache_core::testing::Op;
 use tiercache_core::tier::{
     Counting, Dead, FenceLog, Hold, Index, Journal, Late, Listed, Listing, Permit, Profile, Put, PutItem,
-    Removal, Resident, Scope, Sizing, Spill, Swept, Usage,
+    Removal, Resident, Scope, Sizing, Spill, Swept, TryGet, Usage,
 };
 use tiercache_core::transaction::Transactions;
-use tiercache_core::{Clock, Entry, Error, Generation, Key, Leasing, Result, Tier, Timestamp};
+use tiercache_core::{Clock, Entry, Error, Generation, Key, KeyRef, Leasing, Result, Tier, Timestamp};
 
 /// What a [`Hooked`] tier does around the calls it passes on.
 #[async_trait]
 pub trait Hooks: std::fmt::Debug + Send + Sync + 'static {
     async fn before(&self, _op: Op) {}
     async fn after(&self, _op: Op) {}
+    /// Whether the [`Index`] answers that it would have to wait.
+    fn would_block(&self) -> bool {
+        false
+    }
     fn attached(&self, spill: Arc<dyn Spill>) -> Arc<dyn Spill> {
         spill
     }
@@ -58,7 +62,7 @@ impl<H: Hooks> Hooked<H> {
         Arc::new(Self { inner, transparent: false, hooks })
     }
 
-    /// With them; their calls are not hooked.
+    /// With them; of their calls only those that may block are hooked.
     pub fn transparent(inner: Arc<dyn Tier>, hooks: H) -> Arc<Self> {
         Arc::new(Self { inner, transparent: true, hooks })
     }
@@ -135,7 +139,7 @@ impl<H: Hooks> Tier for Hooked<H> {
     }
 
     fn index(&self) -> Option<&dyn Index> {
-        self.inner.index().filter(|_| self.transparent)
+        self.inner.index().filter(|_| self.transparent).map(|_| self as &dyn Index)
     }
 
     fn listing(&self) -> Option<&dyn Listing> {
@@ -171,6 +175,23 @@ impl<H: Hooks> Tier for Hooked<H> {
 
     fn sizing(&self) -> Option<&dyn Sizing> {
         self.inner.sizing()
+    }
+}
+
+impl<H: Hooks> Index for Hooked<H> {
+    fn holds(&self, key: KeyRef<'_>) -> Option<Generation> {
+        self.inner.index()?.holds(key)
+    }
+
+    fn try_get(&self, key: KeyRef<'_>) -> TryGet {
+        match self.inner.index() {
+            Some(index) if !self.hooks.would_block() => index.try_get(key),
+            _ => TryGet::WouldBlock,
+        }
+    }
+
+    fn try_remove(&self, key: KeyRef<'_>, below: Generation) -> Option<Result<()>> {
+        self.inner.index().filter(|_| !self.hooks.would_block())?.try_remove(key, below)
     }
 }
 

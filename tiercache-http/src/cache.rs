@@ -5,6 +5,7 @@ use http::{HeaderName, Request, Response, StatusCode, Uri};
 use tiercache_core::{CacheManager, Error, Result};
 
 use crate::engine::{Engine, listed_tag};
+use crate::policy::status;
 use crate::policy::target::Target;
 use crate::store::Store;
 use crate::{Body, Identity, Origin};
@@ -30,6 +31,7 @@ pub struct Builder {
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) profile: Profile,
+    /// As `Cache-Status` has it.
     pub(crate) name: String,
     pub(crate) namespace: String,
     pub(crate) scheme: String,
@@ -57,7 +59,7 @@ impl Builder {
     /// The name in `Cache-Status` (RFC 9211). Default: `tiercache`.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.settings.name = name.into();
+        self.settings.name = status::identifier(&name.into());
         self
     }
 

@@ -90,12 +90,18 @@ impl Counters {
     }
 }
 
+/// What the log has of a request, if somebody reads it.
+struct Line {
+    began: Instant,
+    method: String,
+    /// Without the query, which may have secrets in it.
+    path: String,
+}
+
 /// A request that is being answered.
 pub(crate) struct Visit {
     counters: Arc<Counters>,
-    began: Instant,
-    /// Method and path, if somebody reads the log. Queries may have secrets in them and stay out.
-    line: Option<(String, String)>,
+    line: Option<Line>,
     status: StatusCode,
     outcome: Option<Outcome>,
     bytes: u64,
@@ -107,11 +113,13 @@ impl Visit {
     pub(crate) fn begin(counters: &Arc<Counters>, head: &Parts) -> Self {
         counters.requests.add(1);
         counters.active.add(1);
-        let line = tracing::enabled!(target: ACCESS, tracing::Level::INFO)
-            .then(|| (head.method.to_string(), head.uri.path().escape_debug().to_string()));
+        let line = tracing::enabled!(target: ACCESS, tracing::Level::INFO).then(|| Line {
+            began: Instant::now(),
+            method: head.method.to_string(),
+            path: head.uri.path().escape_debug().to_string(),
+        });
         Self {
             counters: counters.clone(),
-            began: Instant::now(),
             line,
             // What is seen of a client that went before there was an answer.
             status: StatusCode::from_u16(499).unwrap_or_default(),
@@ -149,14 +157,14 @@ impl Drop for Visit {
         if !self.ended {
             self.counters.broken_off.add(1);
         }
-        let Some((method, path)) = &self.line else { return };
+        let Some(Line { began, method, path }) = &self.line else { return };
         tracing::info!(
             target: ACCESS,
             method,
             path,
             status = self.status.as_u16(),
             bytes = self.bytes,
-            micros = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX),
+            micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
             cache = self.outcome.map_or("none", Outcome::as_str),
             whole = self.ended,
         );

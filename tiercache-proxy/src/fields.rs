@@ -1,9 +1,7 @@
 //! Header fields that a proxy takes out, puts in, or does not believe.
 
-use std::net::IpAddr;
-
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, Entry, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, VIA,
+    CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, VIA,
 };
 use http::{Method, Version};
 
@@ -63,33 +61,25 @@ pub(crate) fn strip_claims(fields: &mut HeaderMap, method: &Method, trusted: boo
     });
 }
 
-/// Says who asks, for what host and by which scheme.
-pub(crate) fn forward(fields: &mut HeaderMap, client: IpAddr, host: &HeaderValue, trusted: bool) {
-    let client = client.to_canonical().to_string();
-    let mut chain = String::new();
-    if trusted {
-        for given in fields.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()) {
-            chain += given;
-            chain += ", ";
-        }
+/// Says who asks: the address alone, or behind those that whom we trust has named.
+pub(crate) fn forward(fields: &mut HeaderMap, client: &HeaderValue, trusted: bool) {
+    debug_assert!(trusted || !fields.contains_key(FORWARDED), "a claim was left in");
+    let mut before = fields.get_all(X_FORWARDED_FOR).iter().peekable();
+    if !trusted || before.peek().is_none() {
+        fields.insert(X_FORWARDED_FOR, client.clone());
+        return;
     }
-    if let Ok(chain) = HeaderValue::from_str(&(chain + &client)) {
+    let chain: Vec<&[u8]> = before.chain([client]).map(HeaderValue::as_bytes).collect();
+    if let Ok(chain) = HeaderValue::from_bytes(&chain.join(&b", "[..])) {
         fields.insert(X_FORWARDED_FOR, chain);
     }
-    for (name, own) in
-        [(X_FORWARDED_HOST, host.clone()), (X_FORWARDED_PROTO, HeaderValue::from_static("http"))]
-    {
-        match fields.entry(name) {
-            Entry::Occupied(_) if trusted => {}
-            Entry::Occupied(mut given) => {
-                given.insert(own);
-            }
-            Entry::Vacant(missing) => {
-                missing.insert(own);
-            }
-        }
-    }
-    debug_assert!(trusted || !fields.contains_key(FORWARDED), "a claim was left in");
+}
+
+/// Tells the origin for what host and by which scheme was asked, unless whom we trust has told. The cache does not see it:
+/// it follows from the address, and would only be in the key twice.
+pub(crate) fn forward_target(fields: &mut HeaderMap, host: &HeaderValue) {
+    fields.entry(X_FORWARDED_HOST).or_insert_with(|| host.clone());
+    fields.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
 }
 
 /// Says that the message came through here, by the version it came with.
@@ -179,10 +169,12 @@ mod tests {
             ("x-rewrite-url", "/admin"),
             ("x-http-method-override", "DELETE"),
         ];
-        let host = HeaderValue::from_static("a.example");
+        let (client, host) = (HeaderValue::from_static("192.0.2.1"), HeaderValue::from_static("a.example"));
         let mut given = fields(&claims);
         strip_claims(&mut given, &Method::GET, false);
-        forward(&mut given, "::ffff:192.0.2.1".parse().expect("an address"), &host, false);
+        forward(&mut given, &client, false);
+        assert_eq!(names(&given), ["x-forwarded-for"]);
+        forward_target(&mut given, &host);
         assert_eq!(names(&given), ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"]);
         assert_eq!(given["x-forwarded-for"], "192.0.2.1");
         assert_eq!(given["x-forwarded-host"], "a.example");
@@ -190,7 +182,8 @@ mod tests {
 
         let mut given = fields(&claims);
         strip_claims(&mut given, &Method::POST, true);
-        forward(&mut given, "192.0.2.1".parse().expect("an address"), &host, true);
+        forward(&mut given, &client, true);
+        forward_target(&mut given, &host);
         assert_eq!(given["x-forwarded-for"], "1.2.3.4, 192.0.2.1");
         assert_eq!(given["x-forwarded-host"], "evil.example");
         assert_eq!(given["x-forwarded-proto"], "https");

@@ -19,6 +19,7 @@ pub use address::is_public;
 pub use error::{BodyFault, UpstreamError};
 pub use limits::Limits;
 pub use proxy::Proxy;
+pub use seat::Seat;
 pub use server::Drained;
 pub use target::{InvalidTarget, Target};
 pub use upstream::Upstream;

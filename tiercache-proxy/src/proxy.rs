@@ -1,4 +1,3 @@
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::header::{ALLOW, MAX_FORWARDS};
@@ -66,7 +65,11 @@ impl Proxy {
         self.0.upstream.sweep();
     }
 
-    pub(crate) async fn answer(&self, client: IpAddr, request: Request<Incoming>) -> Response<Followed> {
+    pub(crate) async fn answer(
+        &self,
+        client: &HeaderValue,
+        request: Request<Incoming>,
+    ) -> Response<Followed> {
         let (mut head, body) = request.into_parts();
         let visit = Visit::begin(&self.0.counters, &head);
         let gate = Gate {

@@ -1,7 +1,6 @@
 //! What is let in, and as what.
 
-use std::net::IpAddr;
-
+use bytes::Bytes;
 use http::header::{
     AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue, IF_MODIFIED_SINCE,
     IF_RANGE, IF_UNMODIFIED_SINCE, MAX_FORWARDS, RANGE, TRANSFER_ENCODING,
@@ -34,7 +33,8 @@ pub(crate) struct Gate<'a> {
     pub(crate) origin: &'a Authority,
     /// Whether who connects may say where a request came from.
     pub(crate) trusted: bool,
-    pub(crate) client: IpAddr,
+    /// The address of who connects.
+    pub(crate) client: &'a HeaderValue,
 }
 
 impl Gate<'_> {
@@ -50,7 +50,8 @@ impl Gate<'_> {
         if head.uri.path_and_query().map_or(0, |target| target.as_str().len()) > self.limits.target_bytes {
             return Err(Refusal::new(StatusCode::URI_TOO_LONG, "the request's address is too long"));
         }
-        if SINGLE.iter().any(|name| head.headers.get_all(name).iter().nth(1).is_some()) {
+        let doubled = head.headers.len() > head.headers.keys_len();
+        if doubled && SINGLE.iter().any(|name| head.headers.get_all(name).iter().nth(1).is_some()) {
             return Err(Refusal::bad("a header field that has one value is given twice"));
         }
         self.check_body(head)?;
@@ -67,18 +68,19 @@ impl Gate<'_> {
         if !target.as_str().starts_with(['/', '*']) {
             return Err(Refusal::bad("the request's address does not begin with a slash"));
         }
+        self.rewrite(head, &host)?;
         if target.as_str() == "*" {
             // Of the whole server, and so of no resource that could be cached: the host is enough.
             head.uri = Uri::from(target);
         } else {
             let mut absolute = http::uri::Parts::default();
             absolute.scheme = Some(Scheme::HTTP);
-            absolute.authority = Some(host.clone());
+            absolute.authority = Some(host);
             absolute.path_and_query = Some(target);
             head.uri =
                 Uri::from_parts(absolute).map_err(|_| Refusal::bad("the request's address is malformed"))?;
         }
-        self.rewrite(head, &host)
+        Ok(())
     }
 
     /// The framing was read by hyper, which refuses what contradicts itself; what is left is what we would pass on wrongly.
@@ -128,18 +130,19 @@ impl Gate<'_> {
     }
 
     fn rewrite(&self, head: &mut Parts, host: &Authority) -> Result<(), Refusal> {
-        let value =
-            HeaderValue::from_str(host.as_str()).map_err(|_| Refusal::bad("the host is malformed"))?;
         fields::strip_connection(&mut head.headers);
         fields::strip_claims(&mut head.headers, &head.method, self.trusted);
-        fields::forward(&mut head.headers, self.client, &value, self.trusted);
+        fields::forward(&mut head.headers, self.client, self.trusted);
         fields::add_via(&mut head.headers, head.version);
         if head.version == Version::HTTP_2 {
             fields::join_cookies(&mut head.headers);
         }
         // We take the body on our own account: hyper answers 100 when it is asked for the first of it.
         head.headers.remove(EXPECT);
-        head.headers.insert(HOST, value);
+        if head.headers.get(HOST).is_none_or(|named| named != host.as_str()) {
+            let host = HeaderValue::from_str(host.as_str());
+            head.headers.insert(HOST, host.map_err(|_| Refusal::bad("the host is malformed"))?);
+        }
         head.version = Version::HTTP_11;
         Ok(())
     }
@@ -153,7 +156,8 @@ fn authority(given: &[u8]) -> Result<Authority, Refusal> {
     if given.is_empty() || given.len() > 255 || !given.bytes().all(fine) {
         return Err(MALFORMED);
     }
-    let parsed: Authority = given.to_ascii_lowercase().parse().map_err(|_| MALFORMED)?;
+    let given = Bytes::from(given.to_ascii_lowercase());
+    let parsed = Authority::from_maybe_shared(given).map_err(|_| MALFORMED)?;
     let (host, port) = (parsed.host(), parsed.port_u16());
     if host.is_empty() || parsed.as_str().len() > host.len() && port.is_none() {
         return Err(MALFORMED);
@@ -170,9 +174,9 @@ mod tests {
     fn admit(request: http::request::Builder) -> Result<Parts, StatusCode> {
         let limits = Limits { fields: 20, target_bytes: 100, body_bytes: 10, ..Limits::default() };
         let origin = Authority::from_static("origin:8000");
-        let client = IpAddr::from([192, 0, 2, 1]);
+        let client = HeaderValue::from_static("192.0.2.1");
         let (mut head, ()) = request.body(()).expect("a request").into_parts();
-        let gate = Gate { limits: &limits, origin: &origin, trusted: false, client };
+        let gate = Gate { limits: &limits, origin: &origin, trusted: false, client: &client };
         gate.admit(&mut head).map(|()| head).map_err(|refusal| refusal.status)
     }
 

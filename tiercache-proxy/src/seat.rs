@@ -18,8 +18,9 @@ const GRAIN: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
 
-/// A connection that fails when it neither reads nor writes for long.
-pub(crate) struct Seat {
+/// A connection in a place of a server's: it fails when it neither reads nor writes for long, and when it is dropped, what
+/// the client still sends is read for a second, so that the last answer reaches it.
+pub struct Seat {
     stream: Option<TcpStream>,
     limit: Duration,
     idle: Pin<Box<Sleep>>,
@@ -28,7 +29,11 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
-    pub(crate) fn new(stream: TcpStream, limit: Duration, permit: OwnedSemaphorePermit) -> Self {
+    /// `limit` is how long the connection may stand still, to a second; `permit` is given back with it.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with time.
+    pub fn new(stream: TcpStream, limit: Duration, permit: OwnedSemaphorePermit) -> Self {
         let idle = Box::pin(sleep(limit));
         Self { stream: Some(stream), limit, idle, moved: Instant::now(), permit: Some(permit) }
     }

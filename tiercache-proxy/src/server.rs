@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -81,9 +82,13 @@ impl Proxy {
             tracing::debug!(%error, "TCP_NODELAY");
         }
         let seat = Seat::new(stream, self.limits().idle(), permit);
+        let Ok(address) = HeaderValue::from_str(&client.ip().to_canonical().to_string()) else {
+            // Digits, dots and colons are a value.
+            return;
+        };
         let service = service_fn(move |request| {
-            let proxy = self.clone();
-            async move { Ok::<_, Infallible>(proxy.answer(client.ip(), request).await) }
+            let (proxy, address) = (self.clone(), address.clone());
+            async move { Ok::<_, Infallible>(proxy.answer(&address, request).await) }
         });
         let connection = builder.serve_connection(TokioIo::new(seat), service).into_owned();
         if let Err(error) = watcher.watch(connection).await {

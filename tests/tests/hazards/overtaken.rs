@@ -1,14 +1,19 @@
 //! Something that was read or begun before a mutation comes to its end after it.
 
+use std::future::IntoFuture;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tiercache_core::testing::{Fault, When};
 use tiercache_core::testing::{FaultTier, GateTier, ManualClock, MemoryTier, Op, Point};
 use tiercache_core::tier::{Always, Put, Resident};
 use tiercache_core::{CacheManager, Error, Level, Stay, Tier, Write};
-use tiercache_tests::doubles::RuntimeClock;
-use tiercache_tests::rig::{Gated, builder, entry, get, hold, id, idle, ram};
+use tiercache_disk::DiskTier;
+use tiercache_tests::doubles::{Hooked, Hooks, RuntimeClock, poll_at_most};
+use tiercache_tests::rig::{Gated, builder, disk_config, entry, get, hold, id, idle, ram};
+use tokio::sync::Notify;
 
 const READ: Point = Point::After(Op::Get);
 
@@ -51,6 +56,56 @@ async fn h1_a_read_that_was_overtaken_by_a_delete_does_not_stand_in_the_way_of_a
     assert!(adding.await.unwrap().stored);
     reader.await.unwrap();
     assert_eq!(get(&rig.cache, "k").await.unwrap(), "new");
+}
+
+/// A level that would have to wait until it has been asked to remove something. Who has read from it by then has used up
+/// its turn, and lets others go before it waits for anything, free or not.
+#[derive(Debug, Default)]
+struct Tiring {
+    asked: AtomicU32,
+    removing: Notify,
+}
+
+#[async_trait]
+impl Hooks for Tiring {
+    async fn after(&self, op: Op) {
+        while op == Op::Get && tokio::task::coop::has_budget_remaining() {
+            tokio::task::consume_budget().await;
+        }
+    }
+
+    fn would_block(&self) -> bool {
+        // To read what is there, and to remove it; then no more.
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
+        if asked == 1 {
+            self.removing.notify_one();
+        }
+        asked < 2
+    }
+}
+
+#[tokio::test]
+async fn h1_a_comparison_that_waits_to_remove_the_old_value_leaves_one_that_was_set_meanwhile() {
+    let (folder, hot) = (tempfile::tempdir().unwrap(), ram());
+    let clock = ManualClock::new();
+    let disk = DiskTier::open(disk_config(folder.path()), clock.clone()).await.unwrap();
+    let dry = Hooked::transparent(Arc::new(disk), Tiring::default());
+    let cache = builder(&clock).hot(hot.clone()).dry(dry.clone()).build().await.unwrap();
+    let old = cache.set("k", "old").await.unwrap().generation;
+    hot.drain();
+    cache.settle().await.unwrap();
+    let setting = tokio::spawn({
+        let (cache, dry) = (cache.clone(), dry.clone());
+        async move {
+            dry.hooks.removing.notified().await;
+            let set = poll_at_most(cache.set("k", "later").into_future(), 1).await;
+            set.expect("it need not wait").unwrap();
+        }
+    });
+    let compared = cache.compare_and_set("k", old, "compared").await.unwrap();
+    setting.await.unwrap();
+    assert!(compared.stored, "just before the other");
+    assert_eq!(get(&cache, "k").await.unwrap(), "later");
 }
 
 #[tokio::test]

@@ -14,26 +14,28 @@ use crate::store::{self, Stored};
 pub(crate) fn from_store(
     manager: &CacheManager,
     request: &Parts,
-    stored: &Stored,
+    mut stored: Stored,
     now: Timestamp,
 ) -> Response<Body> {
-    let mut headers = stored.headers.clone();
-    headers.insert(header::AGE, HeaderValue::from(stored.fresh.age(now) / 1000));
+    let age = stored.fresh.age(now) / 1000;
+    stored.headers.insert(header::AGE, HeaderValue::from(age));
     if stored.part.is_none() && conditional::is_not_modified(&request.headers, stored.status, &stored.headers)
     {
         return response(
             StatusCode::NOT_MODIFIED,
-            conditional::not_modified_headers(&headers),
+            conditional::not_modified_headers(stored.headers),
             Body::empty(),
         );
     }
     let status = StatusCode::from_u16(stored.status).unwrap_or(StatusCode::OK);
+    let asked = part_asked(&request.headers, &stored);
+    let mut headers = std::mem::take(&mut stored.headers);
     if request.method == Method::HEAD {
         headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(stored.length()));
         return response(status, headers, Body::empty());
     }
     let (has, whole) = stored.part.clone().unwrap_or((0..stored.length(), stored.length()));
-    match part_asked(&request.headers, stored) {
+    match asked {
         Asked::Part(part) => {
             headers.insert(header::CONTENT_RANGE, range::value(&part, whole));
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(part.end - part.start));
@@ -41,7 +43,7 @@ pub(crate) fn from_store(
             response(StatusCode::PARTIAL_CONTENT, headers, store::read(manager, &stored.content, bytes))
         }
         Asked::Unsatisfiable => {
-            let mut headers = conditional::not_modified_headers(&headers);
+            let mut headers = conditional::not_modified_headers(headers);
             if let Ok(value) = HeaderValue::try_from(format!("bytes */{whole}")) {
                 headers.insert(header::CONTENT_RANGE, value);
             }

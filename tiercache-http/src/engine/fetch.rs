@@ -96,7 +96,7 @@ impl Fetch {
         if !stored.fresh.usable_on_error(&plan.control, now, &plan.rules) {
             return None;
         }
-        let mut response = answer::from_store(engine.store.manager(), parts, stored, now);
+        let mut response = answer::from_store(engine.store.manager(), parts, stored.clone(), now);
         let told = Told {
             hit: true,
             forward: Some(self.forward),
@@ -150,7 +150,6 @@ impl Fetch {
         }
         drop(lead);
         let now = engine.store.now();
-        let mut answer = answer::from_store(engine.store.manager(), &parts, &renewed, now);
         let told = Told {
             hit: true,
             forward: Some(forward),
@@ -159,6 +158,7 @@ impl Fetch {
             ttl: Some(renewed.fresh.ttl(now)),
             ..Told::default()
         };
+        let mut answer = answer::from_store(engine.store.manager(), &parts, renewed, now);
         engine.tell(&mut answer, Outcome::Revalidated, &told);
         answer
     }

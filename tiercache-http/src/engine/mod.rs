@@ -223,22 +223,25 @@ impl Engine {
         loop {
             let Looked { found, others } = self.look_up(&parts, &plan).await;
             let collapsed = waits > 0;
-            if let Some(found) = &found {
-                let now = self.store.now();
-                match found.stored.fresh.usable(&plan.control, now) {
-                    Use::Fresh => {
-                        return Ok(self.stored(&parts, &found.stored, now, Outcome::Hit, collapsed));
+            let found = match found {
+                Some(found) => {
+                    let now = self.store.now();
+                    let outcome = match found.stored.fresh.usable(&plan.control, now) {
+                        Use::Fresh => Some(Outcome::Hit),
+                        Use::Accepted => Some(Outcome::Stale),
+                        Use::WhileRevalidating => {
+                            self.refresh(&parts, &plan, &found, origin);
+                            Some(Outcome::Stale)
+                        }
+                        Use::Revalidate => None,
+                    };
+                    if let Some(outcome) = outcome {
+                        return Ok(self.stored(&parts, found.stored, now, outcome, collapsed));
                     }
-                    Use::Accepted => {
-                        return Ok(self.stored(&parts, &found.stored, now, Outcome::Stale, collapsed));
-                    }
-                    Use::WhileRevalidating => {
-                        self.refresh(&parts, &plan, found, origin);
-                        return Ok(self.stored(&parts, &found.stored, now, Outcome::Stale, collapsed));
-                    }
-                    Use::Revalidate => {}
+                    Some(found)
                 }
-            }
+                None => None,
+            };
             if plan.control.only_if_cached {
                 let mut response = answer::nothing_stored();
                 self.tell(&mut response, Outcome::Miss, &Told::default());
@@ -336,13 +339,13 @@ impl Engine {
     fn stored(
         &self,
         parts: &Parts,
-        stored: &Stored,
+        stored: Stored,
         now: Timestamp,
         outcome: Outcome,
         collapsed: bool,
     ) -> Response<Body> {
-        let mut response = answer::from_store(self.store.manager(), parts, stored, now);
         let told = Told { hit: true, ttl: Some(stored.fresh.ttl(now)), collapsed, ..Told::default() };
+        let mut response = answer::from_store(self.store.manager(), parts, stored, now);
         self.tell(&mut response, outcome, &told);
         response
     }

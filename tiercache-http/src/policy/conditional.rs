@@ -95,8 +95,7 @@ pub(crate) fn compare(head: &HeaderMap, stored: &HeaderMap, length: u64) -> Comp
 }
 
 /// The headers of a 304 from what is stored (RFC 9110 §15.4.5): all but those about the content that is not sent.
-pub(crate) fn not_modified_headers(stored: &HeaderMap) -> HeaderMap {
-    let mut headers = stored.clone();
+pub(crate) fn not_modified_headers(mut headers: HeaderMap) -> HeaderMap {
     for name in
         [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_TYPE, header::CONTENT_RANGE]
     {

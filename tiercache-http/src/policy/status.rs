@@ -29,11 +29,12 @@ pub(crate) struct Told {
 }
 
 impl Told {
-    /// As a member of the field.
-    pub(crate) fn value(&self, name: &str) -> Option<HeaderValue> {
+    /// As a member of the field, of the cache of that [`identifier`].
+    pub(crate) fn value(&self, identifier: &str) -> Option<HeaderValue> {
         use std::fmt::Write;
 
-        let mut text = identifier(name);
+        let mut text = String::with_capacity(identifier.len() + 40);
+        text.push_str(identifier);
         if self.hit {
             text.push_str("; hit");
         }
@@ -74,7 +75,7 @@ impl Forward {
 }
 
 /// A token where the name is one, else a string (RFC 9651 §3.3.3).
-fn identifier(name: &str) -> String {
+pub(crate) fn identifier(name: &str) -> String {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(&byte);
     if name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '*')
         && name.bytes().all(is_token)
@@ -98,7 +99,7 @@ mod tests {
         let stale = Told { hit: true, ttl: Some(-412_000), ..Told::default() };
         assert_eq!(stale.value("ExampleCache").unwrap(), "ExampleCache; hit; ttl=-412");
         let miss = Told { forward: Some(Forward::UriMiss), stored: true, collapsed: true, ..Told::default() };
-        assert_eq!(miss.value("a b\"").unwrap(), "\"a b\\\"\"; fwd=uri-miss; stored; collapsed");
+        assert_eq!(miss.value(&identifier("a b\"")).unwrap(), "\"a b\\\"\"; fwd=uri-miss; stored; collapsed");
         let validated =
             Told { hit: true, forward: Some(Forward::Stale), forward_status: Some(304), ..Told::default() };
         assert_eq!(validated.value("c").unwrap(), "c; hit; fwd=stale; fwd-status=304");

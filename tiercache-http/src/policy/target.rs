@@ -1,5 +1,7 @@
 //! What a request is about: the primary key, and what an unsafe request makes invalid (RFC 9111 §4.4).
 
+use std::borrow::Cow;
+
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, Method, Uri, header};
 
@@ -8,7 +10,7 @@ use super::fields::{members, text};
 /// Scheme, authority, path and query: the URI that responses are stored under.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Target {
-    pub(crate) scheme: String,
+    pub(crate) scheme: Cow<'static, str>,
     pub(crate) authority: String,
     pub(crate) path: String,
 }
@@ -36,17 +38,16 @@ impl Target {
     }
 
     fn new(scheme: &str, authority: &str, path: Option<&PathAndQuery>) -> Option<Self> {
-        let scheme = scheme.to_ascii_lowercase();
+        let (scheme, default) = match scheme {
+            _ if scheme.eq_ignore_ascii_case("http") => ("http".into(), ":80"),
+            _ if scheme.eq_ignore_ascii_case("https") => ("https".into(), ":443"),
+            other => (other.to_ascii_lowercase().into(), ""),
+        };
         let mut authority = authority.to_ascii_lowercase();
         // No key speaks of users, and none has room for what ends it.
         if authority.bytes().any(|byte| byte == b'@' || byte <= b' ' || byte == b'/' || byte == 0x7f) {
             return None;
         }
-        let default = match scheme.as_str() {
-            "http" => ":80",
-            "https" => ":443",
-            _ => "",
-        };
         if !default.is_empty() && authority.ends_with(default) {
             authority.truncate(authority.len() - default.len());
         }
@@ -117,9 +118,11 @@ const METHODS: [HeaderName; 3] = [
 /// What a request says about its target besides the target, as parts of the key.
 pub(crate) fn named_elsewhere(headers: &HeaderMap) -> Vec<String> {
     let mut parts = Vec::new();
-    for name in &ELSEWHERE {
-        for value in headers.get_all(name) {
-            parts.push(part(name.as_str(), value.as_bytes()));
+    if has_any(headers, &ELSEWHERE) {
+        for name in &ELSEWHERE {
+            for value in headers.get_all(name) {
+                parts.push(part(name.as_str(), value.as_bytes()));
+            }
         }
     }
     // RFC 7239: who it is for is no matter of the target.
@@ -140,7 +143,12 @@ pub(crate) fn part(name: &str, value: &[u8]) -> String {
 
 /// Whether a request says that its method is another one.
 pub(crate) fn overrides_method(headers: &HeaderMap) -> bool {
-    METHODS.iter().any(|name| headers.contains_key(name))
+    has_any(headers, &METHODS)
+}
+
+/// Whether one of `names` is there. All of them begin with `x-`, and few fields of a request do.
+fn has_any(headers: &HeaderMap, names: &[HeaderName]) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with("x-") && names.contains(name))
 }
 
 /// RFC 3986 §5.2.4, of the path before a query.

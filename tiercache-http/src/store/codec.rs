@@ -17,6 +17,8 @@ use super::Id;
 use crate::policy::fresh::Freshness;
 
 const VERSION: u8 = 1;
+/// Headers that an answer may have besides those that are stored.
+const ADDED: usize = 3;
 const NO_CACHE: u8 = 1;
 const MUST_REVALIDATE: u8 = 2;
 const IMMUTABLE: u8 = 4;
@@ -162,8 +164,8 @@ impl Stored {
             pieces.as_ref()?;
         }
         let count = usize::from(entry.try_get_u16().ok()?);
-        // An entry of a few bytes must not make room for many headers.
-        let mut headers = HeaderMap::with_capacity(count.min(64));
+        // An entry of a few bytes must not make room for many headers. Those that an answer adds find theirs.
+        let mut headers = HeaderMap::with_capacity(count.min(64) + ADDED);
         for _ in 0..count {
             let name = usize::from(entry.try_get_u16().ok()?);
             let value = entry.try_get_u32().ok()? as usize;

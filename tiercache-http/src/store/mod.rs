@@ -66,10 +66,11 @@ pub(crate) struct Keys {
 
 impl Keys {
     pub(crate) fn new(target: Target, parts: &[String]) -> Self {
-        let resource = key(b'r', &[&target.scheme, &target.authority, &target.path]);
+        let named = [&*target.scheme, &target.authority, &target.path];
+        let resource = key(b'r', &named);
         let parted = (!parts.is_empty()).then(|| {
-            let target = [&target.scheme, &target.authority, &target.path];
-            key(b'x', &target.into_iter().chain(parts).collect::<Vec<_>>())
+            let parts = parts.iter().map(String::as_str);
+            key(b'x', &named.into_iter().chain(parts).collect::<Vec<_>>())
         });
         Self { target, resource, parted }
     }
@@ -86,12 +87,14 @@ impl Keys {
 }
 
 /// Every part with its length in front, so that no two lists of parts are the same key.
-fn key(kind: u8, parts: &[&String]) -> Vec<u8> {
-    parts.iter().fold(vec![kind], |mut key, part| {
+fn key(kind: u8, parts: &[&str]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + parts.iter().map(|part| 4 + part.len()).sum::<usize>());
+    key.push(kind);
+    for part in parts {
         key.extend((part.len() as u32).to_be_bytes());
         key.extend(part.as_bytes());
-        key
-    })
+    }
+    key
 }
 
 /// What a look-up found.

@@ -30,7 +30,7 @@ use self::pool::{Pool, Sender};
 use self::upload::{Moved, Upload};
 use crate::access::Counters;
 use crate::error::UpstreamError;
-use crate::fields::{add_via, strip_connection};
+use crate::fields::{add_via, forward_target, strip_connection};
 use crate::limits::Limits;
 use crate::target::Target;
 
@@ -120,6 +120,9 @@ impl Shared {
         if let Some(authority) = head.uri.authority() {
             let host = HeaderValue::from_str(authority.as_str());
             head.headers.insert(HOST, host.map_err(|_| malformed("the request's host"))?);
+        }
+        if let Some(host) = head.headers.get(HOST).cloned() {
+            forward_target(&mut head.headers, &host);
         }
         if let Some(target) = head.uri.path_and_query() {
             head.uri = Uri::from(target.clone());
