@@ -155,7 +155,7 @@ impl Broken {
 type Span = (Moment, Moment);
 
 /// Intervals, to be asked whether one of them lies in, or reaches over, others.
-struct Spans {
+pub(crate) struct Spans {
     by_begin: Vec<Span>,
     /// The earliest end of this one and all that begin later.
     earliest_end: Vec<Moment>,
@@ -164,7 +164,7 @@ struct Spans {
 }
 
 impl Spans {
-    fn new(spans: impl Iterator<Item = Span>) -> Self {
+    pub(crate) fn new(spans: impl Iterator<Item = Span>) -> Self {
         let mut by_begin: Vec<_> = spans.collect();
         by_begin.sort_unstable();
         let mut earliest_end: Vec<_> = by_begin.iter().map(|span| span.1).collect();
@@ -179,13 +179,13 @@ impl Spans {
     }
 
     /// Whether one of them begins after `from` and ends before `to`.
-    fn any_within(&self, from: Moment, to: Moment) -> bool {
+    pub(crate) fn any_within(&self, from: Moment, to: Moment) -> bool {
         let first = self.by_begin.partition_point(|span| span.0 <= from);
         self.earliest_end.get(first).is_some_and(|end| *end < to)
     }
 
     /// Whether one of them has a moment in common with what lies between the two.
-    fn any_across(&self, from: Moment, to: Moment) -> bool {
+    pub(crate) fn any_across(&self, from: Moment, to: Moment) -> bool {
         let past = self.by_begin.partition_point(|span| span.0 < to);
         past > 0 && self.latest_end[past - 1] > from
     }

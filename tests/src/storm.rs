@@ -4,6 +4,8 @@
 //! afterwards. The threads run as they like, so a seed does not bring a failure back for sure: what is printed is
 //! the history of the key.
 
+pub(crate) mod transact;
+
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
@@ -22,8 +24,10 @@ use tiercache_core::{
     Write,
 };
 use tiercache_ram::{Policy, RamConfig, RamTier};
+use tiercache_sqlite::{SqliteConfig, SqliteTier, Synchronous};
 
 use crate::history::{Event, NEVER, Tally, What, Written, judge};
+use crate::serial::{self, Get, Transaction};
 use crate::values::{Random, name, number, value};
 
 /// Entries of this tag leave RAM after some milliseconds.
@@ -60,6 +64,8 @@ pub enum Dry {
     Disk,
     /// The local disk, with room for less than is written: it reclaims, and forgets.
     CrampedDisk,
+    /// SQLite databases, which have transactions.
+    Sqlite,
 }
 
 /// Operations, each as often as its weight says.
@@ -102,6 +108,8 @@ pub enum Act {
     Load,
     /// `get_or_load_many` of four keys.
     LoadMany,
+    /// A transaction over two keys; [`Dry::Sqlite`] has them.
+    Transact,
     /// A get, set or delete whose future is dropped after some polls.
     Drop,
     /// `invalidate_tag`.
@@ -145,7 +153,11 @@ impl Storm {
             let cache = runtime.block_on(self.open(folder.path(), &memory)).map_err(failed)?;
             let board = Arc::new(Board::new());
             let mut events = runtime.block_on(self.fill(&cache, &board))?;
-            events.extend(self.run(&runtime, &cache, &board)?);
+            let mut transactions = Vec::new();
+            for (seen, made) in self.run(&runtime, &cache, &board)? {
+                events.extend(seen);
+                transactions.extend(made);
+            }
             let mut last = Client::new(self, &cache, &board, u16::MAX);
             runtime.block_on(last.read_all())?;
             let stats = runtime.block_on(at_rest(&cache)).map_err(failed)?;
@@ -164,6 +176,7 @@ impl Storm {
             events.append(&mut last.events);
             events.append(&mut board.asked.lock().unwrap_or_else(PoisonError::into_inner));
             let tally = judge(&events, self.dry != Dry::CrampedDisk)?;
+            serial::judge(&transactions, &gets(&events), serial::Keys::OfEverybody)?;
             Ok(Weather { tally, sunk: stats.sunk, promoted: stats.promoted, refused: stats.refused })
         };
         rage().map_err(|broken| format!("{self:?}\n{broken}"))
@@ -186,6 +199,7 @@ impl Storm {
             Dry::Memory => memory.clone(),
             Dry::Disk => Arc::new(DiskTier::open(disk(1 << 30), clock.clone()).await?),
             Dry::CrampedDisk => Arc::new(DiskTier::open(disk(192 << 10), clock.clone()).await?),
+            Dry::Sqlite => Arc::new(SqliteTier::open(sqlite_config(folder), clock.clone()).await?),
         };
         let milliseconds = |number| Some(Stay::For(Duration::from_millis(number)));
         let restless = Rule {
@@ -220,43 +234,81 @@ impl Storm {
         runtime: &tokio::runtime::Runtime,
         cache: &CacheManager,
         board: &Arc<Board>,
-    ) -> Result<Vec<Event>, String> {
-        let mut tasks = Vec::new();
-        let mut threads = Vec::new();
-        for (number, mix) in (0u16..).zip(&self.clients) {
+    ) -> Result<Vec<Done>, String> {
+        let clients = (0u16..).zip(&self.clients).map(|(number, mix)| {
             let mut client = Client::new(self, cache, board, number);
             let (operations, mix) = (self.operations, *mix);
-            let work = async move { client.act(operations, mix).await.map(|()| client.events) };
-            if usize::from(number) < self.clients.len() / 2 {
-                tasks.push(runtime.spawn(work));
-            } else {
-                let handle = runtime.handle().clone();
-                threads.push(std::thread::spawn(move || handle.block_on(work)));
-            }
-        }
-        let mut events = Vec::new();
-        for task in tasks {
-            events.extend(runtime.block_on(task).map_err(|error| error.to_string())??);
-        }
-        for thread in threads {
-            events.extend(thread.join().map_err(|_| "a client panicked".to_owned())??);
-        }
-        Ok(events)
+            async move { client.act(operations, mix).await.map(|()| (client.events, client.transactions)) }
+        });
+        run_all(runtime, clients.collect())
     }
+}
+
+/// What a client did.
+type Done = (Vec<Event>, Vec<Transaction>);
+
+/// Runs the first half of the clients as tasks and the others on threads of their own.
+pub(crate) fn run_all<T: Send + 'static>(
+    runtime: &tokio::runtime::Runtime,
+    clients: Vec<impl Future<Output = Result<T, String>> + Send + 'static>,
+) -> Result<Vec<T>, String> {
+    let (mut tasks, mut threads) = (Vec::new(), Vec::new());
+    let half = clients.len() / 2;
+    for (number, work) in clients.into_iter().enumerate() {
+        if number < half {
+            tasks.push(runtime.spawn(work));
+        } else {
+            let handle = runtime.handle().clone();
+            threads.push(std::thread::spawn(move || handle.block_on(work)));
+        }
+    }
+    let mut done = Vec::new();
+    for task in tasks {
+        done.push(runtime.block_on(task).map_err(|error| error.to_string())??);
+    }
+    for thread in threads {
+        done.push(thread.join().map_err(|_| "a client panicked".to_owned())??);
+    }
+    Ok(done)
+}
+
+/// A level that is written quickly, with some values in files of their own.
+pub(crate) fn sqlite_config(folder: &Path) -> SqliteConfig {
+    SqliteConfig {
+        path: Some(folder.join("dry")),
+        max_size: 64 << 20,
+        inline_max: 1 << 10,
+        // What is forced to the disk is about power cuts.
+        synchronous: Synchronous::Off,
+        // A machine that is busy is no reason to fail.
+        busy_timeout: Duration::from_secs(60),
+        ..SqliteConfig::default()
+    }
+}
+
+/// What was read, to be judged beside transactions.
+fn gets(events: &[Event]) -> Vec<Get> {
+    let get = |event: &Event| match (event.what, event.key) {
+        (What::Read { value, .. } | What::Pop { value, .. }, Some(key)) => {
+            Some(Get { key, process: 0, begun: event.begun, ended: event.ended, value })
+        }
+        _ => None,
+    };
+    events.iter().filter_map(get).collect()
 }
 
 /// What the clients share.
 #[derive(Debug)]
-struct Board {
+pub(crate) struct Board {
     moments: AtomicU64,
-    values: AtomicU64,
+    pub(crate) values: AtomicU64,
     began: Instant,
     /// What the origin was asked for.
     asked: Mutex<Vec<Event>>,
 }
 
 impl Board {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (moments, values) = (AtomicU64::new(1), AtomicU64::new(1));
         Self { moments, values, began: Instant::now(), asked: Mutex::default() }
     }
@@ -272,12 +324,12 @@ impl Board {
         value(key, new)
     }
 
-    fn moment(&self) -> u64 {
+    pub(crate) fn moment(&self) -> u64 {
         self.moments.fetch_add(1, Ordering::SeqCst)
     }
 
     /// Microseconds.
-    fn clock(&self) -> u64 {
+    pub(crate) fn clock(&self) -> u64 {
         self.began.elapsed().as_micros() as u64
     }
 }
@@ -288,7 +340,11 @@ struct Client {
     random: Random,
     who: u16,
     keys: u16,
+    /// Whether there are transactions: a touch or a write on a condition that waits for one finds itself overtaken, and
+    /// may take what that has left before it looks anew.
+    transacts: bool,
     events: Vec<Event>,
+    transactions: Vec<Transaction>,
 }
 
 impl Client {
@@ -299,7 +355,9 @@ impl Client {
             random: Random::new(storm.seed.wrapping_mul(1_000_003) + u64::from(who)),
             who,
             keys: storm.keys,
+            transacts: storm.dry == Dry::Sqlite,
             events: Vec::new(),
+            transactions: Vec::new(),
         }
     }
 
@@ -318,6 +376,7 @@ impl Client {
                 Act::Load => self.load(key).await?,
                 Act::LoadMany => self.load_many(key).await?,
                 Act::Pop => self.pop(key).await?,
+                Act::Transact => self.transact(key).await?,
                 Act::Drop => self.begin_and_drop(key).await,
                 Act::Prune => drop(self.cache.prune().await.map_err(failed(act))?),
                 Act::GetAndTouch
@@ -406,6 +465,8 @@ impl Client {
                 durable: false,
             };
             self.note(Some(key), begun, ended, What::Write(written));
+        } else if self.transacts {
+            self.note(Some(key), begun, ended, What::Flush);
         }
         Ok(())
     }
@@ -508,7 +569,7 @@ impl Client {
                     Act::Touch => self.cache.touch(name(key), None).await.map(drop),
                     _ => self.cache.get_and_touch(name(key), None).await.map(drop),
                 };
-                (Some(key), touched.map(|()| What::Touch { durable: true }))
+                (Some(key), touched.map(|()| What::Touch { durable: !self.transacts }))
             }
         };
         let what = what.map_err(failed(act))?;
@@ -559,7 +620,7 @@ impl Client {
 }
 
 /// The statistics once nothing is on its way or in flight any more, or after some seconds of waiting for that.
-async fn at_rest(cache: &CacheManager) -> Result<Stats> {
+pub(crate) async fn at_rest(cache: &CacheManager) -> Result<Stats> {
     let patience = Instant::now() + Duration::from_secs(10);
     loop {
         cache.settle().await?;
@@ -571,7 +632,8 @@ async fn at_rest(cache: &CacheManager) -> Result<Stats> {
     }
 }
 
-fn numbered(key: u16, found: Option<Bytes>) -> Result<Option<u64>, String> {
+/// The number of what was found, if something was.
+pub(crate) fn numbered(key: u16, found: Option<Bytes>) -> Result<Option<u64>, String> {
     found.map(|value| number(key, &value)).transpose()
 }
 
@@ -579,7 +641,7 @@ fn failed(act: Act) -> impl Fn(tiercache_core::Error) -> String {
     move |error| format!("{act:?}: {error}")
 }
 
-async fn for_some_polls<F: Future>(future: F, polls: u32) {
+pub(crate) async fn for_some_polls<F: Future>(future: F, polls: u32) {
     let mut future = pin!(future);
     let mut left = polls;
     std::future::poll_fn(|context| {

@@ -254,6 +254,69 @@ async fn a_dropped_lock_is_free_again() {
     }
 }
 
+/// What was polled once is committed, all of it, or has left nothing; either way the next one has its turn.
+#[tokio::test]
+async fn a_dropped_transaction_is_made_whole_or_leaves_nothing() {
+    for gives_up in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = SqliteConfig { path: folder.path().join("tracking").join("index.db") };
+        let tracking = SqliteTracking::open(config).await.unwrap();
+        let config = tiercache_sqlite::SqliteConfig {
+            path: Some(folder.path().join("level")),
+            max_size: 64 << 20,
+            shards: Some(8),
+            ..Default::default()
+        };
+        let tier = tiercache_sqlite::SqliteTier::open(config, ManualClock::new()).await.unwrap();
+        let dry = Hooked::opaque(Arc::new(tier), Yielding);
+        let hot = ram();
+        let builder = builder(&ManualClock::new()).hot(hot.clone()).dry(dry).tracking(Arc::new(tracking));
+        let cache = builder.build().await.unwrap();
+        let mut before = String::new();
+        for polls in 1.. {
+            if polls % 2 == 0 {
+                hot.drain();
+            }
+            let new = format!("{polls}");
+            let written = new.clone();
+            let work = move |tx: &mut tiercache_core::Transaction<'_>| {
+                tx.set("a", written.clone())?;
+                tx.nested(|tx| tx.set("b", written))?;
+                if gives_up { Err(Error::Refused("given up".into())) } else { tx.delete("c").map(drop) }
+            };
+            let done = poll_at_most(cache.transaction(&["a", "b", "c"], work), polls).await;
+            let read = |tx: &mut tiercache_core::Transaction<'_>| Ok(["a", "b", "c"].map(|key| tx.get(key)));
+            let seen = cache.transaction(&["a", "b", "c"], read).await.unwrap().map(Result::unwrap);
+            let now = if gives_up { before.clone() } else { new };
+            let expected = (!now.is_empty()).then(|| now.clone().into());
+            assert_eq!(seen, [expected.clone(), expected, None], "dropped at poll {polls}");
+            for key in ["a", "b"] {
+                assert_eq!(get(&cache, key).await.unwrap_or_default(), now, "dropped at poll {polls}");
+            }
+            cache.settle().await.unwrap();
+            let stats = cache.stats().await.unwrap();
+            assert_eq!((stats.in_flight, stats.pending), (0, (0, 0)), "dropped at poll {polls}");
+            assert!(cache.set("a", now.clone()).await.unwrap().degraded.is_empty());
+            cache.set("c", "there").await.unwrap();
+            cache.delete("c").await.unwrap();
+            if gives_up && before.is_empty() {
+                before = "first".into();
+                for key in ["a", "b"] {
+                    cache.set(key, "first").await.unwrap();
+                }
+                continue;
+            }
+            match done {
+                Some(Ok(())) => assert!(!gives_up),
+                Some(Err(error)) => assert!(gives_up && error.to_string() == "given up", "{error}"),
+                None => continue,
+            }
+            break;
+        }
+        assert!(cache.close(Duration::from_secs(10)).await.unwrap().is_clean());
+    }
+}
+
 #[tokio::test]
 async fn a_dropped_set_that_began_is_carried_out() {
     for write in [Write::Back, Write::Behind, Write::Through] {

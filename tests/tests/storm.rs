@@ -2,9 +2,16 @@
 //!
 //! `TIERCACHE_SEED` is where the clients' numbers begin, `TIERCACHE_STORMS` how often each storm is repeated.
 
-use tiercache_core::Write;
+use std::sync::Arc;
+
+use tiercache_core::{Level, Write};
 use tiercache_ram::Policy;
+use tiercache_redis::{RedisConfig, RedisTier};
+use tiercache_services::Redis;
+use tiercache_tests::counting::{Counting, over};
 use tiercache_tests::storm::{Act, Dry, Mix, READS, Storm};
+use tiercache_tests::sums::Tally;
+use tiercache_tests::transfers::Transfers;
 
 const POLICIES: [Policy; 3] = [Policy::Adaptive, Policy::Lru, Policy::TinyLfu];
 
@@ -53,6 +60,20 @@ const LOADS: Mix = &[
     (Act::DeleteMany, 1),
     (Act::InvalidateTag, 1),
     (Act::Clear, 1),
+];
+
+const TRANSACTIONS: Mix = &[
+    (Act::Transact, 8),
+    (Act::Set, 6),
+    (Act::SetShort, 1),
+    (Act::SetMany, 1),
+    (Act::CompareAndSet, 2),
+    (Act::Touch, 2),
+    (Act::Delete, 3),
+    (Act::Pop, 1),
+    (Act::Load, 2),
+    (Act::InvalidateTag, 1),
+    (Act::Get, 20),
 ];
 
 const DROPPED: Mix = &[(Act::Drop, 8), (Act::Set, 6), (Act::Delete, 3), (Act::Pop, 1), (Act::Get, 6)];
@@ -164,5 +185,83 @@ fn futures_that_are_dropped() {
     for (policy, dry) in POLICIES.into_iter().zip([Dry::Disk, Dry::CrampedDisk, Dry::Memory]) {
         let clients = vec![DROPPED, DROPPED, READS, CHANGES, READS, READS];
         rage("dropped", Storm { dry, clients, operations: 10_000, ..storm(policy) });
+    }
+}
+
+#[test]
+fn transactions_among_everything_else() {
+    for (policy, write) in POLICIES.into_iter().zip([Write::Back, Write::Behind, Write::Through]) {
+        let clients = vec![TRANSACTIONS, TRANSACTIONS, READS, TRANSACTIONS, CHANGES, READS];
+        rage("transactions", Storm { dry: Dry::Sqlite, write, clients, operations: 2_500, ..storm(policy) });
+    }
+}
+
+fn transfers(storm: Transfers) {
+    for repeat in 0..number("TIERCACHE_STORMS").unwrap_or(1) {
+        let storm = Transfers { seed: storm.seed + repeat, ..storm.clone() };
+        let began = std::time::Instant::now();
+        let tally = storm.rage().unwrap_or_else(|broken| panic!("transfers: {broken}"));
+        println!("transfers, {} in {:?}: {tally:?}", storm.processes, began.elapsed());
+        assert!(tally.committed > 100 && tally.unheard > 10 && tally.others > 50, "hardly anything is done");
+        assert!(tally.hits * 2 > tally.gets && tally.gets > 500, "hardly anything is found");
+    }
+}
+
+#[test]
+fn transfers_between_accounts_in_one_process() {
+    for (policy, shards) in POLICIES.into_iter().zip([5, 2, 1]) {
+        let seed = number("TIERCACHE_SEED").unwrap_or(1);
+        transfers(Transfers { seed, policy, shards, processes: 1, clients: 6, operations: 700 });
+    }
+}
+
+#[test]
+fn transfers_between_accounts_in_several_processes() {
+    for (policy, shards) in POLICIES.into_iter().zip([4, 3, 1]) {
+        let seed = number("TIERCACHE_SEED").unwrap_or(1);
+        transfers(Transfers { seed, policy, shards, processes: 3, clients: 6, operations: 500 });
+    }
+}
+
+fn count(home: &str, storm: Counting, rage: impl Fn(&Counting) -> Result<Tally, String>) {
+    for repeat in 0..number("TIERCACHE_STORMS").unwrap_or(1) {
+        let storm = Counting { seed: storm.seed + repeat, ..storm.clone() };
+        let began = std::time::Instant::now();
+        let tally = rage(&storm).unwrap_or_else(|broken| panic!("counters in {home}: {broken}"));
+        println!("counters in {home}: {tally:?} in {:?}", began.elapsed());
+        assert!(tally.additions > 1_000 && tally.unheard > 50, "hardly anything is added");
+        assert!(tally.reads > 500 && tally.lives > 100 && tally.mortal > 10, "hardly any counter begins");
+    }
+}
+
+fn counting(caches: u16, operations: u32) -> Counting {
+    let seed = number("TIERCACHE_SEED").unwrap_or(1);
+    Counting { seed, counters: 8, lasting: 4, caches, clients: 6, operations, clears: true, survive: true }
+}
+
+#[test]
+fn counters_in_ram_while_values_come_and_go() {
+    let storm = Counting { survive: false, ..counting(1, 10_000) };
+    count("RAM", storm, Counting::in_ram);
+}
+
+#[test]
+fn counters_in_sqlite_in_several_processes() {
+    count("sqlite", counting(3, 1_500), Counting::in_sqlite);
+}
+
+#[test]
+fn counters_in_redis_in_several_processes() {
+    let Some(server) = Redis::start() else { return };
+    let open = async |url: String| {
+        let config = RedisConfig { url: Some(url.as_str().into()), ..RedisConfig::default() };
+        over(Arc::new(RedisTier::open(config, Level::Dry).await?), Level::Dry).await
+    };
+    // What another process has cleared is read up to a second longer.
+    for storm in [Counting { clears: false, ..counting(3, 1_500) }, counting(1, 1_500)] {
+        count("Redis", storm, |storm| {
+            server.wipe();
+            storm.rage(|| open(server.url()))
+        });
     }
 }

@@ -318,6 +318,45 @@ fn a_level_in_sqlite_is_shared_checked_and_repaired() {
 }
 
 #[test]
+fn check_tells_what_a_transaction_left_unfinished_and_repair_sees_it_through() {
+    let place = Place::new();
+    place.configure("dry_cache: { backend: sqlite, path: ./cache/shared, max_size: 16MiB, shards: 2 }\n");
+    for number in 0..8 {
+        place.run(&["set", &format!("k{number}"), "v"]).expect(0);
+    }
+    assert!(place.run(&["check"]).expect(0).out().ends_with("well\n"));
+    let database = |shard: u32| {
+        let file = place.file("cache/shared").join(format!("shard-{shard}.db"));
+        rusqlite::Connection::open(file).expect("the database of a shard")
+    };
+    // What a process leaves that is killed when the first shard has committed: the removal of a key in the second.
+    let key: Vec<u8> =
+        database(1).query_row("SELECT key FROM entry LIMIT 1", (), |row| row.get(0)).expect("a key");
+    let identity: i64 =
+        database(1).query_row("SELECT identity FROM state", (), |row| row.get(0)).expect("a state");
+    let insert =
+        "INSERT INTO redo (number, shard, identity, place, namespace, key, generation, checksum, deadline,
+        stay, until, used, size, length) VALUES (1, 1, ?1, 0, '', ?2, 1 << 40, 0, 0, 0, 0, 0, 0, 0)";
+    database(0).execute(insert, (identity, &key)).expect("a transaction that is not finished");
+    let standing = || -> i64 {
+        let count = "SELECT count(*) FROM entry WHERE key = ?1";
+        database(1).query_row(count, [&key], |row| row.get(0)).expect("the entries")
+    };
+
+    let found = place.run(&["check", "--json"]).expect(0).json();
+    assert_eq!((&found["clean"], &found["unfinished"]), (&true.into(), &1.into()), "{found}");
+    let told = place.run(&["check"]).expect(0).out();
+    assert!(told.contains("  1 unfinished\n") && told.contains("--repair"), "{told}");
+    assert_eq!(standing(), 1, "looking changes nothing");
+    let repaired = place.run(&["check", "--repair", "--json"]).expect(0).json();
+    assert_eq!((&repaired["unfinished"], &repaired["repaired"]), (&1.into(), &true.into()), "{repaired}");
+    assert_eq!(standing(), 0);
+    assert_eq!(place.run(&["check", "--json"]).expect(0).json()["unfinished"], 0);
+    let name = String::from_utf8(key.clone()).expect("text");
+    place.run(&["get", &name]).expect(1);
+}
+
+#[test]
 fn statistics_and_a_check_do_not_need_the_cache_to_themselves() {
     let place = Place::new();
     assert_eq!(place.run(&["stats", "--json"]).expect(0).json()["dry_size_bytes"], 0);

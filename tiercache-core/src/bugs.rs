@@ -1,6 +1,6 @@
 //! Bugs on purpose, to prove that the checks catch them.
 //!
-//! Each breaks one rule of the manager. They exist only in builds with `--cfg tiercache_bugs`, where one at a time
+//! Each breaks one rule of the manager, or of a level that it relies on. They exist only in builds with `--cfg tiercache_bugs`, where one at a time
 //! can be chosen; in every other build [`seeded`] is `false`, and nothing of them remains.
 
 /// Whether the bug of that name was chosen.
@@ -11,15 +11,15 @@ pub(crate) const fn seeded(_bug: &str) -> bool {
 }
 
 #[cfg(tiercache_bugs)]
-pub(crate) use chosen::seeded;
+pub use chosen::seeded;
 #[cfg(tiercache_bugs)]
-pub use chosen::{ALL, choose};
+pub use chosen::{ALL, IN_STORMS, choose};
 
 #[cfg(tiercache_bugs)]
 mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// Every bug, and the rule it breaks.
+    /// Every bug that histories of the simulator show, and the rule it breaks.
     pub const ALL: [(&str, &str); 38] = [
         ("adds-again", "an addition is made once"),
         ("add-extends-life", "only set and touch change a deadline"),
@@ -61,15 +61,28 @@ mod chosen {
         ("transaction-leaves-ram", "what a transaction wrote is newer than what RAM has"),
     ];
 
+    /// Likewise those that only real levels on real threads show.
+    pub const IN_STORMS: [(&str, &str); 3] = [
+        ("counter-read-apart", "what is added to a counter and what it is added to are one step"),
+        ("transaction-half-done", "what a transaction decided is done in every shard"),
+        ("transaction-trusts-ram", "a transaction reads nothing that another process has replaced"),
+    ];
+
     static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);
 
     /// Chooses the bug of that name for the whole process; any other name chooses none.
     pub fn choose(bug: &str) {
-        let at = ALL.iter().position(|(name, _)| *name == bug).unwrap_or(usize::MAX);
+        let at = all().position(|(name, _)| *name == bug).unwrap_or(usize::MAX);
         CHOSEN.store(at, Ordering::SeqCst);
     }
 
-    pub(crate) fn seeded(bug: &str) -> bool {
-        ALL.get(CHOSEN.load(Ordering::Relaxed)).is_some_and(|(chosen, _)| *chosen == bug)
+    /// Whether the bug of that name was chosen.
+    pub fn seeded(bug: &str) -> bool {
+        let chosen = CHOSEN.load(Ordering::Relaxed);
+        chosen != usize::MAX && all().nth(chosen).is_some_and(|(chosen, _)| *chosen == bug)
+    }
+
+    fn all() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+        ALL.iter().chain(&IN_STORMS)
     }
 }

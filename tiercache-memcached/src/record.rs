@@ -92,10 +92,15 @@ impl Record {
         self.shrink();
     }
 
+    /// Counters have no generation, and go whatever was cleared before: each clearing is above the last.
     pub(crate) fn clear(&mut self, namespace: Option<&str>, below: Generation) {
+        let known = match namespace {
+            Some(namespace) => Some(self.cleared(namespace).get()).filter(|known| *known > 0),
+            None => self.cleared.values().max().copied(),
+        };
+        let below = known.map_or(below, |known| below.max(Generation::new(known + 1)));
         self.raise(below);
-        let cleared = self.cleared.entry(namespace.map(str::to_owned)).or_default();
-        *cleared = below.get().max(*cleared);
+        self.cleared.insert(namespace.map(str::to_owned), below.get());
         self.shrink();
     }
 

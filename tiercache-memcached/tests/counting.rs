@@ -77,6 +77,12 @@ async fn clearing_a_namespace_drops_its_counters() {
     assert_eq!(a.counter(&there, T0).await.unwrap(), Some(1));
     b.clear(None, Generation::new(10)).await.unwrap();
     assert_eq!(a.add(&there, 1, 0, NEVER, T0).await.unwrap(), 1);
+    // A process that has counted less far clears as well.
+    for namespace in [Some("there"), None, Some("there")] {
+        a.clear(namespace, Generation::new(3)).await.unwrap();
+        assert_eq!(b.counter(&there, T0).await.unwrap(), None, "{namespace:?}");
+        assert_eq!(b.add(&there, 1, 0, NEVER, T0).await.unwrap(), 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -308,6 +308,12 @@ async fn counters_add_up_exactly_and_keep_their_range_and_deadline() {
     assert_eq!(b.add(&key("n"), 1, 0, never, T0).await.unwrap(), 1, "another process does not go on with it");
     assert_eq!(a.add(&key("n"), 1, 0, never, T0).await.unwrap(), 2);
     assert_eq!(a.counter(&elsewhere, T0).await.unwrap(), Some(1));
+    // A process that has counted less far clears as well.
+    for namespace in [Some("x"), None, Some("x")] {
+        a.clear(namespace, of(3)).await.unwrap();
+        assert_eq!(a.counter(&elsewhere, T0).await.unwrap(), None, "{namespace:?}");
+        assert_eq!(b.add(&elsewhere, 1, 0, never, T0).await.unwrap(), 1, "{namespace:?}");
+    }
     assert_eq!(value(&*a, "n").await, None, "a counter is no entry");
     assert!(a.list(None, None, 10).await.unwrap().entries.is_empty());
 }

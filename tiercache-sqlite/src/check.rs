@@ -9,10 +9,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
-use tiercache_core::{Error, Generation, Key, Result, envelope};
+use tiercache_core::{Error, Generation, Key, Result, SystemClock, envelope};
 
 use crate::SqliteTier;
-use crate::config::Synchronous;
+use crate::config::{SqliteConfig, Synchronous};
 use crate::open::{Setup, Trouble, check_library, look_into};
 use crate::place::{Dir, Membership};
 use crate::room::key_of;
@@ -88,14 +88,26 @@ impl SqliteTier {
     }
 
     /// Reads and verifies every entry, telling `progress` the bytes read and the bytes there are. With `repair` it drops
-    /// what is not whole and what nobody needs, sets totals right, and removes databases that are damaged, the latter
-    /// only while no process has the level open. Blocks.
+    /// what is not whole and what nobody needs, sets totals right, sees transactions through that a process left
+    /// unfinished, and removes databases that are damaged, the latter only while no process has the level open. Blocks.
     ///
     /// # Errors
     /// As for [`SqliteTier::inspect`], and [`Error::Refused`] when a database is damaged and in use.
     pub fn check(path: &Path, repair: bool, progress: &mut dyn FnMut(u64, u64)) -> Result<Report> {
-        Check::of(path, repair)?.run(Some(progress))
+        let mut report = Check::of(path, repair)?.run(Some(progress))?;
+        if repair && report.unfinished > 0 {
+            see_through(path)?;
+            report.repaired = Self::inspect(path)?.unfinished == 0;
+        }
+        Ok(report)
     }
+}
+
+/// Opens the level, which does what was decided, with room for all there is: what is too much is for others to say.
+fn see_through(path: &Path) -> Result<()> {
+    let (path, max_size) = (Some(path.to_owned()), i64::MAX as u64);
+    let config = SqliteConfig { path, max_size, ..SqliteConfig::default() };
+    SqliteTier::open_blocking(config, SystemClock::start())?.close_blocking()
 }
 
 struct Check {

@@ -99,6 +99,15 @@ impl Counting for SqliteTier {
     ) -> Result<i64> {
         self.check_open()?;
         let shard = self.shard(key);
+        #[cfg(tiercache_bugs)]
+        if tiercache_core::bugs::seeded("counter-read-apart") {
+            let (count, key) = (self.counter(key, now).await?.unwrap_or(start), key.clone());
+            let write = move |step: &mut crate::step::Step<'_>| {
+                step.remove_counter(&key, now)?;
+                step.add(&key, (delta, count), deadline, now)
+            };
+            return shard.write("add", 0, write).await.map_err(|failure| failure.into_error("add"))?;
+        }
         let key = key.clone();
         shard
             .write("add", 0, move |step| step.add(&key, (delta, start), deadline, now))

@@ -125,6 +125,16 @@ impl SqliteTier {
         Ok(tier)
     }
 
+    /// Ends what was opened just now and used by nobody.
+    pub(crate) fn close_blocking(self) -> Result<()> {
+        self.common.closed.store(true, Ordering::Release);
+        self.shards.iter().for_each(|shard| shard.stop());
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        let panicked = threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
+        self.common.members.leave();
+        if panicked > 0 { Err(Error::Panicked { what: "a thread of the SQLite level" }) } else { Ok(()) }
+    }
+
     /// Removes everything in the namespace that carries the tag, whichever process put it, and returns how many
     /// entries that were. What was set before and is written later is refused.
     ///

@@ -317,6 +317,33 @@ async fn crossing_transfers(shards: u32) {
 }
 
 #[tokio::test]
+async fn what_a_transaction_has_seen_of_another_process_is_what_a_get_finds() {
+    let folder = tempfile::tempdir().unwrap();
+    let [here, there] = [open(folder.path()).await, open(folder.path()).await];
+    for key in ["a", "b"] {
+        here.cache.set(key, "old").await.unwrap();
+    }
+    here.sink().await;
+    for key in ["a", "b"] {
+        assert_eq!(get(&here.cache, key).await.unwrap(), "old", "it is in RAM here again");
+    }
+    there
+        .cache
+        .transaction(&["a", "b"], |tx| tx.set("a", "new").and(tx.delete("b").map(drop)))
+        .await
+        .unwrap();
+    assert_eq!(get(&here.cache, "a").await.unwrap(), "old", "nothing has told this process yet");
+    let seen = here.cache.transaction(&["a", "b"], |tx| Ok((tx.get("a")?, tx.get("b")?)));
+    assert_eq!(seen.await.unwrap(), (Some("new".into()), None));
+    assert_eq!(get(&here.cache, "a").await.unwrap(), "new", "it does not go back");
+    assert_eq!(get(&here.cache, "b").await, None);
+    // A set of this process that the level does not have yet stays what it is.
+    here.cache.set("a", "ours").await.unwrap();
+    assert_eq!(here.cache.transaction(&["a"], |tx| tx.get("a")).await.unwrap().unwrap(), "ours");
+    assert_eq!(get(&here.cache, "a").await.unwrap(), "ours");
+}
+
+#[tokio::test]
 async fn what_cannot_be_one_step_is_refused_with_what_to_do() {
     let clock = ManualClock::new();
     let folder = tempfile::tempdir().unwrap();

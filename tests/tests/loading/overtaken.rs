@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tiercache_core::testing::{ManualClock, MemoryTier};
-use tiercache_core::tier::{Always, Tier};
+use tiercache_core::testing::{GateTier, ManualClock, MemoryTier, Op, Point};
+use tiercache_core::tier::{Always, Resident, Tier};
 use tiercache_core::{CacheManager, Eager, Entry, Generation, Level};
-use tiercache_tests::rig::{Gated, builder, get, hold, id, idle, ram};
+use tiercache_disk::{DiskConfig, DiskTier, Flush};
+use tiercache_tests::rig::{Gated, builder, disk_config, get, hold, id, idle, ram};
 use tokio::task::JoinHandle;
 
 use super::{Origin, in_ram};
@@ -161,4 +162,78 @@ async fn a_load_asks_no_level_that_has_the_value_of_another_process_by_then() {
     processes.there.set("k", "theirs").skip(Level::Hot).await.unwrap();
     assert_eq!(processes.here.get_or_load("k", origin.load()).await.unwrap(), "theirs");
     assert_eq!(origin.loads(), 0);
+}
+
+/// A load finds that another process is ahead of it and begins anew, after this process has set the key.
+#[tokio::test]
+async fn a_load_that_begins_anew_takes_nothing_from_what_this_process_set_meanwhile() {
+    for sunk in [false, true] {
+        let (clock, store) = (ManualClock::new(), MemoryTier::shared());
+        let (gate, hot) = (Arc::new(GateTier::new(store.clone())), ram());
+        let here = builder(&clock).hot(hot.clone()).dry(gate.clone()).build().await.unwrap();
+        let there = builder(&clock).hot(ram()).dry(store.reopen()).build().await.unwrap();
+        for number in 0..100 {
+            there.set(format!("other {number}"), "v").await.unwrap();
+        }
+        let origin = Origin::new("loaded");
+        gate.close_gate(Point::Before(Op::Remove));
+        let loading = spawn(&here, &origin);
+        gate.held(Point::Before(Op::Remove)).await;
+        // Nothing was there when the load looked; by the time it claims the key there is a mark, far ahead.
+        there.delete("k").await.unwrap();
+        gate.close_gate(Point::After(Op::Get));
+        gate.open_gate(Point::Before(Op::Remove));
+        gate.held(Point::After(Op::Get)).await;
+        assert_eq!(origin.loads(), 0);
+        // It has looked once more and found nothing, which it does not know yet.
+        here.set("k", "set").await.unwrap();
+        if sunk {
+            hot.drain();
+            here.settle().await.unwrap();
+            assert_eq!(store.get(&id("k")).await.unwrap().unwrap().value, "set");
+        }
+        gate.open_gate(Point::After(Op::Get));
+        // What is in RAM it finds there, and need not load.
+        assert_eq!(loading.await.unwrap(), if sunk { "loaded" } else { "set" });
+        idle().await;
+        assert_eq!(get(&here, "k").await.unwrap(), "set", "sunk: {sunk}");
+        here.close(Duration::from_secs(5)).await.unwrap();
+        assert_eq!(store.reopen().get(&id("k")).await.unwrap().unwrap().value, "set", "sunk: {sunk}");
+    }
+}
+
+/// A level of this machine has a copy to be removed, for which the shared level, too, is asked again when the value is
+/// kept: by then another process is ahead.
+#[tokio::test]
+async fn what_was_loaded_does_not_stand_over_another_process_when_a_level_of_this_machine_is_waited_for() {
+    for removed in [false, true] {
+        let (clock, store) = (ManualClock::new(), MemoryTier::shared());
+        let folder = tempfile::tempdir().unwrap();
+        // A removal is waited for whenever there is something to remove.
+        let config = DiskConfig { flush: Flush::Each, ..disk_config(folder.path()) };
+        let local = Arc::new(DiskTier::open(config, clock.clone()).await.unwrap());
+        let (hot, dry) = (ram(), store.clone());
+        let here = builder(&clock).hot(hot).cold(local.clone()).dry(dry).build().await.unwrap();
+        let there = builder(&clock).hot(ram()).dry(store.reopen()).build().await.unwrap();
+        here.set("k", "dead").ttl(Duration::from_secs(5)).pin(Level::Cold).await.unwrap();
+        clock.advance(Duration::from_secs(5));
+        let origin = Origin::new("old");
+        origin.hold();
+        let loading = spawn(&here, &origin);
+        origin.begun().await;
+        assert!(local.index().unwrap().holds(id("k").as_ref()).is_some(), "a copy that answers nobody");
+        if removed {
+            there.delete("k").await.unwrap();
+        } else {
+            there.set("k", "theirs").skip(Level::Hot).await.unwrap();
+        }
+        origin.release();
+        assert_eq!(loading.await.unwrap(), "old", "whoever waited has it");
+        idle().await;
+        let found = get(&here, "k").await;
+        assert!(found.is_none() || (!removed && found.as_deref() == Some("theirs")), "{found:?}");
+        here.close(Duration::from_secs(5)).await.unwrap();
+        let stored = store.reopen().get(&id("k")).await.unwrap().map(|entry| entry.value);
+        assert!(stored.is_none() || (!removed && stored.as_deref() == Some(b"theirs")), "{stored:?}");
+    }
 }

@@ -93,7 +93,10 @@ struct Report {
     /// What the backend calls its files.
     parts: (&'static str, u64),
     more: Vec<(&'static str, u64)>,
-    wrong: Vec<(&'static str, u64)>,
+    /// Told to people only where there is some.
+    findings: Vec<(&'static str, u64)>,
+    /// Parts of transactions that a process left, which is nothing wrong.
+    unfinished: u64,
 }
 
 impl From<disk::Report> for Report {
@@ -111,12 +114,13 @@ impl From<disk::Report> for Report {
                 ("removals", report.removals),
                 ("fences", report.fences),
             ],
-            wrong: vec![
+            findings: vec![
                 ("damaged", report.damaged),
                 ("bad_footers", report.bad_footers),
                 ("lost", report.lost),
                 ("leftovers", report.leftovers),
             ],
+            unfinished: 0,
         }
     }
 }
@@ -138,7 +142,7 @@ impl From<sqlite::Report> for Report {
                 ("fences", report.fences),
                 ("counters", report.counters),
             ],
-            wrong: vec![
+            findings: vec![
                 ("broken", report.broken),
                 ("damaged", report.damaged),
                 ("dangling", report.dangling),
@@ -146,7 +150,9 @@ impl From<sqlite::Report> for Report {
                 ("wrong_sizes", report.wrong_sizes),
                 ("drifted", report.drifted),
                 ("leftovers", report.leftovers),
+                ("unfinished", report.unfinished),
             ],
+            unfinished: report.unfinished,
         }
     }
 }
@@ -182,18 +188,21 @@ fn tell(level: Level, folder: &Path, report: &Report, as_json: bool) {
             "bytes": report.bytes,
             parts: count,
         });
-        report.more.iter().chain(&report.wrong).for_each(|(name, count)| told[name] = json!(count));
+        report.more.iter().chain(&report.findings).for_each(|(name, count)| told[name] = json!(count));
         println!("{told}");
         return;
     }
     let (entries, bytes) = (report.entries, rounded_size(report.bytes));
     println!("{level}, {}: {entries} entries, {bytes}, {count} {parts}", folder.display());
-    for (name, count) in report.wrong.iter().filter(|(_, count)| *count > 0) {
+    for (name, count) in report.findings.iter().filter(|(_, count)| *count > 0) {
         println!("  {count} {}", name.replace('_', " "));
     }
     match (report.clean, report.repaired) {
-        (true, _) => println!("  well"),
-        (false, true) => println!("  repaired"),
+        (_, true) => println!("  repaired"),
+        (true, false) if report.unfinished > 0 => {
+            println!("  well; whoever writes next finishes what a transaction left, or --repair does")
+        }
+        (true, false) => println!("  well"),
         (false, false) => {
             println!("  not well; --repair puts right what can be, while no process has it open")
         }

@@ -207,6 +207,18 @@ impl Stripe {
         }
     }
 
+    /// Likewise that another process's mutation was met: what is older must not be published, nor answered to those who
+    /// come later.
+    pub(super) fn yield_to(&mut self, hash: u64, generation: Generation) {
+        if let Some(flight) = self.flight(hash) {
+            flight.floor = flight.floor.max(generation);
+            flight.loading.take_if(|loading| loading.generation < generation);
+            let older = flight.writing.iter().filter(|ticket| ticket.generation() < generation);
+            older.for_each(|ticket| ticket.withdraw(generation));
+            flight.reading = None;
+        }
+    }
+
     /// The load of a key that callers may join.
     pub(super) fn loading(&self, key: &Key) -> Option<&Loading> {
         let hash = key.hash64();

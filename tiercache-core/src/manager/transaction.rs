@@ -3,11 +3,12 @@
 //! 1. In the order of the keys, each is registered and its turn is taken: sets and removals of it by this process wait
 //!    until the end, reads do not.
 //! 2. What RAM has of each is looked at: it may be newer than what the level has.
-//! 3. The level begins a transaction. It takes a generation above everything the level has met at the keys, and runs the
-//!    caller's work, which reads the newer of the two and writes to the level.
+//! 3. The level begins a transaction. It takes a generation above everything the level has met at the keys; what another
+//!    process has replaced since leaves RAM. It runs the caller's work, which reads the newer of the two and writes to the
+//!    level.
 //! 4. The work is done: floors of the keys that were written rise, what RAM and the way down have of them goes. From
 //!    here on a get of them is a miss; a moment later the level commits, and it is the new value.
-//! 5. The turns end. Nothing of this happened if the work failed: no floor rose, and RAM has what it had.
+//! 5. Nobody joins a read any more that began before the commit; the turns end. Nothing of this happened if the work failed: no floor rose, and RAM has what it had.
 //!
 //! The level must be the only one outside RAM, so that its commit decides for all.
 
@@ -188,7 +189,8 @@ impl Transaction<'_> {
         }
         let (above, standing) = keys.get(key).cloned().unwrap_or_default();
         // Another process has set or removed the key after what RAM has.
-        let above = above.filter(|above| above.generation >= standing.newest);
+        let above =
+            above.filter(|above| above.generation >= standing.newest || seeded("transaction-trusts-ram"));
         // What is known not to exist hides what is below it, and is no value.
         Ok(above.or(below).filter(|entry| !entry.is_nothing()))
     }
@@ -279,6 +281,10 @@ impl Shared {
         let (done, written) = std::mem::take(&mut *outcome.lock().unwrap_or_else(PoisonError::into_inner));
         match (result, done) {
             (Ok(()), Some(done)) => {
+                // A read that began before the commit, and found nothing, is nobody's who comes after it.
+                for (key, ..) in &written {
+                    self.stripes.lock(key.hash64()).detach(key.hash64());
+                }
                 self.tell(slot, written);
                 drop(turns);
                 Ok(done)
@@ -377,6 +383,13 @@ impl Shared {
         }
     }
 
+    /// Another process may have set or removed the key: whoever has seen that in a transaction must not see less later.
+    fn yield_to_others(&self, key: &Key, newest: Generation) {
+        let mut stripe = self.stripes.lock(key.hash64());
+        stripe.yield_to(key.hash64(), newest);
+        self.forget_in_ram(key, newest);
+    }
+
     /// Counts, and tells tracking, what a transaction did: the last word on each key.
     fn tell(&self, slot: &Slot, written: Vec<Written>) {
         let now = self.flow.now();
@@ -409,6 +422,9 @@ impl About {
             let standing = level.standing(&key)?;
             // Whoever has written there before has counted to no more than this process goes on from.
             shared.flow.join("transaction", standing.above.max(standing.newest))?;
+            if above.as_ref().is_none_or(|above| above.generation < standing.newest) {
+                shared.yield_to_others(&key, standing.newest);
+            }
             keys.insert(key, (above, standing));
         }
         let now = shared.flow.now();
