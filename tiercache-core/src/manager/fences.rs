@@ -61,6 +61,12 @@ impl Fences {
         self.merged.load(Ordering::Relaxed)
     }
 
+    /// Whether it is over with an entry that is about to get the generation `raised`: it is dead, or what made it expire
+    /// meanwhile would not reach it any more.
+    pub(super) fn ends(&self, key: KeyRef<'_>, entry: &Entry, raised: Generation) -> bool {
+        self.is_dead(key, entry) || raised > entry.generation && self.hides(key, entry)
+    }
+
     /// Whether a `get` must not answer with it.
     pub(super) fn hides(&self, key: KeyRef<'_>, entry: &Entry) -> bool {
         entry.generation < self.newest()

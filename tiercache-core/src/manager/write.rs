@@ -29,7 +29,7 @@ use super::slot::Slot;
 use super::stripes::{Joined, Stripe};
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
-use crate::tier::{Dead, Permit, Put};
+use crate::tier::{Permit, Put};
 use crate::{AsKey, Entry, Error, Generation, Key, Level, Levels, Result, Timestamp};
 
 /// The longest a writer waits for the way down to clear before it goes on and the oldest there is dropped.
@@ -305,7 +305,7 @@ impl Shared {
             let outcome = self.remove_lower(&key, &joined).await;
             (generation, degraded) = (outcome.generation, outcome.degraded);
             // An invalidation that came after this began is not overtaken by a generation that was raised since.
-            let dead = self.flow.fences.is_dead(key.as_ref(), &entry);
+            let dead = self.flow.fences.ends(key.as_ref(), &entry, generation);
             let changed = match made {
                 Made::Anew => false,
                 Made::Of(read) => outcome.overtaken || outcome.over > read || dead,

@@ -10,7 +10,7 @@ use crate::manager::set::Draft;
 use crate::manager::slot::Slot;
 use crate::manager::write::{Begun, Unfinished, Writing, Written};
 use crate::manager::{CacheManager, InFlight, Shared, Write};
-use crate::tier::{Dead, Put, PutItem};
+use crate::tier::{Put, PutItem};
 use crate::{AsKey, Entry, Error, Key, Level, Levels, Result, Timestamp};
 
 impl CacheManager {
@@ -161,7 +161,7 @@ impl Shared {
         for (place, outcome) in places.into_iter().zip(self.remove_lower_many(&shares).await) {
             let fenced = &mut fenced[place];
             // As after a single one: a generation that was raised since does not overtake an invalidation.
-            fenced.dead = self.flow.fences.is_dead(fenced.key.as_ref(), &fenced.entry);
+            fenced.dead = self.flow.fences.ends(fenced.key.as_ref(), &fenced.entry, outcome.generation);
             fenced.entry.generation = outcome.generation;
             fenced.degraded = outcome.degraded;
         }
