@@ -8,7 +8,8 @@
 //! - Nobody sees what a transaction did that was given up, or a part of one that was undone.
 //! - In one process, once somebody has seen a transaction or it has ended, no get that begins then finds what it, or
 //!   one before it, replaced.
-//! - Among processes, gets of one process do not go back, and find what it has committed itself.
+//! - Among processes, gets of one process do not go back, and find what it has committed itself. Transactions of one may
+//!   see what another decided before every shard has it: for gets that counts once the other is told that it has ended.
 
 use std::collections::{HashMap, HashSet};
 
@@ -266,8 +267,10 @@ impl<'a> History<'a> {
         let own = self.transactions.iter().filter(|transaction| transaction.process == process);
         for transaction in own {
             for &(key, value) in transaction.saw.iter().chain(&transaction.left) {
-                if let Some(place) = value.and_then(|value| self.place.get(&(key, value))) {
-                    newest.entry(key).or_default().push((transaction.ended, *place));
+                let Some(value) = value else { continue };
+                if let Some(place) = self.place.get(&(key, value)) {
+                    let made = self.left.get(&(key, value)).map_or(0, |at| self.transactions[*at].ended);
+                    newest.entry(key).or_default().push((made.max(transaction.ended), *place));
                 }
             }
         }
