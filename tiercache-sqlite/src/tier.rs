@@ -477,9 +477,10 @@ impl Tier for SqliteTier {
         }
         let (threads, common) = (std::mem::take(&mut *lock(&self.threads)), self.common.clone());
         let work = move || {
-            // The connection that closes last brings the log home.
-            drop((readers, writers));
             let panicked = threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
+            // The connection that closes last brings the log home. Of two that close at once neither might, so these
+            // come after those of the threads, one by one.
+            drop((readers, writers));
             common.members.leave();
             panicked
         };
