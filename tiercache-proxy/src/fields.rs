@@ -1,5 +1,7 @@
 //! Header fields that a proxy takes out, puts in, or does not believe.
 
+use std::net::IpAddr;
+
 use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, VIA,
 };
@@ -59,6 +61,13 @@ pub(crate) fn strip_claims(fields: &mut HeaderMap, method: &Method, trusted: boo
             _ => forwarded && (!trusted || plain != name),
         }
     });
+}
+
+/// Who asks, as [`forward`] says it; made once for a connection.
+pub(crate) fn address(client: IpAddr) -> HeaderValue {
+    // Digits, dots and colons are a value; the other is RFC 7239's for what cannot be told.
+    let address = HeaderValue::try_from(client.to_canonical().to_string());
+    address.unwrap_or(HeaderValue::from_static("unknown"))
 }
 
 /// Says who asks: the address alone, or behind those that whom we trust has named.
@@ -169,7 +178,8 @@ mod tests {
             ("x-rewrite-url", "/admin"),
             ("x-http-method-override", "DELETE"),
         ];
-        let (client, host) = (HeaderValue::from_static("192.0.2.1"), HeaderValue::from_static("a.example"));
+        let client = address("::ffff:192.0.2.1".parse().expect("an address"));
+        let host = HeaderValue::from_static("a.example");
         let mut given = fields(&claims);
         strip_claims(&mut given, &Method::GET, false);
         forward(&mut given, &client, false);

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -15,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use crate::fields;
 use crate::limits::Limits;
 use crate::proxy::Proxy;
 use crate::seat::Seat;
@@ -82,10 +82,7 @@ impl Proxy {
             tracing::debug!(%error, "TCP_NODELAY");
         }
         let seat = Seat::new(stream, self.limits().idle(), permit);
-        let Ok(address) = HeaderValue::from_str(&client.ip().to_canonical().to_string()) else {
-            // Digits, dots and colons are a value.
-            return;
-        };
+        let address = fields::address(client.ip());
         let service = service_fn(move |request| {
             let (proxy, address) = (self.clone(), address.clone());
             async move { Ok::<_, Infallible>(proxy.answer(&address, request).await) }
