@@ -1,0 +1,7 @@
+//! The proxy between real connections.
+
+mod attacks;
+mod common;
+mod forwarding;
+mod http2;
+mod smuggling;

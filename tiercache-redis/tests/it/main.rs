@@ -1,0 +1,8 @@
+//! The Redis level and tracking against its real server.
+
+mod access;
+mod common;
+mod faults;
+mod shared;
+mod suites;
+mod topologies;

@@ -1,0 +1,11 @@
+//! The tracking stores.
+
+mod agreement;
+mod common;
+mod memory;
+mod postgres;
+mod postgres_faults;
+mod postgres_loads;
+mod postgres_server;
+mod sqlite;
+mod untrusted;

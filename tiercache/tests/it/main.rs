@@ -1,0 +1,10 @@
+//! Configuration files, from text to an open cache.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod bad_files;
+mod common;
+mod good_files;
+mod leases;
+mod mongodb;
+mod open;
