@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::OwnedMutexGuard;
 
 use super::builder::Write;
 use super::counters::Count;
@@ -507,16 +508,12 @@ impl Shared {
         let hash = key.hash64();
         loop {
             self.check_open()?;
-            let (before, unsettled) = self.enter_to_change(hash);
-            let flight = InFlight { shared: &**self, hash };
-            if let Some(unsettled) = unsettled {
-                self.remove_lower(key, &unsettled).await;
-                continue;
-            }
+            let Changing { before, flight, turn } = self.enter_to_change(key).await;
             let found = self.look(key.as_ref()).await;
             let begun = {
                 let mut stripe = self.stripes.lock(hash);
-                if stripe.floor(hash) != before && !seeded("decides-on-old") {
+                let passed = stripe.floor(hash) != before && !seeded("decides-on-old");
+                if passed || stripe.is_transacting(hash) {
                     continue;
                 }
                 let now = self.flow.now();
@@ -535,7 +532,7 @@ impl Shared {
                 entry.generation = self.flow.next_generation();
                 self.write_locked(&mut stripe, key.clone(), entry, now, made)
             };
-            drop(flight);
+            drop((turn, flight));
             let written = match begun {
                 Begun::Done(result) => result?,
                 Begun::Slow(work) => work.await?,
@@ -546,11 +543,24 @@ impl Shared {
         }
     }
 
-    /// Registers an operation that reads a key to change it: the floor it begins above, and the removal it has to
-    /// see through first, if any.
-    pub(super) fn enter_to_change(&self, hash: u64) -> (Generation, Option<Joined>) {
-        let mut stripe = self.stripes.lock(hash);
-        (stripe.enter(hash, self.flow.generation()), stripe.unsettled(hash))
+    /// Registers an operation that reads a key to change it, once what has to be seen through before is over.
+    pub(super) async fn enter_to_change<'a>(self: &'a Arc<Self>, key: &Key) -> Changing<'a> {
+        let hash = key.hash64();
+        let (mut before, mut unsettled) = {
+            let mut stripe = self.stripes.lock(hash);
+            (stripe.enter(hash, self.flow.generation()), stripe.unsettled(hash))
+        };
+        let flight = InFlight { shared: &**self, hash };
+        let mut turn = None;
+        while let Some(joined) = unsettled {
+            if turn.is_none() {
+                turn = Some(joined.turn.clone().lock_owned().await);
+            }
+            self.remove_in_turn(key, &joined).await;
+            let stripe = self.stripes.lock(hash);
+            (before, unsettled) = (stripe.floor(hash), stripe.unsettled(hash));
+        }
+        Changing { before, turn, flight }
     }
 
     /// The lowest level that outlives the process and may have such an entry.
@@ -574,6 +584,15 @@ impl Shared {
             let _ = tokio::time::timeout(CROWDED_WAIT, room).await;
         }
     }
+}
+
+/// An operation that reads a key to change it.
+pub(super) struct Changing<'a> {
+    /// The floor it began above.
+    pub(super) before: Generation,
+    /// The turn, if it had to wait: kept until it has decided, or it might wait for one transaction after another.
+    pub(super) turn: Option<OwnedMutexGuard<()>>,
+    pub(super) flight: InFlight<&'a Shared>,
 }
 
 /// A write to a lower level under way: known to the key's stripe until it is over or dropped.
