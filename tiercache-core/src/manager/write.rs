@@ -305,19 +305,19 @@ impl Shared {
         if let Some(joined) = removal {
             let outcome = self.remove_lower(&key, &joined).await;
             (generation, degraded) = (outcome.generation, outcome.degraded);
-            // An invalidation that came after this began is not overtaken by a generation that was raised since.
-            let dead = self.flow.fences.ends(key.as_ref(), &entry, generation);
             let changed = match made {
                 Made::Anew => false,
-                Made::Of(read) => outcome.overtaken || outcome.over > read || dead,
-                Made::AfterAsking => outcome.overtaken || dead,
+                Made::Of(read) => outcome.overtaken || outcome.over > read,
+                Made::AfterAsking => outcome.overtaken,
             };
             if changed && !seeded("derived-overtakes") {
                 // What it was made of must not be what the next attempt is made of.
                 self.forget_in_ram(&key, generation);
                 return Ok(Written { stored: false, generation, degraded });
             }
-            if dead {
+            // An invalidation that came after this began made an end of it, and is not overtaken by a generation that was
+            // raised since.
+            if self.flow.fences.ends(key.as_ref(), &entry, generation) {
                 self.forget_in_ram(&key, generation);
                 return Ok(Written { stored: true, generation, degraded });
             }
