@@ -56,9 +56,9 @@ impl Drift {
 
 impl Config {
     /// Compares tracking with the levels of the backends `local` and `sqlite` that nobody has open, and with those in RAM,
-    /// which hold nothing then. `unwell` are levels that shall not be compared. With `repair` records that name a level that does not hold
-    /// the key are corrected or removed, and entries that tracking does not know are recorded; without, nothing
-    /// changes. `progress` is told what was found so far.
+    /// which hold nothing then; but not with those that are `unwell`. With `repair` records that name a level which
+    /// does not hold the key are corrected or removed, and entries that tracking does not know are recorded; without,
+    /// nothing changes. `progress` is told what was found so far.
     ///
     /// None when there is no tracking that outlives a process.
     ///
