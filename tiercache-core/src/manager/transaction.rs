@@ -24,12 +24,12 @@ use bytes::Bytes;
 use tokio::sync::OwnedMutexGuard;
 
 use super::counters::Count;
-use super::flow::Flow;
 use super::set::{Draft, Ttl, checked};
 use super::slot::Slot;
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
 use crate::tier::{Put, Removal, Scope};
+use crate::tracking::Record;
 use crate::transaction::{Standing, Transacting, Transactions};
 use crate::{AsKey, Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 
@@ -411,7 +411,7 @@ impl Shared {
             match entry {
                 Some(entry) => {
                     self.flow.counters.count(Count::Set);
-                    self.flow.recorder.stored(now, || Flow::record(&key, &entry, slot.level));
+                    self.flow.recorder.stored(now, || Record::of(&key, &entry, slot.level));
                 }
                 None => {
                     self.flow.counters.count(Count::Delete);

@@ -22,7 +22,6 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::builder::Write;
 use super::counters::Count;
-use super::flow::Flow;
 use super::pending::{Item, Ticket};
 use super::read::Doubt;
 use super::set::{Draft, OnlyIf, Set, Ttl};
@@ -31,6 +30,7 @@ use super::stripes::{Joined, Stripe};
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
 use crate::tier::{Permit, Put};
+use crate::tracking::Record;
 use crate::{AsKey, Entry, Error, Generation, Key, Level, Levels, Result, Timestamp};
 
 /// The longest a writer waits for the way down to clear before it goes on and the oldest there is dropped.
@@ -214,7 +214,7 @@ impl Shared {
             && let Some(level) = self.publish_in_ram(&key, &entry, now)
         {
             self.flow.counters.count(Count::Set);
-            self.flow.recorder.stored(now, || Flow::record(&key, &entry, level));
+            self.flow.recorder.stored(now, || Record::of(&key, &entry, level));
             return Begun::Done(Ok(Written { stored: true, generation, degraded: Vec::new() }));
         }
         stripe.enter(hash, generation);
@@ -372,7 +372,7 @@ impl Shared {
         }
         let Some(level) = self.publish_in_ram(key, entry, now) else { return false };
         self.flow.counters.count(Count::Set);
-        self.flow.recorder.stored(now, || Flow::record(key, entry, level));
+        self.flow.recorder.stored(now, || Record::of(key, entry, level));
         if self.write == Write::Behind
             && let Some(slot) = self.durable(entry.levels)
         {
@@ -401,7 +401,7 @@ impl Shared {
         if put == Put::Superseded || stripe.is_overtaken(key.hash64(), entry.generation) {
             return;
         }
-        self.flow.recorder.stored(now, || Flow::record(key, entry, slot.level));
+        self.flow.recorder.stored(now, || Record::of(key, entry, slot.level));
         if self.write == Write::Through
             && let Some(level) = self.publish_in_ram(key, entry, now)
         {
