@@ -316,6 +316,13 @@ pub trait Resident: Tier {
     /// No lock that a writer holds for long, no allocation, no clock.
     fn hit(&self, key: KeyRef<'_>, look: Look) -> Option<Bytes>;
 
+    /// [`Resident::hit`] for those who cannot wait: the value is put where the caller wants it, not moved there. `answer`
+    /// comes empty.
+    #[inline]
+    fn hit_into(&self, key: &KeyRef<'_>, look: &Look, answer: &mut Option<Bytes>) {
+        *answer = self.hit(*key, *look);
+    }
+
     /// Like [`Resident::hit`], for the decoded value. `None` also when nobody decoded it yet.
     fn hit_decoded(&self, key: KeyRef<'_>, look: Look) -> Option<Decoded>;
 

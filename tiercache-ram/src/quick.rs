@@ -56,18 +56,13 @@ impl Quick {
     }
 
     #[inline]
-    pub(crate) fn hit<T>(&self, key: KeyRef<'_>, visit: impl FnOnce(&Slot) -> Option<T>) -> Option<T> {
-        let mut answer = None;
-        self.cache.get(&Probe::new(key, |slot| {
-            answer = visit(slot);
-            answer.is_some()
-        }));
-        answer
+    pub(crate) fn hit(&self, key: &KeyRef<'_>, visit: impl FnOnce(&Slot) -> bool) {
+        self.cache.get(&Probe::new(key, visit));
     }
 
     pub(crate) fn peek<T>(&self, key: KeyRef<'_>, visit: impl FnOnce(&Slot) -> Option<T>) -> Option<T> {
         let mut answer = None;
-        self.cache.contains_key(&Probe::new(key, |slot| {
+        self.cache.contains_key(&Probe::new(&key, |slot| {
             answer = visit(slot);
             answer.is_some()
         }));
@@ -85,7 +80,7 @@ impl Quick {
         key: KeyRef<'_>,
         condition: impl FnOnce(&Slot) -> bool,
     ) -> Option<Resting> {
-        self.cache.remove(&Probe::new(key, condition)).map(|(slot, ())| slot.resting())
+        self.cache.remove(&Probe::new(&key, condition)).map(|(slot, ())| slot.resting())
     }
 
     /// Every entry that is there from the beginning to the end, each locked for itself.
@@ -115,13 +110,13 @@ fn entry_limit(shard: u64) -> u64 {
 
 /// A look-up that shows the slot it finds to `visit`; `false` lets the slot pass for another key's.
 struct Probe<'a, F> {
-    key: KeyRef<'a>,
+    key: &'a KeyRef<'a>,
     visit: Cell<Option<F>>,
 }
 
 impl<'a, F: FnOnce(&Slot) -> bool> Probe<'a, F> {
     #[inline]
-    fn new(key: KeyRef<'a>, visit: F) -> Self {
+    fn new(key: &'a KeyRef<'a>, visit: F) -> Self {
         Self { key, visit: Cell::new(Some(visit)) }
     }
 }

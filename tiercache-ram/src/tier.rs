@@ -168,11 +168,26 @@ impl Tier for RamTier {
 impl Resident for RamTier {
     #[inline]
     fn hit(&self, key: KeyRef<'_>, look: Look) -> Option<Bytes> {
-        self.engine.hit(key, |slot| slot.hit(look))
+        let mut answer = None;
+        self.hit_into(&key, &look, &mut answer);
+        answer
+    }
+
+    #[inline]
+    fn hit_into(&self, key: &KeyRef<'_>, look: &Look, answer: &mut Option<Bytes>) {
+        self.engine.hit(key, |slot| {
+            *answer = slot.hit(look);
+            answer.is_some()
+        });
     }
 
     fn hit_decoded(&self, key: KeyRef<'_>, look: Look) -> Option<Decoded> {
-        self.engine.hit(key, |slot| slot.hit_decoded(look))
+        let mut answer = None;
+        self.engine.hit(&key, |slot| {
+            answer = slot.hit_decoded(&look);
+            answer.is_some()
+        });
+        answer
     }
 
     fn peek(&self, key: KeyRef<'_>) -> Option<Resting> {

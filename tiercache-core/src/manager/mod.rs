@@ -143,8 +143,14 @@ impl CacheManager {
         &self.namespace
     }
 
+    #[inline(always)]
     fn key<'a>(&'a self, key: &'a (impl AsKey + ?Sized)) -> Result<KeyRef<'a>> {
-        KeyRef::new(&self.namespace, key.key_bytes())
+        KeyRef::within(&self.namespace, key.key_bytes())
+    }
+
+    /// A key that was made before, of its hash: what is held across an `await` lies in memory.
+    fn hashed<'a>(&'a self, hash: u64, key: &'a (impl AsKey + ?Sized)) -> KeyRef<'a> {
+        KeyRef::hashed(hash, &self.namespace, key.key_bytes())
     }
 }
 
