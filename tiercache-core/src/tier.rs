@@ -333,6 +333,15 @@ pub trait Resident: Tier {
     /// the same key.
     fn insert(&self, key: Key, entry: Entry, hold: Hold) -> Put;
 
+    /// Keeps an entry that the caller knows to be newer than whatever is kept of the key, as [`Resident::insert`] does;
+    /// hands it back when it does not.
+    fn insert_newest(&self, key: &Key, entry: Entry, hold: Hold) -> std::result::Result<(), Entry> {
+        match self.insert(key.clone(), entry.clone(), hold) {
+            Put::Stored | Put::Unchanged | Put::Superseded => Ok(()),
+            Put::TooLarge | Put::Full => Err(entry),
+        }
+    }
+
     /// Notes that an entry of that generation outlived every invalidation up to `valid_from`, so that the next
     /// [`Resident::hit`] need not ask.
     fn revalidate(&self, key: KeyRef<'_>, generation: Generation, valid_from: Generation);

@@ -215,6 +215,16 @@ impl Resident for RamTier {
         Put::Stored
     }
 
+    fn insert_newest(&self, key: &Key, entry: Entry, hold: Hold) -> std::result::Result<(), Entry> {
+        let weight = Slot::weigh(key, &entry, self.policy.overhead());
+        if weight > self.engine.entry_limit() || self.closed.load(Ordering::Acquire) {
+            return Err(entry);
+        }
+        // What it replaces, if anything, is older: nobody else inserts under this key.
+        self.engine.insert(Slot::new(key.clone(), entry, hold, weight as u32), true);
+        Ok(())
+    }
+
     fn revalidate(&self, key: KeyRef<'_>, generation: Generation, valid_from: Generation) {
         self.at_generation(key, generation, |slot| slot.revalidate(valid_from));
     }

@@ -166,7 +166,7 @@ impl Shared {
 
     /// The levels that have to be waited for.
     fn lower_slots(&self) -> impl DoubleEndedIterator<Item = &Slot> {
-        self.slots().filter(|slot| slot.resident().is_none())
+        self.slots().filter(|slot| !slot.in_ram)
     }
 
     /// Whether no level below `level` takes entries of `levels`.
