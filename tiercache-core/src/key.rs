@@ -118,14 +118,17 @@ impl<'a> KeyRef<'a> {
     /// As for [`Key::new`].
     #[inline]
     pub fn new(namespace: &'a str, bytes: &'a [u8]) -> Result<Self> {
-        if bytes.is_empty() {
-            return Err(Error::InvalidKey("a key has at least one byte"));
-        }
-        if bytes.len() > MAX_KEY_BYTES {
-            return Err(Error::InvalidKey("a key has at most 16384 bytes"));
-        }
         if namespace.len() > MAX_NAMESPACE_BYTES {
             return Err(Error::InvalidKey("a namespace has at most 255 bytes"));
+        }
+        Self::within(namespace, bytes)
+    }
+
+    /// Likewise, in a namespace that was checked. Inlined, so that a hit does not write it down only to read it again.
+    #[inline(always)]
+    pub(crate) fn within(namespace: &'a str, bytes: &'a [u8]) -> Result<Self> {
+        if bytes.is_empty() || bytes.len() > MAX_KEY_BYTES {
+            return Err(wrong_length(bytes));
         }
         let mut hasher = SEED.build_hasher();
         hasher.write(bytes);
@@ -133,6 +136,12 @@ impl<'a> KeyRef<'a> {
             hasher.write(namespace.as_bytes());
         }
         Ok(Self { hash: hasher.finish(), namespace: namespace.as_bytes(), bytes })
+    }
+
+    /// The key of which that is the hash.
+    #[inline]
+    pub(crate) const fn hashed(hash: u64, namespace: &'a str, bytes: &'a [u8]) -> Self {
+        Self { hash, namespace: namespace.as_bytes(), bytes }
     }
 
     /// The namespace's bytes, which are UTF-8.
@@ -174,12 +183,22 @@ impl<'a> KeyRef<'a> {
     /// Whether this borrows what `key` owns.
     #[inline]
     pub fn is(&self, key: &Key) -> bool {
-        let (head, tail) = key.data.split_at(1 + self.namespace.len().min(key.data.len() - 1));
+        let split = 1 + self.namespace.len();
         self.hash == key.hash
-            && usize::from(head[0]) == self.namespace.len()
-            && &head[1..] == self.namespace
-            && tail == self.bytes
+            && key.data.len() == split + self.bytes.len()
+            && usize::from(key.data[0]) == self.namespace.len()
+            && (split == 1 || key.data[1..split] == *self.namespace)
+            && key.data[split..] == *self.bytes
     }
+}
+
+#[cold]
+fn wrong_length(bytes: &[u8]) -> Error {
+    Error::InvalidKey(if bytes.is_empty() {
+        "a key has at least one byte"
+    } else {
+        "a key has at most 16384 bytes"
+    })
 }
 
 impl fmt::Debug for KeyRef<'_> {

@@ -316,6 +316,13 @@ pub trait Resident: Tier {
     /// No lock that a writer holds for long, no allocation, no clock.
     fn hit(&self, key: KeyRef<'_>, look: Look) -> Option<Bytes>;
 
+    /// [`Resident::hit`] for those who cannot wait: the value is put where the caller wants it, not moved there. `answer`
+    /// comes empty.
+    #[inline]
+    fn hit_into(&self, key: &KeyRef<'_>, look: &Look, answer: &mut Option<Bytes>) {
+        *answer = self.hit(*key, *look);
+    }
+
     /// Like [`Resident::hit`], for the decoded value. `None` also when nobody decoded it yet.
     fn hit_decoded(&self, key: KeyRef<'_>, look: Look) -> Option<Decoded>;
 
@@ -325,6 +332,15 @@ pub trait Resident: Tier {
     /// Keeps `entry` if it is newer than what is kept. What it displaces is spilled, but not an older entry of
     /// the same key.
     fn insert(&self, key: Key, entry: Entry, hold: Hold) -> Put;
+
+    /// Keeps an entry that the caller knows to be newer than whatever is kept of the key, as [`Resident::insert`] does;
+    /// hands it back when it does not.
+    fn insert_newest(&self, key: &Key, entry: Entry, hold: Hold) -> std::result::Result<(), Entry> {
+        match self.insert(key.clone(), entry.clone(), hold) {
+            Put::Stored | Put::Unchanged | Put::Superseded => Ok(()),
+            Put::TooLarge | Put::Full => Err(entry),
+        }
+    }
 
     /// Notes that an entry of that generation outlived every invalidation up to `valid_from`, so that the next
     /// [`Resident::hit`] need not ask.

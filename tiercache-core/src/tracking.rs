@@ -126,9 +126,9 @@ pub struct Record {
 
 impl Record {
     /// What is kept of an entry that stands at `level` and was not used yet.
-    pub fn of(key: &Key, entry: &Entry, level: Level) -> Self {
+    pub fn of(key: Key, entry: &Entry, level: Level) -> Self {
         Self {
-            key: key.clone(),
+            key,
             generation: entry.generation,
             level,
             size: entry.value.len() as u64,

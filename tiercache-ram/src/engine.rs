@@ -14,8 +14,8 @@ use crate::slot::Slot;
 
 /// The table of the entries, with its policy of what goes when room is needed.
 ///
-/// What it evicts it hands to the outlet. `hit` and `peek` show the slot to `visit`; `None` counts as an absent
-/// entry. `remove_if` judges and removes in one step: no other write comes in between.
+/// What it evicts it hands to the outlet. `hit` and `peek` show the slot to `visit`; `false` or `None` counts as
+/// an absent entry. `remove_if` judges and removes in one step: no other write comes in between.
 #[derive(Debug)]
 pub(crate) enum Engine {
     Quick(Quick),
@@ -45,9 +45,9 @@ impl Engine {
         either!(self.entry_limit()).min(u64::from(u32::MAX))
     }
 
-    /// A look-up that the policy counts as a use.
+    /// A look-up that the policy counts as a use if `visit` does.
     #[inline]
-    pub(crate) fn hit<T>(&self, key: KeyRef<'_>, visit: impl FnOnce(&Slot) -> Option<T>) -> Option<T> {
+    pub(crate) fn hit(&self, key: &KeyRef<'_>, visit: impl FnOnce(&Slot) -> bool) {
         either!(self.hit(key, visit))
     }
 

@@ -64,8 +64,10 @@ impl Moka {
     }
 
     #[inline]
-    pub(crate) fn hit<T>(&self, key: KeyRef<'_>, visit: impl FnOnce(&Slot) -> Option<T>) -> Option<T> {
-        visit(&*self.table.current().cache.get(&key)?)
+    pub(crate) fn hit(&self, key: &KeyRef<'_>, visit: impl FnOnce(&Slot) -> bool) {
+        if let Some(slot) = self.table.current().cache.get(key) {
+            visit(&slot);
+        }
     }
 
     pub(crate) fn peek<T>(&self, key: KeyRef<'_>, visit: impl FnOnce(&Slot) -> Option<T>) -> Option<T> {

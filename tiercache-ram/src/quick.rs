@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use quick_cache::sync::Cache;
 use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter};
 use tiercache_core::tier::Resting;
-use tiercache_core::{Generation, Key, KeyRef};
+use tiercache_core::{Generation, KeyRef};
 
 use crate::engine::KeyHash;
 use crate::outlet::Outlet;
@@ -56,18 +56,13 @@ impl Quick {
     }
 
     #[inline]
-    pub(crate) fn hit<T>(&self, key: KeyRef<'_>, visit: impl FnOnce(&Slot) -> Option<T>) -> Option<T> {
-        let mut answer = None;
-        self.cache.get(&Probe::new(key, |slot| {
-            answer = visit(slot);
-            answer.is_some()
-        }));
-        answer
+    pub(crate) fn hit(&self, key: &KeyRef<'_>, visit: impl FnOnce(&Slot) -> bool) {
+        self.cache.get(&Probe::new(key, visit));
     }
 
     pub(crate) fn peek<T>(&self, key: KeyRef<'_>, visit: impl FnOnce(&Slot) -> Option<T>) -> Option<T> {
         let mut answer = None;
-        self.cache.contains_key(&Probe::new(key, |slot| {
+        self.cache.contains_key(&Probe::new(&key, |slot| {
             answer = visit(slot);
             answer.is_some()
         }));
@@ -75,7 +70,7 @@ impl Quick {
     }
 
     pub(crate) fn insert(&self, slot: Slot, replaces: bool) {
-        let mut inserting = Inserting(replaces.then(|| (slot.key.clone(), slot.generation())));
+        let mut inserting = Inserting(replaces.then(|| (slot.key.hash64(), slot.generation())));
         self.cache.insert_with_lifecycle(slot, (), &mut inserting);
     }
 
@@ -85,7 +80,7 @@ impl Quick {
         key: KeyRef<'_>,
         condition: impl FnOnce(&Slot) -> bool,
     ) -> Option<Resting> {
-        self.cache.remove(&Probe::new(key, condition)).map(|(slot, ())| slot.resting())
+        self.cache.remove(&Probe::new(&key, condition)).map(|(slot, ())| slot.resting())
     }
 
     /// Every entry that is there from the beginning to the end, each locked for itself.
@@ -115,13 +110,13 @@ fn entry_limit(shard: u64) -> u64 {
 
 /// A look-up that shows the slot it finds to `visit`; `false` lets the slot pass for another key's.
 struct Probe<'a, F> {
-    key: KeyRef<'a>,
+    key: &'a KeyRef<'a>,
     visit: Cell<Option<F>>,
 }
 
 impl<'a, F: FnOnce(&Slot) -> bool> Probe<'a, F> {
     #[inline]
-    fn new(key: KeyRef<'a>, visit: F) -> Self {
+    fn new(key: &'a KeyRef<'a>, visit: F) -> Self {
         Self { key, visit: Cell::new(Some(visit)) }
     }
 }
@@ -169,17 +164,18 @@ struct Evict {
     outlet: Arc<Outlet>,
 }
 
-/// What is inserted over an older entry, to tell what it replaces from what it displaces.
+/// What is inserted over an older entry, to tell what it replaces from what it displaces: the key's hash, and the
+/// generation that an older entry is below. Another key of the same 64 bits, displaced in that moment, would be lost;
+/// a copy of the key would cost every replacement more than that is worth.
 #[derive(Default)]
-struct Inserting(Option<(Key, Generation)>);
+struct Inserting(Option<(u64, Generation)>);
 
 impl Lifecycle<Slot, ()> for Evict {
     type RequestState = Inserting;
 
     fn on_evict(&self, Inserting(inserting): &mut Inserting, slot: Slot, _: ()) {
         let replaced = inserting
-            .as_ref()
-            .is_some_and(|(key, generation)| slot.generation() < *generation && slot.key == *key);
+            .is_some_and(|(hash, generation)| slot.generation() < generation && slot.key.hash64() == hash);
         if !replaced {
             self.outlet.evict(&slot);
         }

@@ -83,7 +83,7 @@ impl Slot {
 
     /// Answers `look` with the value and counts the use.
     #[inline]
-    pub(crate) fn hit(&self, look: Look) -> Option<Bytes> {
+    pub(crate) fn hit(&self, look: &Look) -> Option<Bytes> {
         self.answers(look).then(|| {
             let value = self.value.clone();
             self.count_use(look.now);
@@ -93,7 +93,7 @@ impl Slot {
 
     /// Answers `look` with the decoded value, if there is one, and counts the use.
     #[inline]
-    pub(crate) fn hit_decoded(&self, look: Look) -> Option<Decoded> {
+    pub(crate) fn hit_decoded(&self, look: &Look) -> Option<Decoded> {
         let decoded = self.extras.get()?.decoded.get()?;
         self.answers(look).then(|| {
             self.count_use(look.now);
@@ -102,7 +102,7 @@ impl Slot {
     }
 
     #[inline]
-    fn answers(&self, look: Look) -> bool {
+    fn answers(&self, look: &Look) -> bool {
         look.now.after_millis(look.slack) < self.stays_until().min(self.fresh_until)
             && (self.generation() >= look.valid_from || self.checked.load(Relaxed) >= look.valid_from.get())
     }

@@ -168,11 +168,26 @@ impl Tier for RamTier {
 impl Resident for RamTier {
     #[inline]
     fn hit(&self, key: KeyRef<'_>, look: Look) -> Option<Bytes> {
-        self.engine.hit(key, |slot| slot.hit(look))
+        let mut answer = None;
+        self.hit_into(&key, &look, &mut answer);
+        answer
+    }
+
+    #[inline]
+    fn hit_into(&self, key: &KeyRef<'_>, look: &Look, answer: &mut Option<Bytes>) {
+        self.engine.hit(key, |slot| {
+            *answer = slot.hit(look);
+            answer.is_some()
+        });
     }
 
     fn hit_decoded(&self, key: KeyRef<'_>, look: Look) -> Option<Decoded> {
-        self.engine.hit(key, |slot| slot.hit_decoded(look))
+        let mut answer = None;
+        self.engine.hit(&key, |slot| {
+            answer = slot.hit_decoded(&look);
+            answer.is_some()
+        });
+        answer
     }
 
     fn peek(&self, key: KeyRef<'_>) -> Option<Resting> {
@@ -198,6 +213,16 @@ impl Resident for RamTier {
         }
         self.engine.insert(slot, standing.is_some());
         Put::Stored
+    }
+
+    fn insert_newest(&self, key: &Key, entry: Entry, hold: Hold) -> std::result::Result<(), Entry> {
+        let weight = Slot::weigh(key, &entry, self.policy.overhead());
+        if weight > self.engine.entry_limit() || self.closed.load(Ordering::Acquire) {
+            return Err(entry);
+        }
+        // What it replaces, if anything, is older: nobody else inserts under this key.
+        self.engine.insert(Slot::new(key.clone(), entry, hold, weight as u32), true);
+        Ok(())
     }
 
     fn revalidate(&self, key: KeyRef<'_>, generation: Generation, valid_from: Generation) {

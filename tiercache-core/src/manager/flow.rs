@@ -23,8 +23,9 @@ pub(super) struct Flow {
     pub(super) clock: Arc<dyn Clock>,
     /// The clock's coarse time, at hand without a call.
     pub(super) coarse: Arc<AtomicU64>,
-    /// Exchanged whole: who decides by them sees the old ones or the new ones.
-    pub(super) rules: ArcSwap<Rules>,
+    rules: ArcSwap<Rules>,
+    /// What the rules come to for an entry without tags and options, which most are, by [`Level::index`].
+    plain_stays: [AtomicU64; 3],
     pub(super) fences: Arc<Fences>,
     pub(super) pending: Pending,
     pub(super) counters: Counters,
@@ -45,6 +46,7 @@ impl Flow {
         Self {
             coarse: clock.coarse(),
             clock,
+            plain_stays: Level::ALL.map(|level| AtomicU64::new(rules.stay(level, None, None).as_millis())),
             rules: ArcSwap::from_pointee(rules),
             fences: Arc::default(),
             pending: Pending::new(pending_bytes),
@@ -94,10 +96,20 @@ impl Flow {
         // A time to live that was asked for is kept: the last level's stay does not cut it short.
         let stay = if last && entry.explicit_ttl {
             crate::Stay::Forever
+        } else if entry.extras.is_none() {
+            crate::Stay::from_millis(self.plain_stays[level.index()].load(Ordering::Relaxed))
         } else {
             self.rules.load().stay(level, entry.stay(level), entry.tags())
         };
         Hold { now, stay }
+    }
+
+    /// Exchanges the rules: who decides about an entry sees the old ones or the new ones.
+    pub(super) fn set_rules(&self, rules: Rules) {
+        for (level, stay) in Level::ALL.into_iter().zip(&self.plain_stays) {
+            stay.store(rules.stay(level, None, None).as_millis(), Ordering::Relaxed);
+        }
+        self.rules.store(Arc::new(rules));
     }
 
     /// Whether a `get` may answer with it.

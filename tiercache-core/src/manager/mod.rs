@@ -143,8 +143,14 @@ impl CacheManager {
         &self.namespace
     }
 
+    #[inline(always)]
     fn key<'a>(&'a self, key: &'a (impl AsKey + ?Sized)) -> Result<KeyRef<'a>> {
-        KeyRef::new(&self.namespace, key.key_bytes())
+        KeyRef::within(&self.namespace, key.key_bytes())
+    }
+
+    /// A key that was made before, of its hash: what is held across an `await` lies in memory.
+    fn hashed<'a>(&'a self, hash: u64, key: &'a (impl AsKey + ?Sized)) -> KeyRef<'a> {
+        KeyRef::hashed(hash, &self.namespace, key.key_bytes())
     }
 }
 
@@ -160,7 +166,7 @@ impl Shared {
 
     /// The levels that have to be waited for.
     fn lower_slots(&self) -> impl DoubleEndedIterator<Item = &Slot> {
-        self.slots().filter(|slot| slot.resident().is_none())
+        self.slots().filter(|slot| !slot.in_ram)
     }
 
     /// Whether no level below `level` takes entries of `levels`.

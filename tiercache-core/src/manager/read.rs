@@ -83,11 +83,14 @@ impl CacheManager {
     /// [`Error::InvalidKey`](crate::Error::InvalidKey) for an empty or overlong key,
     /// [`Error::Closed`](crate::Error::Closed) after `close`.
     pub async fn get(&self, key: impl AsKey) -> Result<Option<Bytes>> {
-        let key = self.key(&key)?;
-        if let Some(value) = self.shared.hit(key) {
-            return Ok(Some(value));
-        }
-        Ok(self.shared.find(key).await?.map(|found| found.entry.value))
+        let hash = {
+            let key = self.key(&key)?;
+            if let Some(value) = self.shared.hit(key) {
+                return Ok(Some(value));
+            }
+            key.hash64()
+        };
+        Ok(self.shared.find(self.hashed(hash, &key)).await?.map(|found| found.entry.value))
     }
 
     /// The entry of `key` with its level, age, time left and tags. A use like `get`, and as fast: tracking is not
@@ -196,13 +199,14 @@ impl Shared {
     #[inline]
     pub(super) fn hit_with(&self, key: KeyRef<'_>, look: Look) -> Option<Bytes> {
         let resident = self.slots[0].as_ref()?.resident()?;
-        let value = resident.hit(key, look)?;
+        let mut value = None;
+        resident.hit_into(&key, &look, &mut value);
         // Few values are empty, and one that says there is none is.
-        if value.is_empty() && resident.peek(key).is_none_or(|resting| resting.entry.is_nothing()) {
+        if value.as_ref()?.is_empty() && resident.peek(key).is_none_or(|resting| resting.entry.is_nothing()) {
             return None;
         }
         self.flow.counters.count(Count::Hit(Level::Hot));
-        Some(value)
+        value
     }
 
     /// How the fast path judges an entry.

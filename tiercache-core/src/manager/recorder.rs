@@ -14,8 +14,8 @@ use crate::tracking::{Event, Record, Totals, What};
 use crate::{Error, Generation, Key, Level, Timestamp, Tracking};
 
 const SHARDS: usize = 16;
-/// Events a shard holds before it is aggregated in place.
-const SHARD_EVENTS: usize = 4_096;
+/// Keys that wait in all shards together before the store is told ahead of time.
+const HURRY_KEYS: usize = 8_192;
 /// Distinct keys a shard holds while the store does not take any: beyond, the oldest placements are given up,
 /// counted in [`Recorder::lost`].
 const SHARD_KEYS: usize = 65_536;
@@ -28,7 +28,8 @@ const LISTING_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Recorder {
     tracking: Arc<dyn Tracking>,
     enabled: bool,
-    shards: [Mutex<Vec<Event>>; SHARDS],
+    /// What happened to each key since the store was told, added up as it happens.
+    shards: [Mutex<Changes>; SHARDS],
     /// Events of no single key, applied after those of keys.
     wide: Mutex<Vec<Event>>,
     waiting: AtomicUsize,
@@ -134,12 +135,10 @@ impl Recorder {
         let _one_at_a_time = self.flushing.lock().await;
         let mut batch = Batch { recorder: self, events: Vec::new(), totals: Totals::default(), taken: false };
         for shard in &self.shards {
-            batch.events.append(&mut lock(shard));
+            let changes = lock(shard).take();
+            self.waiting.fetch_sub(changes.len(), Ordering::Relaxed);
+            changes.into_iter().for_each(|(key, change)| change.tell(key, &mut batch.events));
         }
-        self.waiting.fetch_sub(batch.events.len(), Ordering::Relaxed);
-        let (events, merged) = aggregate(std::mem::take(&mut batch.events));
-        self.merged.fetch_add(merged, Ordering::Relaxed);
-        batch.events = events;
         batch.events.append(&mut lock(&self.wide));
         batch.totals = self.unreported(counters);
         if !batch.totals.is_zero() {
@@ -217,13 +216,19 @@ impl Recorder {
 
     fn push(&self, hash: u64, event: Event) {
         let mut shard = lock(&self.shards[(hash >> 32) as usize % SHARDS]);
-        shard.push(event);
+        let added = shard.add(event);
+        if added.merged {
+            self.merged.fetch_add(1, Ordering::Relaxed);
+        }
+        if !added.new_key {
+            return;
+        }
         let waiting = self.waiting.fetch_add(1, Ordering::Relaxed) + 1;
-        if shard.len() >= SHARD_EVENTS && shard.len().is_power_of_two() {
-            self.tighten(&mut shard);
+        if shard.len() > SHARD_KEYS {
+            self.give_up(&mut shard);
         }
         drop(shard);
-        if waiting.is_multiple_of(SHARD_EVENTS * 2) {
+        if waiting.is_multiple_of(HURRY_KEYS) {
             self.hurry.notify_one();
         }
     }
@@ -234,19 +239,20 @@ impl Recorder {
         }
     }
 
-    /// Aggregates a shard in place, and gives up its oldest when even that is too much.
-    fn tighten(&self, shard: &mut Vec<Event>) {
-        let before = shard.len();
-        let (mut events, merged) = aggregate(std::mem::take(shard));
-        self.merged.fetch_add(merged, Ordering::Relaxed);
-        if events.len() > SHARD_KEYS {
-            let excess = events.len() - SHARD_KEYS;
-            let lost =
-                events.drain(..excess).filter(|event| !matches!(event.what, What::Used { .. })).count();
-            self.lost.fetch_add(lost as u64, Ordering::Relaxed);
+    /// Gives up the oldest quarter of a shard, which is then within its bound for a while.
+    fn give_up(&self, shard: &mut Changes) {
+        let changes = shard.take();
+        let excess = changes.len() / 4;
+        let mut lost = 0;
+        for (at, (key, change)) in changes.into_iter().enumerate() {
+            if at < excess {
+                lost += change.placements();
+            } else {
+                shard.push(key, change);
+            }
         }
-        self.waiting.fetch_sub(before - events.len(), Ordering::Relaxed);
-        *shard = events;
+        self.lost.fetch_add(lost, Ordering::Relaxed);
+        self.waiting.fetch_sub(excess, Ordering::Relaxed);
     }
 }
 
@@ -280,92 +286,134 @@ impl Drop for Batch<'_> {
     }
 }
 
+/// What events came to, by key, in the order the keys first occurred in.
+#[derive(Debug, Default)]
+struct Changes {
+    changes: Vec<(Key, Change)>,
+    /// Where each is, found by the key's own hash.
+    places: HashTable<u32>,
+}
+
+/// What adding an event came to.
+struct Added {
+    new_key: bool,
+    /// Whether hits were added to hits.
+    merged: bool,
+}
+
+impl Changes {
+    fn len(&self) -> usize {
+        self.changes.len()
+    }
+
+    /// Adds an event of a key; others are nothing to it.
+    fn add(&mut self, Event { at, what }: Event) -> Added {
+        let (What::Stored(Record { key, .. })
+        | What::Moved { key, .. }
+        | What::Used { key, .. }
+        | What::Removed { key, .. }) = &what
+        else {
+            return Added { new_key: false, merged: false };
+        };
+        let changes = &mut self.changes;
+        if let Some(&place) = self.places.find(key.hash64(), |&place| changes[place as usize].0 == *key) {
+            let merged = changes[place as usize].1.add(at, what);
+            return Added { new_key: false, merged };
+        }
+        let (key, mut change) = (key.clone(), Change::new(at));
+        change.add(at, what);
+        self.push(key, change);
+        Added { new_key: true, merged: false }
+    }
+
+    /// Adds what became of a key that is not there.
+    fn push(&mut self, key: Key, change: Change) {
+        let changes = &mut self.changes;
+        // A shard is bounded far below this.
+        let place = changes.len() as u32;
+        self.places.insert_unique(key.hash64(), place, |&place| changes[place as usize].0.hash64());
+        changes.push((key, change));
+    }
+
+    /// Takes everything out. Room is kept for as much again, as long as that is little.
+    fn take(&mut self) -> Vec<(Key, Change)> {
+        const KEPT: usize = 1_024;
+        self.places.clear();
+        if self.places.capacity() > 2 * KEPT {
+            self.places = HashTable::new();
+        }
+        let room = Vec::with_capacity(self.changes.len().min(KEPT));
+        std::mem::replace(&mut self.changes, room)
+    }
+}
+
 /// What a run of events comes to for one key.
-#[derive(Default)]
+#[derive(Debug)]
 struct Change {
-    first_at: Option<Timestamp>,
-    last_at: Option<Timestamp>,
+    first_at: Timestamp,
+    last_at: Timestamp,
     removed: Option<Generation>,
     stored: Option<Record>,
     moved: Option<(Generation, Option<Level>)>,
     hits: u64,
 }
 
-/// One event of a kind per key at most, and how many hit details were added together.
-fn aggregate(events: Vec<Event>) -> (Vec<Event>, u64) {
-    // In the order the keys first occur in, found by their own hash.
-    let mut changes: Vec<(Key, Change)> = Vec::new();
-    let mut places: HashTable<usize> = HashTable::with_capacity(events.len());
-    let mut merged = 0;
-    for Event { at, what } in events {
-        let (What::Stored(Record { key, .. })
-        | What::Moved { key, .. }
-        | What::Used { key, .. }
-        | What::Removed { key, .. }) = &what
-        else {
-            continue;
-        };
-        let same = |&place: &usize| changes[place].0 == *key;
-        let place = match places.find(key.hash64(), same) {
-            Some(&place) => place,
-            None => {
-                let place = changes.len();
-                places.insert_unique(key.hash64(), place, |&place| changes[place].0.hash64());
-                changes.push((key.clone(), Change::default()));
-                place
-            }
-        };
-        let change = &mut changes[place].1;
-        change.first_at.get_or_insert(at);
-        change.last_at = Some(at);
-        let newest = change
-            .stored
-            .as_ref()
-            .map(|record| record.generation)
-            .into_iter()
-            .chain(change.removed)
-            .max()
-            .unwrap_or_default();
+impl Change {
+    fn new(at: Timestamp) -> Self {
+        Self { first_at: at, last_at: at, removed: None, stored: None, moved: None, hits: 0 }
+    }
+
+    /// Adds an event; returns whether hits were added to hits.
+    fn add(&mut self, at: Timestamp, what: What) -> bool {
+        self.last_at = at;
+        let stored = self.stored.as_ref().map(|record| record.generation);
+        let newest = stored.max(self.removed).unwrap_or_default();
         match what {
             What::Stored(record) if record.generation > newest => {
-                change.hits = 0;
-                change.moved = change.moved.filter(|(generation, _)| *generation >= record.generation);
-                change.stored = Some(record);
+                self.hits = 0;
+                self.moved = self.moved.filter(|(generation, _)| *generation >= record.generation);
+                self.stored = Some(record);
             }
             What::Removed { generation, .. } if generation > newest => {
-                change.hits = 0;
-                change.stored = None;
-                change.moved = None;
-                change.removed = Some(generation);
+                self.hits = 0;
+                self.stored = None;
+                self.moved = None;
+                self.removed = Some(generation);
             }
             What::Moved { generation, to, .. } if generation >= newest => {
-                change.moved = Some((generation, to));
+                self.moved = Some((generation, to));
             }
             What::Used { hits, .. } => {
-                merged += u64::from(change.hits > 0);
-                change.hits += hits;
+                let merged = self.hits > 0;
+                self.hits += hits;
+                return merged;
             }
             _ => {}
         }
+        false
     }
-    let mut events = Vec::with_capacity(changes.len());
-    for (key, change) in changes {
-        let (Some(first), Some(last)) = (change.first_at, change.last_at) else { continue };
+
+    /// How many events say where the entry is, or that it is not.
+    fn placements(&self) -> u64 {
+        u64::from(self.removed.is_some()) + u64::from(self.stored.is_some()) + u64::from(self.moved.is_some())
+    }
+
+    /// One event of a kind at most.
+    fn tell(self, key: Key, events: &mut Vec<Event>) {
         let mut tell = |at, what| events.push(Event { at, what });
-        if let Some(generation) = change.removed {
-            tell(first, What::Removed { key: key.clone(), generation });
+        if let Some(generation) = self.removed {
+            tell(self.first_at, What::Removed { key: key.clone(), generation });
         }
-        if let Some(record) = change.stored {
-            tell(first, What::Stored(record));
+        if let Some(record) = self.stored {
+            tell(self.first_at, What::Stored(record));
         }
-        if change.hits > 0 {
-            tell(last, What::Used { key: key.clone(), hits: change.hits });
+        if self.hits > 0 {
+            tell(self.last_at, What::Used { key: key.clone(), hits: self.hits });
         }
-        if let Some((generation, to)) = change.moved {
-            tell(last, What::Moved { key, generation, to });
+        if let Some((generation, to)) = self.moved {
+            tell(self.last_at, What::Moved { key, generation, to });
         }
     }
-    (events, merged)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -152,7 +152,7 @@ impl Shared {
             }
         }
         if let Some(rules) = change.rules {
-            self.flow.rules.store(Arc::new(rules));
+            self.flow.set_rules(rules);
         }
         for slot in self.slots() {
             if let Some((read, write)) = change.limits[slot.level.index()] {

@@ -35,6 +35,8 @@ pub(super) struct Slot {
     pub(super) level: Level,
     pub(super) tier: Arc<dyn Tier>,
     pub(super) profile: Profile,
+    /// Whether it is in this process's memory, which is known once and for all.
+    pub(super) in_ram: bool,
     /// In nanoseconds: each is read alone, so a change needs no lock.
     read_timeout: AtomicU64,
     write_timeout: AtomicU64,
@@ -66,6 +68,7 @@ impl Slot {
         Self {
             level,
             profile,
+            in_ram: tier.resident().is_some(),
             read_timeout: AtomicU64::new(nanos(limits.read_timeout)),
             write_timeout: AtomicU64::new(nanos(limits.write_timeout)),
             flushed: AtomicU64::new(0),

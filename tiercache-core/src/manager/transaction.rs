@@ -411,7 +411,7 @@ impl Shared {
             match entry {
                 Some(entry) => {
                     self.flow.counters.count(Count::Set);
-                    self.flow.recorder.stored(now, || Record::of(&key, &entry, slot.level));
+                    self.flow.recorder.stored(now, || Record::of(key, &entry, slot.level));
                 }
                 None => {
                     self.flow.counters.count(Count::Delete);

@@ -47,11 +47,15 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> TypedCache<T> {
     /// As for [`CacheManager::get`]; [`Error::Panicked`] when decoding does.
     pub async fn get(&self, key: impl AsKey) -> Result<Option<Arc<T>>> {
         let manager = &self.manager;
-        let key = manager.key(&key)?;
         let shared = &manager.shared;
-        if let Some(value) = shared.hit_decoded(key, shared.coarse_look()) {
-            return Ok(Some(value));
-        }
+        let hash = {
+            let key = manager.key(&key)?;
+            if let Some(value) = shared.hit_decoded(key, shared.coarse_look()) {
+                return Ok(Some(value));
+            }
+            key.hash64()
+        };
+        let key = manager.hashed(hash, &key);
         match shared.find(key).await? {
             Some(found) => shared.decoded(key, &found.entry),
             None => Ok(None),

@@ -167,7 +167,7 @@ impl Shared {
     }
 
     /// Likewise; what is left can be finished together with others.
-    pub(super) fn begin_write(self: &Arc<Self>, key: Key, draft: Draft) -> Begun<Unfinished> {
+    pub(super) fn begin_write(self: &Arc<Self>, mut key: Key, draft: Draft) -> Begun<Unfinished> {
         // Only a deadline needs the exact time; a stay may begin a few milliseconds early.
         let exact = !matches!(draft.ttl, Ttl::Unset);
         let now = if exact { self.flow.now() } else { self.flow.recently() };
@@ -178,8 +178,50 @@ impl Shared {
         }
         let hash = key.hash64();
         let mut stripe = self.stripes.lock(hash);
-        entry.generation = self.flow.next_generation();
-        self.begin_locked(&mut stripe, key, entry, now, Made::Anew)
+        let generation = self.flow.next_generation();
+        entry.generation = generation;
+        stripe.mutate(hash, generation);
+        let fenced = matches!(self.fence_lower(&key, generation), Lower::Fenced { .. });
+        if fenced && self.write == Write::Back {
+            (key, entry) = match self.publish_newest(key, entry, now) {
+                Ok(()) => return Begun::Done(Ok(Written { stored: true, generation, degraded: Vec::new() })),
+                Err(refused) => refused,
+            };
+        }
+        Begun::Slow(self.unfinished(&mut stripe, key, entry, fenced))
+    }
+
+    /// Steps 4 and 5 for an entry that got its generation under the stripe it is published under. What most entries cost
+    /// is made here: no handle of theirs is cloned that is not kept.
+    fn publish_newest(
+        &self,
+        key: Key,
+        entry: Entry,
+        now: Timestamp,
+    ) -> std::result::Result<(), (Key, Entry)> {
+        let Some(top) = self.top(entry.levels) else { return Err((key, entry)) };
+        let Some(resident) = top.resident() else { return Err((key, entry)) };
+        let hold = self.flow.hold(top.level, &entry, self.is_last(top.level, entry.levels), now);
+        let size = entry.value.len();
+        let told = Entry { value: Bytes::new(), extras: entry.extras.clone(), ..entry };
+        if let Err(entry) = resident.insert_newest(&key, entry, hold) {
+            return match self.publish_in_ram(&key, &entry, now) {
+                Some(level) => {
+                    self.published(key, &entry, entry.value.len(), level, now);
+                    Ok(())
+                }
+                None => Err((key, entry)),
+            };
+        }
+        self.forget_in_ram_but(Some(top.level), &key, told.generation);
+        self.published(key, &told, size, top.level, now);
+        Ok(())
+    }
+
+    /// Notes that a level has a new entry.
+    fn published(&self, key: Key, entry: &Entry, size: usize, level: Level, now: Timestamp) {
+        self.flow.counters.count(Count::Set);
+        self.flow.recorder.stored(now, || Record { size: size as u64, ..Record::of(key, entry, level) });
     }
 
     /// Steps 1 to 5 for an entry that has its generation.
@@ -213,16 +255,21 @@ impl Shared {
             && self.write == Write::Back
             && let Some(level) = self.publish_in_ram(&key, &entry, now)
         {
-            self.flow.counters.count(Count::Set);
-            self.flow.recorder.stored(now, || Record::of(&key, &entry, level));
+            self.published(key, &entry, entry.value.len(), level, now);
             return Begun::Done(Ok(Written { stored: true, generation, degraded: Vec::new() }));
         }
+        Begun::Slow(self.unfinished(stripe, key, entry, fenced))
+    }
+
+    /// Registers the flight of a write that has to wait for a level.
+    fn unfinished(self: &Arc<Self>, stripe: &mut Stripe, key: Key, entry: Entry, fenced: bool) -> Unfinished {
+        let (hash, generation) = (key.hash64(), entry.generation);
         stripe.enter(hash, generation);
         // The floor must hold for this flight too, which the mutation above may have come before.
         stripe.mutate(hash, generation);
         let removal = (!fenced).then(|| stripe.join_removal(hash, generation));
         let flight = InFlight { shared: self.clone(), hash };
-        Begun::Slow(Unfinished { key, entry, removal, flight })
+        Unfinished { key, entry, removal, flight }
     }
 
     /// Step 3, as far as it goes without waiting.
@@ -371,8 +418,7 @@ impl Shared {
             return true;
         }
         let Some(level) = self.publish_in_ram(key, entry, now) else { return false };
-        self.flow.counters.count(Count::Set);
-        self.flow.recorder.stored(now, || Record::of(key, entry, level));
+        self.published(key.clone(), entry, entry.value.len(), level, now);
         if self.write == Write::Behind
             && let Some(slot) = self.durable(entry.levels)
         {
@@ -401,7 +447,7 @@ impl Shared {
         if put == Put::Superseded || stripe.is_overtaken(key.hash64(), entry.generation) {
             return;
         }
-        self.flow.recorder.stored(now, || Record::of(key, entry, slot.level));
+        self.flow.recorder.stored(now, || Record::of(key.clone(), entry, slot.level));
         if self.write == Write::Through
             && let Some(level) = self.publish_in_ram(key, entry, now)
         {

@@ -275,7 +275,7 @@ impl Compare {
                     None => !repair && stands_above(&held, level, &key, entry.generation)?,
                 };
                 if !is_known {
-                    unknown.push(Record { size, ..Record::of(&key, &entry, level) });
+                    unknown.push(Record { size, ..Record::of(key, &entry, level) });
                 }
             }
             Ok(unknown)
