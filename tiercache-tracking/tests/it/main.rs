@@ -1,6 +1,7 @@
 //! The tracking stores.
 
 mod agreement;
+#[cfg(feature = "postgres")]
 mod common;
 mod memory;
 mod postgres;
