@@ -309,7 +309,7 @@ impl Section {
     pub(crate) fn look<C, H>(&self, look: fn(&C, bool) -> Result<Option<H>>) -> Result<Look, Problem>
     where
         C: DeserializeOwned + Send + 'static,
-        H: crate::drift::Contents + 'static,
+        H: crate::drift::contents::Contents + 'static,
     {
         let config: C = self.read()?;
         Ok(Box::new(move |own| Ok(look(&config, own)?.map(|held| Arc::new(held) as _))))

@@ -6,7 +6,7 @@
 //!
 //! Everything is told to tracking with the generation that was met, so that what is newer stays as it is.
 
-mod contents;
+pub(crate) mod contents;
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use tiercache_core::tier::{Call, ListedEntry, side_by_side};
 use tiercache_core::tracking::{Event, NoTracking, Query, Record, What};
 use tiercache_core::{Clock, Generation, Key, Level, Result, SystemClock, Timestamp, Tracking};
 
-pub(crate) use self::contents::{Contents, Look};
+pub(crate) use self::contents::Look;
 use self::contents::{Held, Nothing};
 use crate::Config;
 
