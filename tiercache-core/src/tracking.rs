@@ -4,7 +4,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use crate::{Generation, Key, Leasing, Level, Result, Tags, Timestamp};
+use crate::{Entry, Generation, Key, Leasing, Level, Result, Tags, Timestamp};
 
 /// Remembers placement and use of every key. It may lag behind the tiers, and its failure never fails a cache call.
 ///
@@ -122,6 +122,24 @@ pub struct Record {
     pub hits: u64,
     /// Its tags.
     pub tags: Tags,
+}
+
+impl Record {
+    /// What is kept of an entry that stands at `level` and was not used yet.
+    pub fn of(key: Key, entry: &Entry, level: Level) -> Self {
+        Self {
+            key,
+            generation: entry.generation,
+            level,
+            size: entry.value.len() as u64,
+            created: entry.created,
+            used: entry.created,
+            // To tracking, what `get` does not find is dead.
+            deadline: if entry.is_nothing() { Timestamp::EPOCH } else { entry.fresh_until() },
+            hits: 0,
+            tags: entry.tags().cloned().unwrap_or_default(),
+        }
+    }
 }
 
 /// Counts of answers.

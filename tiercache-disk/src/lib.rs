@@ -2,6 +2,7 @@
 
 mod check;
 mod config;
+mod contents;
 mod dir;
 mod fences;
 mod footer;
@@ -18,5 +19,6 @@ mod tier;
 
 pub use check::Report;
 pub use config::{DiskConfig, Flush};
+pub use contents::Contents;
 pub use tier::DiskTier;
 pub use tiercache_core::Packing;

@@ -47,8 +47,17 @@ pub(crate) struct Segment {
     pub(crate) dirty: AtomicBool,
     /// Hashes given up in the index because their records could not be written here.
     pub(crate) orphans: Mutex<Vec<u64>>,
-    /// The name its file still has and the header it still lacks.
-    pub(crate) activation: Mutex<Option<(String, Header)>>,
+    /// What its first group has to do before.
+    pub(crate) activation: Mutex<Option<Activation>>,
+}
+
+/// What makes a spare file a segment.
+#[derive(Debug)]
+pub(crate) struct Activation {
+    /// The name the file still has.
+    pub(crate) name: Option<String>,
+    /// The header it still lacks.
+    pub(crate) header: Header,
 }
 
 impl Segment {
@@ -73,7 +82,7 @@ impl Segment {
         let header =
             Header { seed: codec.seed, seq, capacity, prefix: codec.prefix, written: now, footer: None };
         Self {
-            activation: Mutex::new(Some((spare.name, header))),
+            activation: Mutex::new(Some(Activation { name: Some(spare.name), header })),
             ..Self::new(codec, seq, spare.file, capacity)
         }
     }
@@ -470,11 +479,12 @@ impl Log {
         if written {
             group.segment.dirty.store(true, Ordering::Relaxed);
             group.segment.written.store(group.end, Ordering::Release);
-            if group.footer.is_some() {
-                group.segment.sealed.store(true, Ordering::Release);
-            }
         } else {
             state.full_until = Some(Instant::now() + FULL_FOR);
+        }
+        // Whether or not its footer was written, nothing more comes into it.
+        if group.footer.is_some() {
+            group.segment.sealed.store(true, Ordering::Release);
         }
         state.queue.pop_front();
         state.writing = false;
@@ -483,6 +493,15 @@ impl Log {
         group.ticket.settle(written);
         self.work.notify_one();
         self.tell();
+    }
+
+    /// Gives the turn back with nothing done: the writer thread takes the group.
+    pub(crate) fn leave_turn(&self) {
+        let mut state = self.lock();
+        state.writing = false;
+        state.hurry = true;
+        drop(state);
+        self.work.notify_one();
     }
 
     /// Wakes everyone who waits for a change.

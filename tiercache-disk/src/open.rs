@@ -117,6 +117,7 @@ pub(crate) fn open(config: DiskConfig, clock: Arc<dyn Clock>, hasher: HashFn) ->
         evicted: Default::default(),
         last_generation: AtomicU64::new(found.last_generation.get()),
         sweep_at: Default::default(),
+        reclaiming: Mutex::default(),
         moved: Default::default(),
         accepted: Default::default(),
     })

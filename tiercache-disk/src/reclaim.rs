@@ -9,10 +9,14 @@
 //! 4. The file is renamed: from here on no restart finds the segment. *(commit)*
 //! 5. The index forgets what still points into it, removals and fences included.
 //!
+//! On a disk that is full the writer cannot wait for that: [`Store::give_back_oldest`] moves nothing in step 2 and removes the
+//! file in step 4.
+//!
 //! Step 5 loses no removal that matters. A removal guards records that stand before it. Segments are reclaimed in
 //! order, so those are in segments that are gone or in this one; and step 2 moves only the record the index points
 //! to, which is never one that a removal stands above. The same holds for fences, see [`crate::fences`].
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -28,7 +32,7 @@ use crate::dir::{segment_name, spare_name};
 use crate::index::{Place, Slot, State, lock};
 use crate::log::{Appended, For, NoPlace, Segment, Spare};
 use crate::segment::{Item, Kind, Row, SAVED, SEGMENT_HEADER, footer_sum};
-use crate::store::Store;
+use crate::store::{Store, is_full};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Bytes read at a time.
@@ -96,8 +100,8 @@ impl Store {
     fn make_spare(&self) -> io::Result<Option<Spare>> {
         let size = u64::from(self.log.segment_size);
         loop {
-            let oldest = self.log.segments.all().into_iter().next();
-            let oldest = oldest.filter(|oldest| oldest.seq != self.log.active());
+            let oldest = self.log.segments.all().first().map(|oldest| oldest.seq);
+            let oldest = oldest.filter(|oldest| *oldest != self.log.active());
             let most = self.max_size.load(Ordering::Relaxed);
             if self.allotted.load(Ordering::Relaxed) + size <= most {
                 match self.create_spare() {
@@ -112,8 +116,18 @@ impl Store {
             let Some(oldest) = oldest else {
                 return Err(io::ErrorKind::StorageFull.into());
             };
-            if !self.reclaim(&oldest)? {
-                return Ok(None);
+            let _one = lock(&self.reclaiming);
+            // Held by nobody before: the room of a file that the writer gives back must be there at once.
+            let Some(oldest) = self.log.segments.get(oldest) else { continue };
+            match self.reclaim(&oldest) {
+                // Whatever found no room until now finds it in that file.
+                Ok(true) => self.log.lock().full_until = None,
+                Ok(false) => return Ok(None),
+                Err(error) if is_full(&error) => {
+                    self.give_back(&oldest)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
             if u64::from(oldest.capacity) == size && self.allotted.load(Ordering::Relaxed) <= most {
                 let name = spare_name(oldest.seq);
@@ -166,6 +180,53 @@ impl Store {
         if self.flush != Flush::Never {
             self.dir.sync()?;
         }
+        self.forget(segment, &rows);
+        Ok(true)
+    }
+
+    /// Makes room on a disk that is full, without writing anything: hands over what the oldest segment holds and removes
+    /// its file. Whether it did; `writing` is the segment room is wanted for.
+    ///
+    /// Called by who has the turn to write. Upkeep at work on that segment may wait for this very turn, so that is no
+    /// reason to wait.
+    pub(crate) fn give_back_oldest(&self, writing: u32) -> bool {
+        let Ok(_one) = self.reclaiming.try_lock() else { return false };
+        let oldest = self.log.segments.all().into_iter().next();
+        let Some(oldest) =
+            oldest.filter(|oldest| oldest.seq != writing && oldest.sealed.load(Ordering::Acquire))
+        else {
+            return false;
+        };
+        match self.give_back(&oldest) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, segment = oldest.seq, "the oldest segment could not be given back");
+                false
+            }
+        }
+    }
+
+    /// Hands over everything in the oldest segment and removes its file; under `reclaiming`.
+    fn give_back(&self, segment: &Segment) -> io::Result<()> {
+        tracing::warn!(
+            segment = segment.seq,
+            path = %self.dir.path.display(),
+            "the disk is full, the oldest segment is given back"
+        );
+        let rows = self.rows_of(segment);
+        self.empty(segment, &rows, 0);
+        self.dir.remove(&segment_name(segment.seq))?;
+        if self.flush != Flush::Never {
+            self.dir.sync()?;
+        }
+        self.forget(segment, &rows);
+        self.allotted.fetch_sub(segment.capacity.into(), Ordering::Relaxed);
+        self.log.lock().full_until = None;
+        Ok(())
+    }
+
+    /// Forgets what points into a segment whose file no restart finds.
+    fn forget(&self, segment: &Segment, rows: &[Row]) {
         let orphans = std::mem::take(&mut *lock(&segment.orphans));
         for hash in rows.iter().map(|row| row.hash).chain(orphans) {
             let mut shard = self.index.shard(hash);
@@ -175,7 +236,6 @@ impl Store {
         }
         self.fences.write().unwrap_or_else(std::sync::PoisonError::into_inner).forget(segment.seq);
         self.log.segments.remove(segment.seq);
-        Ok(true)
     }
 
     /// What a segment has, from its footer or, when that is not to be had, from its records.
@@ -191,14 +251,14 @@ impl Store {
         };
         footer().unwrap_or_else(|| {
             let mut bytes = vec![0; segment.written.load(Ordering::Acquire) as usize];
-            if let Err(error) = segment.file.read_exact_at(&mut bytes, 0) {
+            if let Err(error) = read_at_most(&segment.file, &mut bytes, 0) {
                 tracing::warn!(%error, segment = segment.seq, "a segment cannot be read, its entries are dropped");
             }
             self.codec.scan(segment.seq, &bytes).rows
         })
     }
 
-    /// Moves or hands over every live entry; `false` at the end.
+    /// Moves, up to so many bytes, or hands over every live entry; `false` at the end.
     fn empty(&self, segment: &Segment, rows: &[Row], budget: u32) -> bool {
         let now = self.clock.now();
         let mut live = Vec::new();
@@ -230,7 +290,8 @@ impl Store {
         let mut left = u64::from(budget);
         let mut window = Window::default();
         for (hash, slot) in live {
-            if self.log.lock().stopping {
+            // With nothing to move it is not long, and room may be what the last writes wait for.
+            if budget > 0 && self.log.lock().stopping {
                 return false;
             }
             let uses = usize::from(slot.uses);
@@ -347,6 +408,20 @@ fn place(segment: &Segment, row: &Row) -> Place {
     Place { segment: segment.seq, offset: row.offset, len: row.len }
 }
 
+/// Reads as far as the file goes: its last records may not have been written for want of room. How far that is.
+fn read_at_most(file: &File, bytes: &mut [u8], from: u64) -> io::Result<usize> {
+    let mut read = 0;
+    while read < bytes.len() {
+        match file.read_at(&mut bytes[read..], from + read as u64) {
+            Ok(0) => break,
+            Ok(more) => read += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(read)
+}
+
 /// A part of a segment, read at once.
 #[derive(Default)]
 struct Window {
@@ -363,7 +438,9 @@ impl Window {
             let size = (WINDOW.max(len) as u64).min(written.saturating_sub(offset)) as usize;
             self.bytes.resize(size, 0);
             self.at = offset;
-            segment.file.read_exact_at(&mut self.bytes, offset).inspect_err(|_| self.bytes.clear())?;
+            let read =
+                read_at_most(&segment.file, &mut self.bytes, offset).inspect_err(|_| self.bytes.clear())?;
+            self.bytes.truncate(read);
         }
         let from = (offset - self.at) as usize;
         let found = self.bytes.get(from..from + len).ok_or(io::ErrorKind::UnexpectedEof)?;

@@ -17,7 +17,7 @@ use crate::dir::{Dir, Lock, segment_name};
 use crate::fences::Fences;
 use crate::index::{Index, OTHER, Place, SHARDS, Shard, Slot, State, Stays, lock};
 use crate::journal::Journal;
-use crate::log::{Appended, For, Group, Log, NoPlace, Segment, Ticket};
+use crate::log::{Activation, Appended, For, Group, Log, NoPlace, Segment, Ticket};
 use crate::segment::{Codec, Header, Item, Kind, Row, SAVED, footer_sum, note, scope_fits};
 use crate::tier::NAME;
 
@@ -52,6 +52,8 @@ pub(crate) struct Store {
     pub(crate) evicted: AtomicU64,
     pub(crate) last_generation: AtomicU64,
     pub(crate) sweep_at: AtomicUsize,
+    /// Held, across I/O too, while the oldest segment is emptied; taken before every other lock.
+    pub(crate) reclaiming: Mutex<()>,
     /// Bytes moved by reclaim and bytes put, for the write amplification.
     pub(crate) moved: AtomicU64,
     pub(crate) accepted: AtomicU64,
@@ -353,7 +355,7 @@ impl Store {
         };
         drop(shard);
         if let Some(group) = group {
-            self.write(&group);
+            self.write_inline(&group);
         }
         match ticket.outcome() {
             Some(true) => Some(Ok(())),
@@ -501,9 +503,25 @@ impl Store {
         }
     }
 
-    /// Writes a group whose turn was taken, and gives the turn back.
+    /// Likewise without making room, which would block for longer: a group that finds none is left to the writer
+    /// thread.
+    fn write_inline(&self, group: &Group) {
+        match self.write_group(group) {
+            Err(error) if is_full(&error) => self.log.leave_turn(),
+            written => self.settle(group, written),
+        }
+    }
+
+    /// Writes a group whose turn was taken, and gives the turn back. On a disk that is full room is made first.
     fn write(&self, group: &Group) {
-        let written = self.write_group(group);
+        let mut written = self.write_group(group);
+        if written.as_ref().is_err_and(is_full) && self.give_back_oldest(group.segment.seq) {
+            written = self.write_group(group);
+        }
+        self.settle(group, written);
+    }
+
+    fn settle(&self, group: &Group, written: io::Result<()>) {
         if let Err(error) = &written {
             tracing::warn!(%error, segment = group.segment.seq, "a group of entries could not be written");
             self.lose(group);
@@ -515,15 +533,17 @@ impl Store {
         let segment = &group.segment;
         {
             let mut activation = lock(&segment.activation);
-            if let Some((name, header)) = &*activation {
+            if let Some(Activation { name, header }) = &mut *activation {
                 // The name first: a segment without its header is read all the same, nothing else is.
-                self.dir.rename(name, &segment_name(segment.seq))?;
+                if let Some(spare) = name {
+                    self.dir.rename(spare, &segment_name(segment.seq))?;
+                    *name = None;
+                }
                 if self.flush != Flush::Never {
                     self.dir.sync()?;
                 }
-                let header = header.encode();
+                segment.file.write_all_at(&header.encode(), 0)?;
                 *activation = None;
-                segment.file.write_all_at(&header, 0)?;
             }
         }
         for chunk in &group.chunks {
@@ -621,6 +641,11 @@ fn refuse(damage: Damage) -> Result<Put> {
         Damage::TooLarge => Ok(Put::TooLarge),
         damage => Err(Error::unavailable(NAME, "encode", damage)),
     }
+}
+
+/// Whether an error says that the file system has no room.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 pub(crate) fn unwritten(op: &'static str) -> Error {

@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use aws_config::BehaviorVersion;
@@ -14,8 +15,10 @@ use aws_sdk_s3::config::{
     Region, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
 };
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
-use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tiercache_core::{Error, Result};
 
 use crate::S3Config;
@@ -38,9 +41,11 @@ pub(crate) struct Clients {
 
 impl Clients {
     pub(crate) async fn of(config: &S3Config) -> Result<Self> {
-        let http = aws_smithy_http_client::Builder::new()
-            .tls_provider(Provider::Rustls(CryptoMode::Ring))
-            .build_https();
+        let https = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring));
+        let http = match &config.ca_file {
+            None => https.build_https(),
+            Some(path) => https.tls_context(trusting(path).await?).build_https(),
+        };
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(config.connect_timeout)
             .operation_timeout(config.timeout)
@@ -61,8 +66,14 @@ impl Clients {
         let credentials = match given {
             Some(given) if region.is_some() => SharedCredentialsProvider::new(given),
             given => {
+                let elsewhere = match &config.ca_file {
+                    None => http.clone(),
+                    Some(_) => aws_smithy_http_client::Builder::new()
+                        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+                        .build_https(),
+                };
                 let mut loader = aws_config::defaults(behavior())
-                    .http_client(http.clone())
+                    .http_client(elsewhere)
                     .timeout_config(timeouts.clone())
                     .retry_config(retry.clone());
                 if let Some(region) = region.clone() {
@@ -95,6 +106,32 @@ impl Clients {
         let again = builder.retry_config(retry).build();
         Ok(Self { again: Client::from_conf(again), once: Client::from_conf(once) })
     }
+}
+
+/// Trust in the authorities of a file alone. The SDK takes any bytes and panics when it connects, so they are looked at
+/// here.
+async fn trusting(path: &Path) -> Result<TlsContext> {
+    let shown = path.display();
+    let wrong = |why: String| Error::Config(format!("ca_file: {shown}: {why}"));
+    let file = path.to_owned();
+    let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
+    let pem = read
+        .map_err(|_| Error::Panicked { what: "reading ca_file" })?
+        .map_err(|error| wrong(error.to_string()))?;
+    let mut authorities = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|error| wrong(format!("is no PEM file: {error}")))?;
+        authorities
+            .add(certificate)
+            .map_err(|error| wrong(format!("has a certificate that cannot be used: {error}")))?;
+    }
+    if authorities.is_empty() {
+        return Err(wrong("has no certificate in it".into()));
+    }
+    TlsContext::builder()
+        .with_trust_store(TrustStore::empty().with_pem_certificate(pem))
+        .build()
+        .map_err(|error| wrong(Chain(&error).to_string()))
 }
 
 /// Credentials from the environment, the profile or the machine's role; asked for once, so that their absence is
@@ -186,10 +223,28 @@ impl Failure {
             Kind::Denied => Error::Refused(format!(
                 "s3: {place}: access denied ({code}), see `access_key` and `secret_key`"
             )),
+            // No waiting makes it another.
+            _ if let Some(why) = rejected(&self.error) => Error::Refused(format!(
+                "s3: {place}: the service's certificate is not trusted ({why}), see `ca_file`"
+            )),
             _ if code == "NoSuchBucket" => Error::Refused(format!("s3: {place} does not exist")),
             _ => Error::unavailable(NAME, "open", Place { place, reason: Chain(&self.error).to_string() }),
         }
     }
+}
+
+/// What is wrong with the service's certificate, if it was for that that there was no connection.
+fn rejected(error: &Error) -> Option<String> {
+    let mut next: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(rustls::Error::InvalidCertificate(why)) = error.downcast_ref() {
+            return Some(why.to_string());
+        }
+        // An I/O error does not count what it carries among its sources.
+        let carried = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+        next = carried.map(|carried| carried as _).or(error.source());
+    }
+    None
 }
 
 /// An answer that says no.

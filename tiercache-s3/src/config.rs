@@ -1,3 +1,4 @@
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,13 @@ pub struct S3Config {
     /// endpoint_url: http://127.0.0.1:9000
     /// ```
     pub endpoint_url: Option<Address>,
+    /// A file with the authorities, in PEM, of which one must have signed the service's certificate, instead of those the
+    /// system trusts. It does not count where credentials are asked for. Default: those of the system.
+    ///
+    /// ```yaml
+    /// ca_file: /etc/ssl/minio-ca.pem
+    /// ```
+    pub ca_file: Option<PathBuf>,
     /// The region. Default: `us-east-1` with an `endpoint_url`, else what environment and profile say.
     ///
     /// ```yaml
@@ -157,6 +165,7 @@ impl Default for S3Config {
         Self {
             bucket: String::new(),
             endpoint_url: None,
+            ca_file: None,
             region: None,
             prefix: "tiercache/".into(),
             access_key: None,
@@ -198,6 +207,10 @@ impl S3Config {
                     "endpoint_url: {url} is no `http://` or `https://` address without a user"
                 ));
             }
+        }
+        let in_the_clear = self.endpoint_url.as_ref().is_some_and(|url| url.reveal().starts_with("http://"));
+        if self.ca_file.is_some() && in_the_clear {
+            return wrong("ca_file: needs an `https://` address in endpoint_url".into());
         }
         match (&self.access_key, &self.secret_key, &self.session_token) {
             (Some(_), None, _) => return wrong("access_key: needs a secret_key beside it".into()),
@@ -261,6 +274,14 @@ mod tests {
         for (name, config) in [
             ("endpoint_url", S3Config { endpoint_url: Some("127.0.0.1:9000".into()), ..config() }),
             ("endpoint_url", S3Config { endpoint_url: Some("http://hunter2@host".into()), ..config() }),
+            (
+                "ca_file",
+                S3Config {
+                    ca_file: Some("ca.pem".into()),
+                    endpoint_url: Some("http://127.0.0.1:9000".into()),
+                    ..config()
+                },
+            ),
             ("access_key", S3Config { access_key: secret(), ..config() }),
             ("secret_key", S3Config { secret_key: secret(), ..config() }),
             ("session_token", S3Config { session_token: secret(), ..config() }),

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use tiercache_core::tier::ListedEntry;
-use tiercache_core::{Error, Key, Result};
+use tiercache_core::{Codec, Error, Key, Result};
 
 use crate::SqliteTier;
+use crate::fences::Fences;
 use crate::room::key_of;
 use crate::shard::{Shard, lock};
 use crate::tier::NAME;
@@ -136,6 +137,18 @@ pub(crate) fn page(
         .prepare_cached("SELECT fences FROM state WHERE id = 1")?
         .query_row((), |row| row.get(0))?;
     shard.catch_up(connection, version)?;
+    rows(connection, &shard.common.codec, &shard.fences(), filter, after, limit)
+}
+
+/// Likewise, judged by these fences.
+pub(crate) fn rows(
+    connection: &Connection,
+    codec: &Codec,
+    fences: &Fences,
+    filter: &Filter,
+    after: &After,
+    limit: usize,
+) -> rusqlite::Result<Page> {
     let (text, values) = select(filter, after, limit);
     let mut statement = connection.prepare_cached(&text)?;
     let mut rows = statement.query(rusqlite::params_from_iter(values))?;
@@ -151,9 +164,9 @@ pub(crate) fn page(
         });
         let value = Bytes::from(row.get::<_, Vec<u8>>(4)?);
         // What is damaged is removed where it is asked for.
-        if let Ok(mut entry) = shard.common.codec.decode_for(key.as_ref(), &value)
+        if let Ok(mut entry) = codec.decode_for(key.as_ref(), &value)
             && key.bytes().starts_with(&filter.prefix)
-            && !shard.fences().cover(&key, &entry)
+            && !fences.cover(&key, &entry)
         {
             entry.value = Bytes::new();
             page.entries.push(ListedEntry { key, entry, size: number(row.get(3)?) });

@@ -3,6 +3,7 @@
 mod across;
 mod check;
 mod config;
+mod contents;
 mod fences;
 mod iterate;
 mod journal;
@@ -24,6 +25,7 @@ mod writer;
 
 pub use check::Report;
 pub use config::{SqliteConfig, Synchronous};
+pub use contents::Contents;
 pub use iterate::{Filter, Iteration};
 pub use tier::SqliteTier;
 pub use tiercache_core::Packing;

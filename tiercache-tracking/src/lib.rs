@@ -11,4 +11,4 @@ pub use memory::{MemoryConfig, MemoryTracking};
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresConfig, PostgresTracking, Tls};
 #[cfg(feature = "sqlite")]
-pub use sqlite::{SqliteConfig, SqliteTracking};
+pub use sqlite::{Look, SqliteConfig, SqliteTracking};

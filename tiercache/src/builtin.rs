@@ -26,12 +26,16 @@ impl Registry {
         #[cfg(feature = "disk")]
         let registry = {
             use tiercache_disk::{DiskConfig, DiskTier};
-            registry.checked_tier(
-                "local",
-                |section| in_folder(section, || DiskConfig::default().directory()),
-                DiskConfig::check,
-                |config, place| async move { DiskTier::open(config, place.clock).await.map(Arc::new) },
-            )
+            registry
+                .checked_tier(
+                    "local",
+                    |section| in_folder(section, || DiskConfig::default().directory()),
+                    DiskConfig::check,
+                    |config, place| async move { DiskTier::open(config, place.clock).await.map(Arc::new) },
+                )
+                .looked_at("local", |section| {
+                    in_folder(section, || DiskConfig::default().directory())?.look(DiskTier::contents)
+                })
         };
         #[cfg(feature = "sqlite")]
         let registry = {
@@ -44,6 +48,9 @@ impl Registry {
                     SqliteConfig::check,
                     |config, place| async move { SqliteTier::open(config, place.clock).await.map(Arc::new) },
                 )
+                .looked_at("sqlite", |section| {
+                    in_folder(section, || SqliteConfig::default().directory())?.look(SqliteTier::contents)
+                })
                 .with_tracking("sqlite", |config, _| async move {
                     SqliteTracking::open(config).await.map(Arc::new)
                 })

@@ -2,6 +2,7 @@
 
 mod builtin;
 pub mod config;
+pub mod drift;
 mod from_config;
 mod registry;
 mod reload;

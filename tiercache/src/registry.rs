@@ -12,6 +12,7 @@ use tiercache_core::{Clock, Error, Level, Result, Tier, Tracking};
 
 use crate::config::node::Kind;
 use crate::config::{Node, Problem, read_node, show_hidden};
+use crate::drift::Look;
 
 /// What a `tier.yaml` can name: for each backend, its configuration type and how it is opened.
 ///
@@ -35,7 +36,10 @@ use crate::config::{Node, Problem, read_node, show_hidden};
 pub struct Registry {
     tiers: BTreeMap<String, Prepare<dyn Tier>>,
     trackings: BTreeMap<String, Prepare<dyn Tracking>>,
+    looks: BTreeMap<&'static str, PrepareLook>,
 }
+
+type PrepareLook = fn(&Section) -> Result<Look, Problem>;
 
 type Prepare<T> = Box<dyn Fn(&Section) -> Result<Prepared<T>, Problem> + Send + Sync>;
 type Opening<T> = Pin<Box<dyn Future<Output = Result<Arc<T>>> + Send>>;
@@ -66,7 +70,7 @@ const DEFAULT_SIZES: [u64; 3] = [2 << 30, 10 << 30, 100 << 30];
 impl Registry {
     /// One that knows no backend but `none`.
     pub fn empty() -> Self {
-        Self { tiers: BTreeMap::new(), trackings: BTreeMap::new() }
+        Self { tiers: BTreeMap::new(), trackings: BTreeMap::new(), looks: BTreeMap::new() }
     }
 
     /// Adds a backend for levels, or replaces the one of that name.
@@ -136,6 +140,18 @@ impl Registry {
             move |section: &Section| section.prepare(check, &open, |tracking| tracking as Arc<dyn Tracking>);
         self.trackings.insert(name.into(), Box::new(prepare));
         self
+    }
+
+    /// Says how levels of a backend are looked at without being opened.
+    #[cfg(any(feature = "disk", feature = "sqlite"))]
+    pub(crate) fn looked_at(mut self, name: &'static str, look: PrepareLook) -> Self {
+        self.looks.insert(name, look);
+        self
+    }
+
+    /// How a level is looked at without being opened, if that can be done with its backend.
+    pub(crate) fn look(&self, name: &str, section: &Section) -> Option<Look> {
+        self.looks.get(name)?(section).ok()
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
@@ -286,6 +302,17 @@ impl Section {
             }
         });
         Ok(Prepared { effective, open })
+    }
+
+    /// How a level with this section is looked at without being opened.
+    #[cfg(any(feature = "disk", feature = "sqlite"))]
+    pub(crate) fn look<C, H>(&self, look: fn(&C, bool) -> Result<Option<H>>) -> Result<Look, Problem>
+    where
+        C: DeserializeOwned + Send + 'static,
+        H: crate::drift::contents::Contents + 'static,
+    {
+        let config: C = self.read()?;
+        Ok(Box::new(move |own| Ok(look(&config, own)?.map(|held| Arc::new(held) as _))))
     }
 
     /// The section without a key.

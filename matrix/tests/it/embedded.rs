@@ -50,7 +50,7 @@ fn folder() -> TempDir {
 /// A process of this program that does what that ignored test does.
 fn child(test: &str, config: &str) -> (Child, BufReader<ChildStdout>) {
     let mut child = Command::new(std::env::current_exe().expect("this program"))
-        .args(["--ignored", "--exact", "--nocapture", test])
+        .args(["--ignored", "--exact", "--nocapture", &format!("embedded::{test}")])
         .env(CONFIG, config)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -285,7 +285,8 @@ async fn full(store: &'static str) {
                 break;
             }
         }
-        assert!(refused.is_some(), "{store}: nothing came of it");
+        // A local level gives up its oldest segment instead, once it has one.
+        assert!(refused.is_some() || store == "local", "{store}: nothing came of it");
         watch.during(&cache).await;
         small.empty();
         watch.after(&cache).await;

@@ -163,7 +163,7 @@ fn a_server_ends_with_a_process_that_is_killed() {
     }
     let scratch = tempfile::tempdir().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_server_ends_with_a_process_that_is_killed", "--nocapture"])
+        .args(["--exact", "servers::a_server_ends_with_a_process_that_is_killed", "--nocapture"])
         .env(CHILD, "1")
         // It cannot clean up.
         .env("TMPDIR", scratch.path())

@@ -3,9 +3,10 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 use tiercache::disk::{self, DiskTier};
+use tiercache::drift::Drift;
 use tiercache::sqlite::{self, SqliteTier};
 use tiercache::tracking::Totals;
 use tiercache::units::{parse_size, rounded_size};
@@ -15,29 +16,87 @@ use crate::args::Args;
 use crate::outcome::{Failure, Outcome, Result};
 use crate::target;
 
-/// Verifies every record of the levels on disk.
+/// Verifies every record of the levels on disk, then whether tracking knows them.
 pub(super) async fn check(args: &Args, repair: bool) -> Result {
     if args.url.is_some() {
         return Err(Failure::usage(
             "check looks at the disk itself: run it where the files are, without --url",
         ));
     }
-    let folders = folders(&target::config(args)?);
+    let config = target::config(args)?;
+    let folders = folders(&config);
     if folders.is_empty() {
         let why = "no level is of the backend `local` or `sqlite`, so there is nothing to check";
         return Err(Failure::usage(why));
     }
     let mut outcome = Outcome::Done;
+    let mut unwell = Vec::new();
     for (level, backend, folder) in folders {
         // A level that was never opened has nothing that could be wrong.
         let report =
             if folder.is_dir() { verify(backend, folder.clone(), repair).await? } else { backend.nothing() };
         if !report.clean && !report.repaired {
             outcome = Outcome::FallsShort;
+            unwell.push(level);
         }
         tell(level, &folder, &report, args.json);
     }
-    Ok(outcome)
+    let agrees = compare(config, repair, &unwell, args.json).await?;
+    Ok(if agrees { outcome } else { Outcome::FallsShort })
+}
+
+/// Whether tracking and the levels agree in the end.
+async fn compare(config: Config, repair: bool, unwell: &[Level], as_json: bool) -> Result<bool> {
+    let shown = config.to_json();
+    let (backend, path) = (shown["tracking"]["backend"].clone(), shown["tracking"]["path"].clone());
+    let bar = super::spinner();
+    let so_far = |drift: &Drift| {
+        bar.set_message(format!(
+            "comparing tracking: {} records, {} entries",
+            HumanCount(drift.records),
+            HumanCount(drift.entries)
+        ));
+    };
+    let comparing = config.drift(repair, unwell, so_far);
+    let Some(drift) = super::busy_with("comparing tracking", &bar, comparing).await? else { return Ok(true) };
+    let agrees = drift.is_clean() || drift.repaired;
+    let findings = [("stale", drift.stale), ("untracked", drift.untracked), ("expired", drift.expired)];
+    if as_json {
+        let skipped = |(level, why): &(Level, String)| json!({ "level": level.name(), "why": why });
+        let mut told = json!({
+            "tracking": backend,
+            "path": path,
+            "clean": drift.is_clean(),
+            "repaired": drift.repaired,
+            "records": drift.records,
+            "entries": drift.entries,
+            "damaged": drift.damaged,
+            "compared": drift.compared.iter().map(|level| level.name()).collect::<Vec<_>>(),
+            "not_compared": drift.not_compared.iter().map(skipped).collect::<Vec<_>>(),
+        });
+        findings.iter().for_each(|(name, count)| told[*name] = json!(count));
+        println!("{told}");
+        return Ok(agrees);
+    }
+    let place = path.as_str().or(backend.as_str()).unwrap_or_default();
+    let (records, entries) = (drift.records, drift.entries);
+    let levels = drift.compared.iter().map(|level| level.name()).collect::<Vec<_>>().join(", ");
+    match levels.as_str() {
+        "" => println!("tracking, {place}: not compared"),
+        levels => println!("tracking, {place}: {records} records, {entries} entries at {levels}"),
+    }
+    for (name, count) in findings.iter().filter(|(_, count)| *count > 0) {
+        println!("  {count} {name}");
+    }
+    drift.damaged.iter().for_each(|why| println!("  damaged: {why}"));
+    drift.not_compared.iter().for_each(|(level, why)| println!("  {level} not compared: {why}"));
+    match (drift.is_clean(), drift.repaired) {
+        (_, true) => println!("  repaired"),
+        (true, false) if drift.compared.is_empty() => {}
+        (true, false) => println!("  well"),
+        (false, false) => println!("  not well; --repair tells tracking what the levels hold"),
+    }
+    Ok(agrees)
 }
 
 /// Those whose levels can be looked at while nobody has them open.

@@ -277,11 +277,11 @@ fn check_finds_what_is_damaged_and_repair_puts_it_right() {
     let at = bytes.windows(6).position(|window| window == b"value ").expect("a value");
     bytes[at] ^= 1;
     std::fs::write(&segment, bytes).expect("damage");
-    let found = place.run(&["check", "--json"]).expect(1).json();
+    let found = place.run(&["check", "--json"]).expect(1).lines().remove(0);
     assert_eq!((&found["clean"], &found["damaged"]), (&false.into(), &1.into()), "{found}");
     assert!(place.run(&["check"]).expect(1).out().contains("--repair"));
-    assert_eq!(place.run(&["check", "--repair", "--json"]).expect(0).json()["repaired"], true);
-    assert_eq!(place.run(&["check", "--json"]).expect(0).json()["clean"], true);
+    assert_eq!(place.run(&["check", "--repair", "--json"]).expect(0).lines()[0]["repaired"], true);
+    assert_eq!(place.run(&["check", "--json"]).expect(0).lines()[0]["clean"], true);
     let left = (0..20).filter(|number| place.run(&["get", &format!("k{number}")]).code() == 0).count();
     assert_eq!(left, 19);
 }
@@ -294,7 +294,7 @@ fn a_level_in_sqlite_is_shared_checked_and_repaired() {
     );
     place.run(&["set", "k", "v"]).expect(0);
     place.run(&["set", "large", &"value ".repeat(1_000)]).expect(0);
-    let found = place.run(&["check", "--json"]).expect(0).json();
+    let found = place.run(&["check", "--json"]).expect(0).lines().remove(0);
     assert_eq!(
         (&found["clean"], &found["entries"], &found["files"]),
         (&true.into(), &2.into(), &1.into()),
@@ -309,8 +309,8 @@ fn a_level_in_sqlite_is_shared_checked_and_repaired() {
         folders.filter(|entry| entry.path().is_dir()).flat_map(|entry| std::fs::read_dir(entry.path()));
     let file = files.flatten().flatten().next().expect("a file of a large value");
     std::fs::remove_file(file.path()).expect("damage");
-    assert_eq!(place.run(&["check", "--json"]).expect(1).json()["dangling"], 1);
-    assert_eq!(place.run(&["check", "--repair", "--json"]).expect(0).json()["repaired"], true);
+    assert_eq!(place.run(&["check", "--json"]).expect(1).lines()[0]["dangling"], 1);
+    assert_eq!(place.run(&["check", "--repair", "--json"]).expect(0).lines()[0]["repaired"], true);
     place.run(&["check"]).expect(0);
     place.run(&["get", "large"]).expect(1);
 }
@@ -341,15 +341,15 @@ fn check_tells_what_a_transaction_left_unfinished_and_repair_sees_it_through() {
         database(1).query_row(count, [&key], |row| row.get(0)).expect("the entries")
     };
 
-    let found = place.run(&["check", "--json"]).expect(0).json();
+    let found = place.run(&["check", "--json"]).expect(0).lines().remove(0);
     assert_eq!((&found["clean"], &found["unfinished"]), (&true.into(), &1.into()), "{found}");
     let told = place.run(&["check"]).expect(0).out();
     assert!(told.contains("  1 unfinished\n") && told.contains("--repair"), "{told}");
     assert_eq!(standing(), 1, "looking changes nothing");
-    let repaired = place.run(&["check", "--repair", "--json"]).expect(0).json();
+    let repaired = place.run(&["check", "--repair", "--json"]).expect(0).lines().remove(0);
     assert_eq!((&repaired["unfinished"], &repaired["repaired"]), (&1.into(), &true.into()), "{repaired}");
     assert_eq!(standing(), 0);
-    assert_eq!(place.run(&["check", "--json"]).expect(0).json()["unfinished"], 0);
+    assert_eq!(place.run(&["check", "--json"]).expect(0).lines()[0]["unfinished"], 0);
     let name = String::from_utf8(key.clone()).expect("text");
     place.run(&["get", &name]).expect(1);
 }

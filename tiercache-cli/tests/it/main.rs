@@ -2,6 +2,7 @@
 
 mod command;
 mod common;
+mod drift;
 mod http;
 mod proxy;
 mod real_files;

@@ -12,7 +12,6 @@ use super::recorder::Recorder;
 use crate::bugs::seeded;
 use crate::tier::{Dead, Hold, Left, Spill};
 use crate::time::NO_TICKER;
-use crate::tracking::Record;
 use crate::{Clock, Entry, Generation, Key, KeyRef, Level, Rules, Tier, Timestamp};
 
 /// Half of what an envelope can say: at a million mutations a second, four years.
@@ -121,27 +120,6 @@ impl Flow {
     /// Whether nobody may ever answer with it.
     pub(super) fn is_dead(&self, key: KeyRef<'_>, entry: &Entry, now: Timestamp) -> bool {
         (!entry.is_live(now) && !seeded("deadline-unchecked")) || self.fences.is_dead(key, entry)
-    }
-
-    /// What tracking keeps of an entry that was set.
-    pub(super) fn record(key: &Key, entry: &Entry, level: Level) -> Record {
-        Self::record_of(key.clone(), entry, entry.value.len(), level)
-    }
-
-    /// Likewise, of one whose value of so many bytes is elsewhere.
-    pub(super) fn record_of(key: Key, entry: &Entry, size: usize, level: Level) -> Record {
-        Record {
-            key,
-            generation: entry.generation,
-            level,
-            size: size as u64,
-            created: entry.created,
-            used: entry.created,
-            // To tracking, what `get` does not find is dead.
-            deadline: if entry.is_nothing() { Timestamp::EPOCH } else { entry.fresh_until() },
-            hits: 0,
-            tags: entry.tags().cloned().unwrap_or_default(),
-        }
     }
 }
 

@@ -148,7 +148,7 @@ impl Keys {
             }
             Source::Way => {
                 let mut way = Vec::new();
-                flow.pending.each(|key, item| way.push(super::flow::Flow::record(key, &item.entry, item.to)));
+                flow.pending.each(|key, item| way.push(Record::of(key.clone(), &item.entry, item.to)));
                 way.retain(|record| query.matches(record) && shared.may_be_there(record));
                 way.sort_by(|one, other| one.key.cmp(&other.key));
                 self.told.extend(way.iter().map(|record| record.key.clone()));
@@ -174,7 +174,7 @@ impl Keys {
                         .take_while(|upper| upper.level < slot.level)
                         .filter_map(|upper| upper.resident())
                         .any(|resident| resident.peek(listed.key.as_ref()).is_some());
-                    let mut record = super::flow::Flow::record(&listed.key, &listed.entry, slot.level);
+                    let mut record = Record::of(listed.key.clone(), &listed.entry, slot.level);
                     record.size = listed.size;
                     if !above
                         && !self.told.contains(&record.key)

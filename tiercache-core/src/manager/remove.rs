@@ -19,7 +19,7 @@ use super::counters::Count;
 use super::pending::Ticket;
 use super::slot::Slot;
 use super::stripes::{Joined, RemovalOutcome, Stripe};
-use super::write::Lower;
+use super::write::{Changing, Lower};
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
 use crate::tier::{Removal, Scope};
@@ -191,12 +191,7 @@ impl Shared {
         let hash = key.hash64();
         loop {
             self.check_open()?;
-            let (before, unsettled) = self.enter_to_change(hash);
-            let flight = InFlight { shared: &**self, hash };
-            if let Some(unsettled) = unsettled {
-                self.remove_lower(key, &unsettled).await;
-                continue;
-            }
+            let Changing { before, flight, turn } = self.enter_to_change(key).await;
             let Some(found) = self.look(key.as_ref()).await else { return Ok(Popped::default()) };
             if found.entry.generation < before {
                 // Being replaced or removed by a mutation that comes first in order.
@@ -204,7 +199,7 @@ impl Shared {
             }
             let removal = {
                 let mut stripe = self.stripes.lock(hash);
-                if stripe.floor(hash) != before {
+                if stripe.floor(hash) != before || stripe.is_transacting(hash) {
                     continue;
                 }
                 // Claimed: whoever looks at the floor from here on knows that the value is taken.
@@ -215,6 +210,7 @@ impl Shared {
                 self.flow.recorder.removed(self.flow.now(), key.clone(), generation);
                 matches!(lower, Lower::Wait).then(|| stripe.join_removal(hash, generation))
             };
+            drop(turn);
             self.flow.counters.count(Count::Delete);
             let degraded = match removal {
                 Some(joined) => self.remove_lower_too(key, &joined).await,
@@ -233,6 +229,11 @@ impl Shared {
     /// has at or above the generation asked for is another process's.
     pub(super) async fn remove_lower(self: &Arc<Self>, key: &Key, joined: &Joined) -> RemovalOutcome {
         let _turn = joined.turn.lock().await;
+        self.remove_in_turn(key, joined).await
+    }
+
+    /// Likewise, when the caller has the turn.
+    pub(super) async fn remove_in_turn(self: &Arc<Self>, key: &Key, joined: &Joined) -> RemovalOutcome {
         if joined.batch.outcome.get().is_none() {
             let outcome = self.remove_batch(key).await;
             joined.batch.outcome.get_or_init(|| outcome);

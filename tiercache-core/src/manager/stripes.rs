@@ -34,8 +34,8 @@ pub(super) struct Stripe {
     flights: Vec<Flight>,
     /// Loads that failed of late.
     failures: Vec<Failure>,
-    /// How many loads have ended.
-    loads_ended: u64,
+    /// How many loads and transactions have ended.
+    ended: u64,
 }
 
 #[derive(Debug)]
@@ -60,6 +60,8 @@ struct Flight {
     removing: bool,
     /// The removal that mutations which begin now will share, and the newest of them.
     removal: Option<(Arc<RemovalBatch>, Generation)>,
+    /// Whether a transaction, which holds the turn, decides about the key.
+    transacting: bool,
     /// A load that others may join.
     loading: Option<Loading>,
 }
@@ -171,6 +173,7 @@ impl Stripe {
             turn: Arc::default(),
             removing: false,
             removal: None,
+            transacting: false,
             loading: None,
         });
         Generation::ZERO
@@ -226,9 +229,10 @@ impl Stripe {
         flight.loading.as_ref().filter(|loading| loading.key == *key)
     }
 
-    /// How many loads have ended: another number than before says that what a caller missed may be there now.
-    pub(super) fn loads_ended(&self) -> u64 {
-        self.loads_ended
+    /// How many loads and transactions have ended: another number than before says that what a caller missed may be
+    /// there now.
+    pub(super) fn ended(&self) -> u64 {
+        self.ended
     }
 
     /// Announces a load, or that it has another generation; the flight must have been entered. Of two keys with one
@@ -243,7 +247,7 @@ impl Stripe {
 
     /// Ends a load.
     pub(super) fn end_loading(&mut self, key: &Key, generation: Generation) {
-        self.loads_ended += 1;
+        self.ended += 1;
         if let Some(flight) = self.flight(key.hash64()) {
             flight.loading.take_if(|loading| loading.key == *key && loading.generation == generation);
         }
@@ -347,19 +351,42 @@ impl Stripe {
         Joined { generation, turn: flight.turn.clone(), batch: batch.clone() }
     }
 
-    /// What to see through before the key is read to be changed: a removal that waits or is under way. What is found
-    /// now may be from before it.
+    /// What to see through before the key is read to be changed: a removal that waits or is under way, or a
+    /// transaction. What is found now may be from before it.
     pub(super) fn unsettled(&self, hash: u64) -> Option<Joined> {
         let flight = self.flights.iter().find(|flight| flight.hash == hash)?;
         let batch = match &flight.removal {
             Some((batch, _)) => batch.clone(),
             // Nothing but the turn is left to wait for.
-            None if flight.removing => {
+            None if flight.removing || flight.transacting => {
                 Arc::new(RemovalBatch { outcome: OnceLock::from(RemovalOutcome::default()) })
             }
             None => return None,
         };
         Some(Joined { generation: Generation::ZERO, turn: flight.turn.clone(), batch })
+    }
+
+    /// Gives the key to a transaction, by whoever has the turn, unless there is a removal to be made first. Until it
+    /// ends nothing is made of what was read: it would take the place of what the transaction commits.
+    pub(super) fn begin_transaction(&mut self, hash: u64) -> Option<Joined> {
+        let unsettled = self.unsettled(hash);
+        if let Some(flight) = self.flight(hash).filter(|_| unsettled.is_none()) {
+            flight.transacting = !seeded("transaction-unmarked");
+        }
+        unsettled
+    }
+
+    /// Ends it. Nobody joins a read or a load any more that began before.
+    pub(super) fn end_transaction(&mut self, hash: u64) {
+        self.ended += 1;
+        if let Some(flight) = self.flight(hash) {
+            (flight.transacting, flight.reading, flight.loading) = (false, None, None);
+        }
+    }
+
+    /// Whether a transaction decides about the key.
+    pub(super) fn is_transacting(&self, hash: u64) -> bool {
+        self.flights.iter().any(|flight| flight.hash == hash && flight.transacting)
     }
 
     /// Begins the removal: mutations from here on share another. Returns the newest that shares this.

@@ -1,14 +1,16 @@
 //! Transactions: several keys of one level, all or nothing.
 //!
 //! 1. In the order of the keys, each is registered and its turn is taken: sets and removals of it by this process wait
-//!    until the end, reads do not.
+//!    until the end, reads do not. What is made of what was read (a touch, a write on a condition, what a load keeps)
+//!    does not even begin, since it would come after the commit and take the place of what it never saw.
 //! 2. What RAM has of each is looked at: it may be newer than what the level has.
 //! 3. The level begins a transaction. It takes a generation above everything the level has met at the keys; what another
 //!    process has replaced since leaves RAM. It runs the caller's work, which reads the newer of the two and writes to the
 //!    level.
 //! 4. The work is done: floors of the keys that were written rise, what RAM and the way down have of them goes. From
 //!    here on a get of them is a miss; a moment later the level commits, and it is the new value.
-//! 5. Nobody joins a read any more that began before the commit; the turns end. Nothing of this happened if the work failed: no floor rose, and RAM has what it had.
+//! 5. Nobody joins a read or a load any more that began before the commit, and what began beside it is not kept; the
+//!    turns end. Nothing of this happened if the work failed: no floor rose, and RAM has what it had.
 //!
 //! The level must be the only one outside RAM, so that its commit decides for all.
 
@@ -22,12 +24,12 @@ use bytes::Bytes;
 use tokio::sync::OwnedMutexGuard;
 
 use super::counters::Count;
-use super::flow::Flow;
 use super::set::{Draft, Ttl, checked};
 use super::slot::Slot;
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
 use crate::tier::{Put, Removal, Scope};
+use crate::tracking::Record;
 use crate::transaction::{Standing, Transacting, Transactions};
 use crate::{AsKey, Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 
@@ -54,6 +56,19 @@ struct About {
     /// Each key with what RAM has of it, and how far the level has counted.
     keys: BTreeMap<Key, (Option<Entry>, Standing)>,
     now: Timestamp,
+}
+
+/// A key that a transaction decides about, until it is dropped.
+struct Deciding {
+    flight: InFlight<Arc<Shared>>,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Drop for Deciding {
+    fn drop(&mut self) {
+        let InFlight { shared, hash } = &self.flight;
+        shared.stripes.lock(*hash).end_transaction(*hash);
+    }
 }
 
 /// A value with what is to be kept with it.
@@ -248,7 +263,7 @@ impl Shared {
         keys.sort_unstable();
         keys.dedup();
         check_count(&keys)?;
-        let turns = self.take_turns(&keys).await?;
+        let turns = self.take_turns(&keys).await;
         self.check_lags(slot, &keys)?;
         let ours: Vec<_> = keys.iter().map(|key| (self.newest_in_ram(key), key.clone())).collect();
         let outcome: Arc<Mutex<(Option<T>, Vec<Written>)>> = Arc::new(Mutex::new((None, Vec::new())));
@@ -281,20 +296,18 @@ impl Shared {
         let (done, written) = std::mem::take(&mut *outcome.lock().unwrap_or_else(PoisonError::into_inner));
         match (result, done) {
             (Ok(()), Some(done)) => {
-                // A read that began before the commit, and found nothing, is nobody's who comes after it.
-                for (key, ..) in &written {
-                    self.stripes.lock(key.hash64()).detach(key.hash64());
-                }
                 self.tell(slot, written);
                 drop(turns);
                 Ok(done)
             }
             (result, _) => {
-                drop(turns);
                 // What had to go is gone, and the level may have committed or not.
                 for (key, ..) in written {
-                    self.remove_now(&key).await;
+                    if let Err((_flight, joined)) = self.remove_at_once(&key) {
+                        self.remove_in_turn(&key, &joined).await;
+                    }
                 }
+                drop(turns);
                 Err(result
                     .err()
                     .unwrap_or_else(|| Error::unavailable(slot.tier.name(), "transaction", "it was not run")))
@@ -317,29 +330,28 @@ impl Shared {
 
     /// Registers every key and waits for what removes it now; sets and removals wait from here on. In one order, so that
     /// no two transactions wait for each other.
-    async fn take_turns(
-        self: &Arc<Self>,
-        keys: &[Key],
-    ) -> Result<Vec<(OwnedMutexGuard<()>, InFlight<Arc<Self>>)>> {
+    async fn take_turns(self: &Arc<Self>, keys: &[Key]) -> Vec<Deciding> {
         let mut hashes: Vec<(u64, &Key)> = keys.iter().map(|key| (key.hash64(), key)).collect();
         hashes.sort_unstable_by_key(|&(hash, _)| hash);
         // Keys that share a hash share their turn.
         hashes.dedup_by_key(|&mut (hash, _)| hash);
         let mut turns = Vec::with_capacity(hashes.len());
         for (hash, key) in hashes {
+            let turn = {
+                let mut stripe = self.stripes.lock(hash);
+                stripe.enter(hash, self.flow.generation());
+                stripe.turn(hash)
+            };
+            let flight = InFlight { shared: self.clone(), hash };
+            let turn = turn.lock_owned().await;
             loop {
-                let (_, unsettled) = self.enter_to_change(hash);
-                let flight = InFlight { shared: self.clone(), hash };
-                if let Some(unsettled) = unsettled {
-                    self.remove_lower(key, &unsettled).await;
-                    continue;
-                }
-                let turn = self.stripes.lock(hash).turn(hash);
-                turns.push((turn.lock_owned().await, flight));
-                break;
+                let unsettled = self.stripes.lock(hash).begin_transaction(hash);
+                let Some(joined) = unsettled else { break };
+                self.remove_in_turn(key, &joined).await;
             }
+            turns.push(Deciding { _turn: turn, flight });
         }
-        Ok(turns)
+        turns
     }
 
     /// Nothing is decided on what an earlier removal has not reached.
@@ -399,7 +411,7 @@ impl Shared {
             match entry {
                 Some(entry) => {
                     self.flow.counters.count(Count::Set);
-                    self.flow.recorder.stored(now, || Flow::record(&key, &entry, slot.level));
+                    self.flow.recorder.stored(now, || Record::of(key, &entry, slot.level));
                 }
                 None => {
                     self.flow.counters.count(Count::Delete);

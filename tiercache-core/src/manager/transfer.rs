@@ -172,7 +172,7 @@ impl Scan {
         let page = listing.list(query.namespace.as_deref(), self.after.clone(), PAGE);
         let page = slot.call("list", slot.limits().write_timeout, page).await?;
         for listed in page.entries {
-            let mut record = super::flow::Flow::record(&listed.key, &listed.entry, level);
+            let mut record = Record::of(listed.key.clone(), &listed.entry, level);
             record.size = listed.size;
             if query.matches(&record) && !shared.flow.fences.hides(listed.key.as_ref(), &listed.entry) {
                 self.waiting.push_back(record);

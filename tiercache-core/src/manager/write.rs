@@ -18,10 +18,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::OwnedMutexGuard;
 
 use super::builder::Write;
 use super::counters::Count;
-use super::flow::Flow;
 use super::pending::{Item, Ticket};
 use super::read::Doubt;
 use super::set::{Draft, OnlyIf, Set, Ttl};
@@ -30,6 +30,7 @@ use super::stripes::{Joined, Stripe};
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
 use crate::tier::{Permit, Put};
+use crate::tracking::Record;
 use crate::{AsKey, Entry, Error, Generation, Key, Level, Levels, Result, Timestamp};
 
 /// The longest a writer waits for the way down to clear before it goes on and the oldest there is dropped.
@@ -220,7 +221,7 @@ impl Shared {
     /// Notes that a level has a new entry.
     fn published(&self, key: Key, entry: &Entry, size: usize, level: Level, now: Timestamp) {
         self.flow.counters.count(Count::Set);
-        self.flow.recorder.stored(now, || Flow::record_of(key, entry, size, level));
+        self.flow.recorder.stored(now, || Record { size: size as u64, ..Record::of(key, entry, level) });
     }
 
     /// Steps 1 to 5 for an entry that has its generation.
@@ -351,19 +352,19 @@ impl Shared {
         if let Some(joined) = removal {
             let outcome = self.remove_lower(&key, &joined).await;
             (generation, degraded) = (outcome.generation, outcome.degraded);
-            // An invalidation that came after this began is not overtaken by a generation that was raised since.
-            let dead = self.flow.fences.ends(key.as_ref(), &entry, generation);
             let changed = match made {
                 Made::Anew => false,
-                Made::Of(read) => outcome.overtaken || outcome.over > read || dead,
-                Made::AfterAsking => outcome.overtaken || dead,
+                Made::Of(read) => outcome.overtaken || outcome.over > read,
+                Made::AfterAsking => outcome.overtaken,
             };
             if changed && !seeded("derived-overtakes") {
                 // What it was made of must not be what the next attempt is made of.
                 self.forget_in_ram(&key, generation);
                 return Ok(Written { stored: false, generation, degraded });
             }
-            if dead {
+            // An invalidation that came after this began made an end of it, and is not overtaken by a generation that was
+            // raised since.
+            if self.flow.fences.ends(key.as_ref(), &entry, generation) {
                 self.forget_in_ram(&key, generation);
                 return Ok(Written { stored: true, generation, degraded });
             }
@@ -446,7 +447,7 @@ impl Shared {
         if put == Put::Superseded || stripe.is_overtaken(key.hash64(), entry.generation) {
             return;
         }
-        self.flow.recorder.stored(now, || Flow::record(key, entry, slot.level));
+        self.flow.recorder.stored(now, || Record::of(key.clone(), entry, slot.level));
         if self.write == Write::Through
             && let Some(level) = self.publish_in_ram(key, entry, now)
         {
@@ -553,16 +554,12 @@ impl Shared {
         let hash = key.hash64();
         loop {
             self.check_open()?;
-            let (before, unsettled) = self.enter_to_change(hash);
-            let flight = InFlight { shared: &**self, hash };
-            if let Some(unsettled) = unsettled {
-                self.remove_lower(key, &unsettled).await;
-                continue;
-            }
+            let Changing { before, flight, turn } = self.enter_to_change(key).await;
             let found = self.look(key.as_ref()).await;
             let begun = {
                 let mut stripe = self.stripes.lock(hash);
-                if stripe.floor(hash) != before && !seeded("decides-on-old") {
+                let passed = stripe.floor(hash) != before && !seeded("decides-on-old");
+                if passed || stripe.is_transacting(hash) {
                     continue;
                 }
                 let now = self.flow.now();
@@ -581,7 +578,7 @@ impl Shared {
                 entry.generation = self.flow.next_generation();
                 self.write_locked(&mut stripe, key.clone(), entry, now, made)
             };
-            drop(flight);
+            drop((turn, flight));
             let written = match begun {
                 Begun::Done(result) => result?,
                 Begun::Slow(work) => work.await?,
@@ -592,11 +589,24 @@ impl Shared {
         }
     }
 
-    /// Registers an operation that reads a key to change it: the floor it begins above, and the removal it has to
-    /// see through first, if any.
-    pub(super) fn enter_to_change(&self, hash: u64) -> (Generation, Option<Joined>) {
-        let mut stripe = self.stripes.lock(hash);
-        (stripe.enter(hash, self.flow.generation()), stripe.unsettled(hash))
+    /// Registers an operation that reads a key to change it, once what has to be seen through before is over.
+    pub(super) async fn enter_to_change<'a>(self: &'a Arc<Self>, key: &Key) -> Changing<'a> {
+        let hash = key.hash64();
+        let (mut before, mut unsettled) = {
+            let mut stripe = self.stripes.lock(hash);
+            (stripe.enter(hash, self.flow.generation()), stripe.unsettled(hash))
+        };
+        let flight = InFlight { shared: &**self, hash };
+        let mut turn = None;
+        while let Some(joined) = unsettled {
+            if turn.is_none() {
+                turn = Some(joined.turn.clone().lock_owned().await);
+            }
+            self.remove_in_turn(key, &joined).await;
+            let stripe = self.stripes.lock(hash);
+            (before, unsettled) = (stripe.floor(hash), stripe.unsettled(hash));
+        }
+        Changing { before, turn, flight }
     }
 
     /// The lowest level that outlives the process and may have such an entry.
@@ -620,6 +630,15 @@ impl Shared {
             let _ = tokio::time::timeout(CROWDED_WAIT, room).await;
         }
     }
+}
+
+/// An operation that reads a key to change it.
+pub(super) struct Changing<'a> {
+    /// The floor it began above.
+    pub(super) before: Generation,
+    /// The turn, if it had to wait: kept until it has decided, or it might wait for one transaction after another.
+    pub(super) turn: Option<OwnedMutexGuard<()>>,
+    pub(super) flight: InFlight<&'a Shared>,
 }
 
 /// A write to a lower level under way: known to the key's stripe until it is over or dropped.

@@ -4,6 +4,7 @@
 
 mod check;
 mod common;
+mod full;
 mod recovery;
 mod sealed;
 mod suite;

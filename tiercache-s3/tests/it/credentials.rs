@@ -42,7 +42,7 @@ fn keys_come_from_the_environment_else_from_the_profile_else_opening_says_how_to
         (vec![], true),
     ] {
         let mut child = Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", "with_the_environment_it_finds", "--nocapture"]).env_clear();
+        child.args(["--exact", "credentials::with_the_environment_it_finds", "--nocapture"]).env_clear();
         child.env("HOME", &none).env("AWS_EC2_METADATA_DISABLED", "true");
         child.env("TIERCACHE_S3_CHILD_URL", fake.url()).envs(variables.clone());
         let output = child.output().unwrap();

@@ -8,5 +8,6 @@ mod faults;
 mod late;
 mod measure;
 mod suite;
+mod tls;
 mod uploads;
 mod walk;

@@ -14,7 +14,7 @@ const PLACE: &str = "TIERCACHE_SQLITE_PLACE";
 
 fn start(role: &str, place: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_process_of_its_own", "--nocapture"])
+        .args(["--exact", "processes::a_process_of_its_own", "--nocapture"])
         .env(ROLE, role)
         .env(PLACE, place)
         .stdout(Stdio::null())

@@ -46,6 +46,19 @@ pub struct SqliteTracking {
     lookups: Lane,
     listings: Lane,
     skipped: Arc<AtomicU64>,
+    /// Whether nothing may be written.
+    looks: bool,
+}
+
+/// What [`SqliteTracking::look`] finds.
+#[derive(Debug)]
+pub enum Look {
+    /// No database.
+    Absent,
+    /// One that is of no use, and why: opening it would set it aside.
+    Damaged(String),
+    /// One that can be read.
+    Sound(SqliteTracking),
 }
 
 impl SqliteTracking {
@@ -60,7 +73,25 @@ impl SqliteTracking {
             Ok([opened.writer, opened.lookups, opened.listings].map(Lane::new))
         })
         .await?;
-        Ok(Self { writes, lookups, listings, skipped: Arc::default() })
+        Ok(Self { writes, lookups, listings, skipped: Arc::default(), looks: false })
+    }
+
+    /// Looks at what a database remembers. Nothing is made, mended or set aside, and what is recorded fails.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the file is not safe to use or not ours; [`Error::Unavailable`] when the system
+    /// does not let us.
+    pub async fn look(config: SqliteConfig) -> Result<Look> {
+        let opened = blocking(move || schema::look(&config.path)).await?;
+        Ok(match opened {
+            None => Look::Absent,
+            Some(Err(reason)) => Look::Damaged(reason),
+            Some(Ok(opened)) => {
+                let [writes, lookups, listings] =
+                    [opened.writer, opened.lookups, opened.listings].map(Lane::new);
+                Look::Sound(Self { writes, lookups, listings, skipped: Arc::default(), looks: true })
+            }
+        })
     }
 
     /// How many rows were skipped because they made no sense, each time they were met.
@@ -108,7 +139,8 @@ impl Tracking for SqliteTracking {
         for lane in [&self.listings, &self.lookups] {
             lane.close(|_| Ok(())).await?;
         }
-        self.writes.close(schema::mark_clean).await
+        let last = if self.looks { |_: &mut Connection| Ok(()) } else { schema::mark_clean };
+        self.writes.close(last).await
     }
 }
 

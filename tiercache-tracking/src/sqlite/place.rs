@@ -54,6 +54,17 @@ pub(super) fn prepare_file(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether there is a file; one that is not safe to use is refused.
+pub(super) fn is_there(path: &Path) -> Result<bool> {
+    if let Some(folder) = path.parent()
+        && let Ok(found) = folder.symlink_metadata()
+    {
+        check_folder(folder, &found)?;
+    }
+    COMPANIONS.iter().try_for_each(|companion| check_file(&beside(path, companion)).map(drop))?;
+    check_file(path)
+}
+
 /// Renames the database to the first `….damaged-N` that is free.
 pub(super) fn set_aside(path: &Path) -> Result<PathBuf> {
     let moved = || -> io::Result<PathBuf> {

@@ -1,6 +1,6 @@
 //! Opening: the database's form, and whether it is ours, sound and of a version we know.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
@@ -67,17 +67,7 @@ pub(super) struct Opened {
 
 /// Opens or makes the database of that file; sets it aside first when it is damaged.
 pub(super) fn open(path: &Path) -> Result<Opened> {
-    if rusqlite::version_number() < OLDEST_SOUND_SQLITE {
-        return Err(Error::Refused(format!(
-            "SQLite {} can damage its databases: 3.51.3 or later is needed",
-            rusqlite::version()
-        )));
-    }
-    if path.file_name().is_none() {
-        return Err(Error::Config(format!("tracking.path: {:?} is not the path of a file", path.display())));
-    }
-    // Absolute, so that no name means something else to SQLite, such as `:memory:`.
-    let path = std::path::absolute(path).map_err(|error| Error::unavailable(NAME, "open", error))?;
+    let path = check_place(path)?;
     place::prepare_folder(&path)?;
     let _lock = place::lock(&path)?;
     place::prepare_file(&path)?;
@@ -92,9 +82,53 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
     }
 }
 
+/// Opens the database of that file to read it, as it is; says why when it is damaged, and None when there is none.
+pub(super) fn look(path: &Path) -> Result<Option<Result<Opened, String>>> {
+    let path = check_place(path)?;
+    if !place::is_there(&path)? {
+        return Ok(None);
+    }
+    let opened = || -> Result<Opened, Trouble> {
+        let mut readers = [connection(&path)?, connection(&path)?, connection(&path)?];
+        for reader in &mut readers {
+            reader.pragma_update(None, "query_only", true)?;
+        }
+        let [writer, lookups, listings] = readers;
+        if !is_ours(&writer, &path)? {
+            return Err(Trouble::Damage("has no tables".into()));
+        }
+        let verdict: String = writer.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
+        if verdict != "ok" {
+            return Err(Trouble::Damage(verdict));
+        }
+        write::check(&writer)?;
+        read::check(&lookups)?;
+        Ok(Opened { writer, lookups, listings })
+    };
+    match opened() {
+        Err(Trouble::Damage(reason)) => Ok(Some(Err(reason))),
+        opened => opened.map(|opened| Some(Ok(opened))).map_err(Trouble::into_error),
+    }
+}
+
 /// Notes that nothing was under way when the database was closed.
 pub(super) fn mark_clean(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.execute("UPDATE meta SET value = 1 WHERE name = 'clean'", ()).map(drop)
+}
+
+/// The path, if it can be one of a database, and SQLite one that does not damage it.
+fn check_place(path: &Path) -> Result<PathBuf> {
+    if rusqlite::version_number() < OLDEST_SOUND_SQLITE {
+        return Err(Error::Refused(format!(
+            "SQLite {} can damage its databases: 3.51.3 or later is needed",
+            rusqlite::version()
+        )));
+    }
+    if path.file_name().is_none() {
+        return Err(Error::Config(format!("tracking.path: {:?} is not the path of a file", path.display())));
+    }
+    // Absolute, so that no name means something else to SQLite, such as `:memory:`.
+    std::path::absolute(path).map_err(|error| Error::unavailable(NAME, "open", error))
 }
 
 /// Why a database could not be opened.
@@ -174,6 +208,18 @@ fn connection(path: &Path) -> rusqlite::Result<Connection> {
 
 /// Makes the tables in an empty database, and refuses one that is not ours or of another version.
 fn identify(connection: &mut Connection, path: &Path) -> Result<(), Trouble> {
+    if is_ours(connection, path)? {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(SCHEMA)?;
+    transaction.pragma_update(None, "application_id", APPLICATION)?;
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    Ok(transaction.commit()?)
+}
+
+/// Whether it has our tables; else it is empty. One that is another's, or of another version, is refused.
+fn is_ours(connection: &Connection, path: &Path) -> Result<bool, Trouble> {
     let number = |sql| connection.query_row(sql, (), |row| row.get::<_, i32>(0));
     let application = number("PRAGMA application_id")?;
     let version = number("PRAGMA user_version")?;
@@ -182,14 +228,8 @@ fn identify(connection: &mut Connection, path: &Path) -> Result<(), Trouble> {
         Err(Trouble::Other(Error::Refused(format!("{}: {reason}; name another file", path.display()))))
     };
     match (application, version, tables) {
-        (0, 0, 0) => {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            transaction.execute_batch(SCHEMA)?;
-            transaction.pragma_update(None, "application_id", APPLICATION)?;
-            transaction.pragma_update(None, "user_version", VERSION)?;
-            Ok(transaction.commit()?)
-        }
-        (APPLICATION, VERSION, _) => Ok(()),
+        (0, 0, 0) => Ok(false),
+        (APPLICATION, VERSION, _) => Ok(true),
         (APPLICATION, ..) => {
             refused(format!("has version {version} of the tracking database, not {VERSION}"))
         }

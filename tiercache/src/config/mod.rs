@@ -42,11 +42,11 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// A configuration that was read and checked; nothing is opened yet.
 pub struct Config {
     file: String,
-    levels: [Option<PreparedLevel>; 3],
+    pub(crate) levels: [Option<PreparedLevel>; 3],
     tracking: Option<PreparedTracking>,
     rules: Rules,
     settings: Settings,
-    effective: serde_json::Map<String, serde_json::Value>,
+    pub(crate) effective: serde_json::Map<String, serde_json::Value>,
     given: BTreeSet<String>,
     secrets: BTreeMap<String, u64>,
 }
@@ -185,7 +185,9 @@ impl Config {
             builder = builder.counters(level);
         }
         for (level, prepared) in Level::ALL.into_iter().zip(self.levels) {
-            let Some(PreparedLevel { tier, read_timeout, write_timeout, waits }) = prepared else { continue };
+            let Some(PreparedLevel { tier, read_timeout, write_timeout, waits, .. }) = prepared else {
+                continue;
+            };
             let (file, clock) = (self.file.clone(), clock.clone());
             let open = move || {
                 let (opening, file) = ((tier.open)(clock.clone()), file.clone());

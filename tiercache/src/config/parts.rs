@@ -10,6 +10,7 @@ use super::error::{Position, Problem};
 use super::node::{Key, Kind, Node};
 use super::read::{File, LEVEL_SECTIONS, stay};
 use super::show;
+use crate::drift::Look;
 use crate::registry::{Known, Prepared, Registry, Section};
 use crate::units;
 
@@ -22,6 +23,8 @@ const LOCAL: [&str; 4] = ["local", "memory", "ram", "sqlite"];
 /// A level whose tier is ready to be opened.
 pub(crate) struct PreparedLevel {
     pub(crate) tier: Prepared<dyn Tier>,
+    /// How it is looked at without being opened, where that can be done.
+    pub(crate) look: Option<Look>,
     pub(crate) read_timeout: Option<Duration>,
     pub(crate) write_timeout: Option<Duration>,
     /// The backend's name, if the cache begins whether or not its server is there.
@@ -91,7 +94,8 @@ impl File<'_> {
             if let Some(tier) = &tier {
                 shown.extend(show::object(&tier.effective));
             }
-            tier.map(|tier| Some(PreparedLevel { tier, read_timeout, write_timeout, waits }))
+            let look = self.registry.look(&backend, &section);
+            tier.map(|tier| Some(PreparedLevel { tier, look, read_timeout, write_timeout, waits }))
         };
         self.effective.insert(name.into(), Value::Object(shown));
         prepared

@@ -69,6 +69,7 @@ const SHARED_SECTIONS: [(&str, &[&str]); 5] = [
         "s3",
         &[
             "endpoint_url",
+            "ca_file",
             "bucket",
             "region",
             "access_key",

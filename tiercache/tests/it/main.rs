@@ -4,6 +4,7 @@
 
 mod bad_files;
 mod common;
+mod drift;
 mod good_files;
 mod leases;
 mod mongodb;

@@ -168,7 +168,13 @@ fn value(n: u32) -> String {
 /// This test as a program of its own, over the level in `dir`.
 fn child(does: &str, dir: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "behaviours::durability::a_program", "--ignored", "--nocapture", "--test-threads=1"])
+        .args([
+            "--exact",
+            "behaviours::durability::a_program",
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ])
         .env("TIERCACHE_CHILD_DOES", does)
         .env("TIERCACHE_CHILD_DIR", dir)
         .stdout(Stdio::piped())

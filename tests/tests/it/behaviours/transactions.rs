@@ -238,6 +238,59 @@ async fn a_set_begun_during_a_transaction_comes_after_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_made_of_what_was_read_waits_for_a_transaction_and_looks_at_what_it_left() {
+    for commits in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let subject = open(folder.path()).await;
+        let cache = &subject.cache;
+        let old = cache.set("a", "old").await.unwrap().generation;
+        let held = hold(cache);
+        held.reached.await.unwrap();
+        let touch = tokio::spawn({
+            let cache = cache.clone();
+            async move { cache.touch("a", Duration::from_secs(60)).await.unwrap() }
+        });
+        let comparison = tokio::spawn({
+            let cache = cache.clone();
+            async move { cache.compare_and_set("b", old, "compared").await.unwrap() }
+        });
+        let pop = tokio::spawn({
+            let cache = cache.clone();
+            async move { cache.pop("b").await.unwrap() }
+        });
+        for _ in 0..50 {
+            idle().await;
+        }
+        assert!(!touch.is_finished() && !comparison.is_finished() && !pop.is_finished());
+        held.go_on.send(commits).unwrap();
+        assert_eq!(held.task.await.unwrap().is_ok(), commits);
+        assert!(touch.await.unwrap().found, "{commits}");
+        assert_eq!(get(cache, "a").await.unwrap(), if commits { "new" } else { "old" });
+        assert!(!comparison.await.unwrap().stored, "{commits}");
+        assert_eq!(pop.await.unwrap().value.is_some(), commits);
+        assert_eq!(get(cache, "b").await, None, "{commits}");
+        assert_eq!(cache.stats().await.unwrap().in_flight, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_loaded_beside_a_transaction_answers_its_callers_and_is_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let subject = open(folder.path()).await;
+    let cache = &subject.cache;
+    let held = hold(cache);
+    held.reached.await.unwrap();
+    let loaded = cache.get_or_load("a", async || Ok::<_, Error>("loaded")).await.unwrap();
+    assert_eq!(loaded, "loaded", "it does not wait");
+    held.go_on.send(true).unwrap();
+    held.task.await.unwrap().unwrap();
+    assert_eq!(get(cache, "a").await.unwrap(), "new");
+    let again = cache.get_or_load("a", async || Ok::<_, Error>("loaded again")).await.unwrap();
+    assert_eq!(again, "new");
+    assert_eq!(cache.stats().await.unwrap().in_flight, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_whose_caller_left_is_carried_out() {
     let folder = tempfile::tempdir().unwrap();
     let subject = open(folder.path()).await;

@@ -83,6 +83,12 @@ impl Ran {
             .unwrap_or_else(|_| panic!("no JSON: {} {}", self.out(), self.err()))
     }
 
+    /// One answer a line.
+    pub(crate) fn lines(&self) -> Vec<serde_json::Value> {
+        let read = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+        self.out().lines().map(read).collect()
+    }
+
     pub(crate) fn expect(self, code: i32) -> Self {
         assert_eq!(self.code(), code, "out: {}\nerr: {}", self.out(), self.err());
         self

@@ -23,7 +23,7 @@ use super::super::lessor::Lessor;
 use super::super::write::Writing;
 use super::super::{InFlight, Shared, Write};
 use super::LoadOptions;
-use super::run::Leading;
+use super::turn::Leading;
 use crate::bugs::seeded;
 use crate::lease::{Claim, Holder};
 use crate::tier::Put;

@@ -24,7 +24,8 @@ use super::super::read::Found;
 use super::super::write::Made;
 use super::super::{CacheManager, Shared, TypedCache};
 use super::loads::Leave;
-use super::run::{Claim, Leading, Outcome, Turn, Waited, wait};
+use super::run::{Waited, wait};
+use super::turn::{Claim, Leading, Outcome, Turn};
 use super::value::sealed::{self, Home};
 use super::{LoadOptions, Loadable, Of, Raw};
 use crate::tier::{Call, side_by_side};
@@ -170,7 +171,7 @@ where
     let Batch { names, keys, refresh_only } = batch;
     while !asked.is_empty() {
         let ended: Vec<u64> =
-            asked.iter().map(|&at| shared.stripes.lock(keys[at].hash64()).loads_ended()).collect();
+            asked.iter().map(|&at| shared.stripes.lock(keys[at].hash64()).ended()).collect();
         let refs: Vec<KeyRef<'_>> = asked.iter().map(|&at| keys[at].as_ref()).collect();
         let found = shared.search_many(&refs).await?;
         let (mut leads, mut refreshes, mut waits, mut again) =

@@ -23,6 +23,7 @@ mod many;
 pub(crate) mod memo;
 mod options;
 mod run;
+mod turn;
 mod value;
 mod warm;
 
@@ -40,7 +41,7 @@ use serde::de::DeserializeOwned;
 pub use self::batch::BatchLoader;
 pub(super) use self::loads::{Defaults, Loads};
 pub use self::options::{Eager, LoadOptions, Loaded};
-pub(super) use self::run::{Failure, Loading};
+pub(super) use self::turn::{Failure, Loading};
 use self::value::sealed;
 pub use self::value::{Loadable, Of, Raw, View};
 pub use self::warm::{Warm, Warmed};

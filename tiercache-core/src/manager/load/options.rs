@@ -2,15 +2,21 @@
 
 use std::time::Duration;
 
-use super::super::set::{Ttl, checked};
+use super::super::Shared;
+use super::super::set::{Ttl, check_tags, checked};
+use super::View;
+use super::loads::Loads;
 use crate::lease::LONGEST_TERM;
-use crate::{Error, Level, Levels, Result, Tags};
+use crate::tier::Look;
+use crate::{COARSE_SLACK_MILLIS, Entry, Error, Generation, Level, Levels, Result, Tags, Timestamp};
 
 /// The longest window of staleness.
 const MOST_STALE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A load that takes longer is given up, whoever still waits for it.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(300);
 const DEFAULT_BACK_OFF: Duration = Duration::from_secs(1);
+/// A chance smaller than one in a hundred million is none: `-ln` of it.
+const LEAST_CHANCE: f64 = 18.4;
 
 /// How a load goes: what its value is kept with, how long callers wait, and what they get when it fails.
 ///
@@ -257,5 +263,95 @@ impl<T> Loaded<T> {
     pub fn do_not_store(mut self) -> Self {
         self.store = false;
         self
+    }
+}
+
+impl LoadOptions {
+    /// How hot judges a hit; `None` when it may not answer alone.
+    pub(super) fn look(&self, shared: &Shared) -> Option<Look> {
+        if self.invalid.is_some() {
+            return None;
+        }
+        let mut look = shared.coarse_look();
+        let early = match (self.eager, self.ttl) {
+            (Eager::Off, _) => 0,
+            (Eager::After(share), Ttl::For(ttl)) => {
+                (ttl.as_millis() as f64 * f64::from(1.0 - share)).ceil() as u64
+            }
+            // The loader alone knows how long it lives.
+            (Eager::After(_), _) => return None,
+            (Eager::Probably(factor), _) => {
+                let longest = shared.loads.longest();
+                (longest as f64 * f64::from(factor) * LEAST_CHANCE).ceil() as u64
+            }
+        };
+        look.slack = early.max(COARSE_SLACK_MILLIS);
+        Some(look)
+    }
+
+    /// Whether a hit on `entry` is to refresh it.
+    pub(super) fn is_due(&self, loads: &Loads, entry: &Entry, now: Timestamp) -> bool {
+        let end = entry.fresh_until();
+        if end.is_never() {
+            return false;
+        }
+        match self.eager {
+            Eager::Off => false,
+            Eager::After(share) => {
+                let life = end.since(entry.created).mul_f32(share);
+                entry.created.after(life) <= now
+            }
+            Eager::Probably(factor) => {
+                let cost = entry.extras.as_ref().map_or(Duration::ZERO, |extras| extras.cost);
+                let early = cost.as_millis() as f64 * f64::from(factor) * -loads.chance().ln();
+                end.since(now).as_millis() as f64 <= early
+            }
+        }
+    }
+
+    /// The entry of what was loaded, and whether it is to be kept.
+    pub(super) fn entry<V: View>(
+        &self,
+        loaded: Loaded<Option<V::Value>>,
+        generation: Generation,
+        cost: Duration,
+        shared: &Shared,
+    ) -> Result<(Entry, bool)> {
+        let (now, chance) = (shared.flow.now(), shared.loads.chance());
+        let Loaded { value, store, ttl, tags, content_type } = loaded;
+        let nothing = value.is_none();
+        let (bytes, decoded) = match value {
+            Some(value) => V::pack(value)?,
+            None => Default::default(),
+        };
+        let mut entry = Entry::new(bytes, generation, now);
+        entry.levels = self.levels;
+        let negative = self.nothing.map(Ttl::For);
+        let ttl = ttl.or(if nothing { negative } else { Some(self.ttl) });
+        let stale = if nothing { Duration::ZERO } else { self.stale };
+        let cost = if matches!(self.eager, Eager::Probably(_)) { cost } else { Duration::ZERO };
+        let is_plain = self.tags.is_empty() && tags.is_empty() && content_type.is_none() && decoded.is_none();
+        if !is_plain || nothing || !stale.is_zero() || !cost.is_zero() {
+            let extras = entry.extras_mut();
+            extras.tags = self.tags.clone();
+            extras.tags.extend(tags);
+            check_tags(&extras.tags)?;
+            extras.content_type = content_type;
+            (extras.nothing, extras.stale, extras.cost) = (nothing, stale, cost);
+            if let Some(decoded) = decoded {
+                // Fresh extras: nobody set the cell before.
+                let _ = extras.decoded.set(decoded);
+            }
+        }
+        let keep = store && ttl.is_some();
+        match ttl.unwrap_or(Ttl::Unset) {
+            Ttl::For(ttl) => {
+                let jitter = self.jitter.unwrap_or_else(|| shared.loads.jitter());
+                let shorter = ttl.mul_f64(1.0 - f64::from(jitter) * chance);
+                Ttl::For(shorter.max(Duration::from_millis(1))).apply(&mut entry, now);
+            }
+            other => other.apply(&mut entry, now),
+        }
+        Ok((entry, keep))
     }
 }
