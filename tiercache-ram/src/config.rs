@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct RamConfig {
     /// The most bytes its entries may have together: keys, values, tags and [`Policy::overhead`] for each.
     pub max_size: u64,
-    /// Which entries go when room is needed. Default: `adaptive`.
+    /// Which entries go when room is needed. Default: `adaptive`; in a configuration file `fifo` for a cold level below a
+    /// hot one in RAM.
     #[serde(default)]
     pub policy: Policy,
 }
@@ -27,13 +28,16 @@ pub enum Policy {
     Lru,
     /// Frequent entries win. A new entry less popular than what it would displace is itself given up at once.
     TinyLfu,
+    /// First in, first out, used or not. For a cold level below a hot one in RAM: what is used there moves up, so that of
+    /// what remains the first has been of no use for the longest.
+    Fifo,
 }
 
 impl Policy {
     /// Bytes counted for an entry on top of key, value and tags: what it takes in the tables.
     pub const fn overhead(self) -> u64 {
         match self {
-            Self::Adaptive => 224,
+            Self::Adaptive | Self::Fifo => 224,
             Self::Lru | Self::TinyLfu => 512,
         }
     }

@@ -7,6 +7,7 @@ use tiercache_core::KeyRef;
 use tiercache_core::tier::Resting;
 
 use crate::Policy;
+use crate::fifo::Fifo;
 use crate::moka::Moka;
 use crate::outlet::Outlet;
 use crate::quick::Quick;
@@ -20,6 +21,7 @@ use crate::slot::Slot;
 pub(crate) enum Engine {
     Quick(Quick),
     Moka(Moka),
+    Fifo(Fifo),
 }
 
 /// Calls the same method of either engine.
@@ -28,6 +30,7 @@ macro_rules! either {
         match $self {
             Engine::Quick(engine) => engine.$method($($argument),*),
             Engine::Moka(engine) => engine.$method($($argument),*),
+            Engine::Fifo(engine) => engine.$method($($argument),*),
         }
     };
 }
@@ -37,6 +40,7 @@ impl Engine {
         match policy {
             Policy::Adaptive => Self::Quick(Quick::new(capacity, outlet)),
             Policy::Lru | Policy::TinyLfu => Self::Moka(Moka::new(policy, capacity, outlet)),
+            Policy::Fifo => Self::Fifo(Fifo::new(capacity, outlet)),
         }
     }
 
@@ -62,6 +66,7 @@ impl Engine {
         match self {
             Self::Quick(engine) => engine.insert(slot, replaces),
             Self::Moka(engine) => engine.insert(slot),
+            Self::Fifo(engine) => engine.insert(slot),
         }
     }
 
@@ -79,6 +84,7 @@ impl Engine {
         match self {
             Self::Quick(engine) => Box::new(engine.each()),
             Self::Moka(engine) => Box::new(engine.each()),
+            Self::Fifo(engine) => Box::new(engine.each()),
         }
     }
 

@@ -7,6 +7,7 @@
 mod config;
 mod counters;
 mod engine;
+mod fifo;
 mod moka;
 mod outlet;
 mod quick;

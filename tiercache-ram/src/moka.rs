@@ -177,7 +177,7 @@ impl Table {
             .max_capacity(capacity(limit))
             .eviction_policy(match policy {
                 Policy::TinyLfu => EvictionPolicy::tiny_lfu(),
-                Policy::Lru | Policy::Adaptive => EvictionPolicy::lru(),
+                Policy::Lru | Policy::Adaptive | Policy::Fifo => EvictionPolicy::lru(),
             })
             .weigher(|_: &Key, slot: &Arc<Slot>| slot.weight)
             .eviction_listener(move |_, slot: Arc<Slot>, cause| {

@@ -24,8 +24,9 @@ const SHARD_BYTES: u64 = 4 << 20;
 const MAX_SHARDS: u64 = 32;
 /// The share of a shard that its hot part may take, and with it the largest entry.
 const HOT: f64 = 0.97;
-/// Divides the capacity into an estimate of how many entries it will hold.
-const TYPICAL_BYTES: u64 = 4096;
+/// Divides the capacity into an estimate of how many entries it will hold. The engine remembers half as many that it
+/// evicted, at about 150 bytes each: 7 % of the capacity, for one to three points of hits on traces of applications.
+const TYPICAL_BYTES: u64 = 1024;
 
 #[derive(Debug)]
 pub(crate) struct Quick {
@@ -35,9 +36,7 @@ pub(crate) struct Quick {
 
 impl Quick {
     pub(crate) fn new(capacity: u64, outlet: Arc<Outlet>) -> Self {
-        let shards = (capacity / SHARD_BYTES).clamp(1, MAX_SHARDS);
-        // Rounded down: the bytes of all shards together must not exceed the capacity.
-        let shards = if shards.is_power_of_two() { shards } else { shards.next_power_of_two() / 2 };
+        let shards = shards(capacity);
         let shard = capacity / shards;
         let options = OptionsBuilder::new()
             .shards(shards as usize)
@@ -101,6 +100,13 @@ impl Quick {
         self.limit.store(entry_limit(shard), Relaxed);
         self.cache.set_capacity(shard * self.cache.num_shards() as u64);
     }
+}
+
+/// How many shards a table of so many bytes has.
+pub(crate) fn shards(capacity: u64) -> u64 {
+    let shards = (capacity / SHARD_BYTES).clamp(1, MAX_SHARDS);
+    // Rounded down: the bytes of all shards together must not exceed the capacity.
+    if shards.is_power_of_two() { shards } else { shards.next_power_of_two() / 2 }
 }
 
 /// What the engine takes. It rounds differently after a resize: a put it then refuses comes back as evicted.

@@ -177,7 +177,7 @@ impl History {
         let store_at = [Level::Dry, Level::Dry, Level::Cold][choices.below(3) as usize];
         let other = if store_at == Level::Dry { Level::Cold } else { Level::Dry };
         let setup = Setup {
-            policy: [Policy::Adaptive, Policy::Lru, Policy::TinyLfu][choices.below(3) as usize],
+            policy: [Policy::Adaptive, Policy::Lru, Policy::TinyLfu, Policy::Fifo][choices.below(4) as usize],
             hot_bytes: [200, 400, 800, 100_000][choices.below(4) as usize],
             cold: choices.once_in(2),
             store_is_local,

@@ -13,7 +13,7 @@ use tiercache_tests::storm::{Act, Dry, Mix, READS, Storm};
 use tiercache_tests::sums::Tally;
 use tiercache_tests::transfers::Transfers;
 
-const POLICIES: [Policy; 3] = [Policy::Adaptive, Policy::Lru, Policy::TinyLfu];
+const POLICIES: [Policy; 4] = [Policy::Adaptive, Policy::Lru, Policy::TinyLfu, Policy::Fifo];
 
 const CHANGES: Mix = &[
     (Act::Set, 10),

@@ -8,7 +8,7 @@ use tiercache_core::tier::{Cause, Dead, Hold, Left, Look, Put, Resident, Spill, 
 use tiercache_core::{Entry, Generation, Key, KeyRef, Stay, Timestamp};
 use tiercache_ram::{Policy, RamConfig, RamTier};
 
-const POLICIES: [Policy; 3] = [Policy::Adaptive, Policy::Lru, Policy::TinyLfu];
+const POLICIES: [Policy; 4] = [Policy::Adaptive, Policy::Lru, Policy::TinyLfu, Policy::Fifo];
 const T0: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
 #[derive(Debug, Default)]
@@ -95,7 +95,9 @@ fn what_makes_room_is_spilled() {
 
 #[tokio::test]
 async fn a_third_entry_displaces_one_of_two_and_stays_itself() {
-    for (policy, displaced) in [(Policy::Lru, &["a"][..]), (Policy::Adaptive, &["a", "b"])] {
+    for (policy, displaced) in
+        [(Policy::Lru, &["a"][..]), (Policy::Fifo, &["a"]), (Policy::Adaptive, &["a", "b"])]
+    {
         let (tier, spilled) = tier(policy, 2, 5);
         for (generation, name) in (1..).zip(["a", "b", "c"]) {
             set(&tier, name, generation, "12345");
@@ -121,8 +123,29 @@ fn the_entry_nobody_read_goes_first() {
 }
 
 #[test]
+fn fifo_gives_up_the_first_whether_it_was_read_or_not_and_a_new_value_is_new() {
+    let (tier, spilled) = tier(Policy::Fifo, 3, 8);
+    for (generation, name) in (1..).zip(["a", "b", "c"]) {
+        set(&tier, name, generation, "12345678");
+    }
+    assert!(value(&tier, "b").is_some());
+    set(&tier, "a", 4, "87654321");
+    assert!(spilled.keys().is_empty(), "what is replaced is not given up");
+    set(&tier, "d", 5, "12345678");
+    set(&tier, "e", 6, "12345678");
+    assert_eq!(spilled.keys(), ["b", "c"]);
+    let taken = Generation::new(4);
+    assert!(tier.take(key("a").as_ref(), taken).is_some(), "out of the middle of those that are left");
+    for (generation, name) in (7..).zip(["f", "g", "h"]) {
+        set(&tier, name, generation, "12345678");
+    }
+    assert_eq!(spilled.keys(), ["b", "c", "d", "e"]);
+    assert!(["f", "g", "h"].iter().all(|name| value(&tier, name).is_some()));
+}
+
+#[test]
 fn when_all_were_read_new_ones_still_come_in() {
-    for policy in [Policy::Adaptive, Policy::Lru] {
+    for policy in [Policy::Adaptive, Policy::Lru, Policy::Fifo] {
         let (tier, spilled) = tier(policy, 3, 8);
         for (generation, name) in (1..).zip(["a", "b", "c"]) {
             set(&tier, name, generation, "12345678");
@@ -133,7 +156,7 @@ fn when_all_were_read_new_ones_still_come_in() {
             assert!(value(&tier, name).is_some(), "{policy:?} {name}");
         }
         assert_eq!(spilled.keys().len(), 2, "{policy:?}");
-        assert!(spilled.keys() == ["a", "b"] || policy != Policy::Lru, "the oldest go");
+        assert!(spilled.keys() == ["a", "b"] || policy == Policy::Adaptive, "the oldest go");
     }
 }
 

@@ -62,6 +62,11 @@ fn nothing_is_lost_or_goes_back_in_a_storm_on_tinylfu() {
     storm(Policy::TinyLfu);
 }
 
+#[test]
+fn nothing_is_lost_or_goes_back_in_a_storm_on_fifo() {
+    storm(Policy::Fifo);
+}
+
 fn storm(policy: Policy) {
     let room = 6 * (policy.overhead() + 40);
     let storm = Storm {

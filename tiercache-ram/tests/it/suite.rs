@@ -25,9 +25,14 @@ async fn tinylfu_keeps_the_contract() {
     tier::suite(async || fresh(Policy::TinyLfu)).await;
 }
 
+#[tokio::test]
+async fn fifo_keeps_the_contract() {
+    tier::suite(async || fresh(Policy::Fifo)).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn on_several_threads_too() {
-    for policy in [Policy::Adaptive, Policy::Lru, Policy::TinyLfu] {
+    for policy in [Policy::Adaptive, Policy::Lru, Policy::TinyLfu, Policy::Fifo] {
         tier::suite(async || fresh(policy)).await;
     }
 }

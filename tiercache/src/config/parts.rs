@@ -70,6 +70,13 @@ impl File<'_> {
         let when_down = part.take("when_down");
         let backend = self.backend(&mut part, DEFAULT_BACKENDS[level.index()])?;
         let waits = self.waits(when_down, &backend);
+        // What is used there moves up to hot: another policy would go by what is left.
+        let hot = self.effective.get("hot_cache").and_then(|hot| hot.get("backend"));
+        let sunk_into = level == Level::Cold && hot.is_some_and(|backend| backend == "ram");
+        if sunk_into && backend == "ram" && part.take_null("policy") {
+            let (kind, path) = (Kind::Text("fifo".to_owned()), format!("{name}.policy"));
+            part.put("policy", Node { kind, path, at: part.at });
+        }
         let mut shown = serde_json::Map::new();
         shown.insert("backend".into(), json!(backend));
         let prepared = if backend == "none" {

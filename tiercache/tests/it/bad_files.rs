@@ -160,7 +160,7 @@ const TABLE: &[(&str, &[Expected])] = &[
     ("dry_cache: { path: { a: b } }", &[("1:20", &["dry_cache.path: found a mapping"])]),
     (
         "hot_cache: { policy: random }",
-        &[("1:22", &["hot_cache.policy: unknown value `random`", "adaptive, lru, tinylfu"])],
+        &[("1:22", &["hot_cache.policy: unknown value `random`", "adaptive, lru, tinylfu, fifo"])],
     ),
     ("hot_cache: { policy: lfu }", &[("1:22", &["unknown value `lfu`", "did you mean `lru`?"])]),
     ("dry_cache: { max_size: 1kB }", &[("1:24", &["dry_cache.max_size: 1000 is below the least"])]),

@@ -96,6 +96,9 @@ fn what_is_left_out_has_the_documented_defaults() {
     );
     assert_eq!(shown["cold_cache"]["ttl"], "1day");
     assert_eq!(shown["cold_cache"]["max_size"], "10GiB");
+    assert_eq!(shown["cold_cache"]["policy"], "fifo");
+    assert_eq!(effective("hot_cache: { backend: none }")["cold_cache"]["policy"], "adaptive");
+    assert_eq!(effective("cold_cache: { policy: lru }")["cold_cache"]["policy"], "lru");
     assert_eq!(shown["dry_cache"]["backend"], "local");
     assert_eq!(shown["dry_cache"]["ttl"], Value::Null);
     assert_eq!(shown["dry_cache"]["max_size"], "100GiB");
