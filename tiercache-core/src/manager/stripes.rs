@@ -34,8 +34,8 @@ pub(super) struct Stripe {
     flights: Vec<Flight>,
     /// Loads that failed of late.
     failures: Vec<Failure>,
-    /// How many loads and transactions have ended.
-    ended: u64,
+    /// How many mutations have begun, and loads and transactions ended.
+    changes: u64,
 }
 
 #[derive(Debug)]
@@ -62,6 +62,8 @@ struct Flight {
     removal: Option<(Arc<RemovalBatch>, Generation)>,
     /// Whether a transaction, which holds the turn, decides about the key.
     transacting: bool,
+    /// Sets that have their generation and are not over.
+    sets: u32,
     /// A load that others may join.
     loading: Option<Loading>,
 }
@@ -174,6 +176,7 @@ impl Stripe {
             removing: false,
             removal: None,
             transacting: false,
+            sets: 0,
             loading: None,
         });
         Generation::ZERO
@@ -194,6 +197,7 @@ impl Stripe {
         if seeded("no-floor") {
             return;
         }
+        self.changes += 1;
         if !self.failures.is_empty() {
             self.failures.retain(|failure| failure.key.hash64() != hash);
         }
@@ -229,10 +233,10 @@ impl Stripe {
         flight.loading.as_ref().filter(|loading| loading.key == *key)
     }
 
-    /// How many loads and transactions have ended: another number than before says that what a caller missed may be
-    /// there now.
-    pub(super) fn ended(&self) -> u64 {
-        self.ended
+    /// How many mutations have begun, and loads and transactions ended: another number than before says that what a
+    /// caller missed may be there now.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Announces a load, or that it has another generation; the flight must have been entered. Of two keys with one
@@ -247,7 +251,7 @@ impl Stripe {
 
     /// Ends a load.
     pub(super) fn end_loading(&mut self, key: &Key, generation: Generation) {
-        self.ended += 1;
+        self.changes += 1;
         if let Some(flight) = self.flight(key.hash64()) {
             flight.loading.take_if(|loading| loading.key == *key && loading.generation == generation);
         }
@@ -378,10 +382,29 @@ impl Stripe {
 
     /// Ends it. Nobody joins a read or a load any more that began before.
     pub(super) fn end_transaction(&mut self, hash: u64) {
-        self.ended += 1;
+        self.changes += 1;
         if let Some(flight) = self.flight(hash) {
             (flight.transacting, flight.reading, flight.loading) = (false, None, None);
         }
+    }
+
+    /// Registers a set that has its generation and is not over; the flight must have been entered.
+    pub(super) fn begin_set(&mut self, hash: u64) {
+        if let Some(flight) = self.flight(hash) {
+            flight.sets += 1;
+        }
+    }
+
+    /// Ends it.
+    pub(super) fn end_set(&mut self, hash: u64) {
+        if let Some(flight) = self.flight(hash) {
+            flight.sets -= 1;
+        }
+    }
+
+    /// Whether a set or a transaction is under way, of which nothing may be there yet.
+    pub(super) fn is_being_set(&self, hash: u64) -> bool {
+        self.flights.iter().any(|flight| flight.hash == hash && (flight.sets > 0 || flight.transacting))
     }
 
     /// Whether a transaction decides about the key.

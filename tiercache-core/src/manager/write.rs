@@ -121,7 +121,17 @@ pub(super) struct Unfinished {
     pub(super) entry: Entry,
     /// Its place in a removal of the copies below, unless these are fenced.
     pub(super) removal: Option<Joined>,
-    pub(super) flight: InFlight<Arc<Shared>>,
+    pub(super) flight: Setting,
+}
+
+/// The flight of a set that is not over, until it is dropped.
+pub(super) struct Setting(InFlight<Arc<Shared>>);
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        let InFlight { shared, hash } = &self.0;
+        shared.stripes.lock(*hash).end_set(*hash);
+    }
 }
 
 impl Unfinished {
@@ -129,7 +139,7 @@ impl Unfinished {
     fn finish(self, made: Made) -> Work {
         Box::pin(async move {
             let Self { key, entry, removal, flight } = self;
-            let result = flight.shared.clone().finish_write(key, entry, removal, made).await;
+            let result = flight.0.shared.clone().finish_write(key, entry, removal, made).await;
             drop(flight);
             result
         })
@@ -268,7 +278,8 @@ impl Shared {
         // The floor must hold for this flight too, which the mutation above may have come before.
         stripe.mutate(hash, generation);
         let removal = (!fenced).then(|| stripe.join_removal(hash, generation));
-        let flight = InFlight { shared: self.clone(), hash };
+        stripe.begin_set(hash);
+        let flight = Setting(InFlight { shared: self.clone(), hash });
         Unfinished { key, entry, removal, flight }
     }
 

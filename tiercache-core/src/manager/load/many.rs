@@ -170,13 +170,13 @@ where
     let shared = &cache.shared;
     let Batch { names, keys, refresh_only } = batch;
     while !asked.is_empty() {
-        let ended: Vec<u64> =
-            asked.iter().map(|&at| shared.stripes.lock(keys[at].hash64()).ended()).collect();
+        let changes: Vec<u64> =
+            asked.iter().map(|&at| shared.stripes.lock(keys[at].hash64()).changes()).collect();
         let refs: Vec<KeyRef<'_>> = asked.iter().map(|&at| keys[at].as_ref()).collect();
         let found = shared.search_many(&refs).await?;
         let (mut leads, mut refreshes, mut waits, mut again) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for ((place, ended), found) in asked.drain(..).zip(ended).zip(found) {
+        for ((place, changes), found) in asked.drain(..).zip(changes).zip(found) {
             let key = &keys[place];
             let now = shared.flow.now();
             let generation = found.as_ref().map(|found| found.entry.generation);
@@ -196,7 +196,7 @@ where
             match (found, value) {
                 (Some(found), Some(value)) if !found.stale => {
                     if unwaited || options.is_due(&shared.loads, &found.entry, now) {
-                        refreshes.push((place, ended, generation));
+                        refreshes.push((place, changes, generation));
                     }
                     deliver(place, Ok(value));
                     continue;
@@ -216,11 +216,11 @@ where
             {
                 shared.flow.counters.count(Count::ServedStale);
                 deliver(place, Ok(value.clone()));
-                refreshes.push((place, ended, Some(*generation)));
+                refreshes.push((place, changes, Some(*generation)));
                 continue;
             }
             let wanted = Wanted { place, stale };
-            match shared.take_turn(key, ended, wanted.stale.is_some(), options.take_over) {
+            match shared.take_turn(key, changes, wanted.stale.is_some(), options.take_over) {
                 Turn::Again => again.push(place),
                 Turn::Failing(error) => match wanted.stale {
                     Some((_, value)) => {
@@ -341,7 +341,7 @@ fn refresh_many<V, K, L, F, R, E>(
     };
     let leads: Vec<_> = due
         .into_iter()
-        .filter_map(|(place, ended, seen)| match shared.take_turn(&keys[place], ended, true, false) {
+        .filter_map(|(place, changes, seen)| match shared.take_turn(&keys[place], changes, true, false) {
             Turn::Lead(leading) => Some((leading, names[place].clone(), seen)),
             _ => None,
         })

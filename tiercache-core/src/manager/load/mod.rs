@@ -4,8 +4,8 @@
 //! 1. A hot hit is the answer, as for `get`.
 //! 2. Else the levels are searched; what is fresh is the answer. What is stale is kept at hand.
 //! 3. Under the key's stripe: a load under way is joined, unless a mutation of the key began since it did. Else, when
-//!    none has ended since step 2 began, this caller leads one: it takes the generation of the value to come, and
-//!    registers a flight.
+//!    nothing has come since step 2 began, this caller leads one: it takes the generation of the value to come, and
+//!    registers a flight. Beside a set or a transaction, of which nothing is there yet, it loads for its callers alone.
 //! 4. The load runs in a task of the manager's. Where other processes write to a level and nothing was found, that level
 //!    is first asked to refuse what is older than the load.
 //! 5. What was loaded is stored with the load's generation, if no mutation of the key began since: a load is ordered

@@ -33,7 +33,7 @@ where
     let (begun, since) = (Instant::now(), shared.flow.now());
     let mut loader = Some(loader);
     loop {
-        let ended = shared.stripes.lock(key.hash64()).ended();
+        let changes = shared.stripes.lock(key.hash64()).changes();
         let present = shared.search(key.as_ref()).await?;
         let passed = present.as_ref().map(|found| found.entry.generation);
         let present = match present {
@@ -46,13 +46,13 @@ where
                 if options.is_due(&shared.loads, &present.found.entry, now)
                     && let Some(loader) = loader.take()
                 {
-                    refresh::<V, L>(shared, &key, loader, options, &present, ended);
+                    refresh::<V, L>(shared, &key, loader, options, &present, changes);
                 }
                 return Ok(present.served(now));
             }
             stale => stale.filter(|_| !options.stale.is_zero()),
         };
-        let turn = shared.take_turn(&key, ended, stale.is_some(), options.take_over);
+        let turn = shared.take_turn(&key, changes, stale.is_some(), options.take_over);
         let (mut outcome, leads) = match (turn, stale.as_ref()) {
             (Turn::Again, _) => continue,
             (Turn::Failing(_), Some(stale)) => return Ok(shared.serve_stale(stale, now)),
@@ -192,12 +192,12 @@ fn refresh<V, L>(
     loader: L,
     options: LoadOptions,
     present: &Present<V, L::Value>,
-    ended: u64,
+    changes: u64,
 ) where
     V: View,
     L: Loader<V::Shared, Value: Loadable<V::Value>>,
 {
-    let Turn::Lead(leading) = shared.take_turn(key, ended, true, false) else { return };
+    let Turn::Lead(leading) = shared.take_turn(key, changes, true, false) else { return };
     let Some(permit) = shared.loads.refresh() else {
         shared.flow.counters.count(Count::RefreshSkipped);
         return;

@@ -60,7 +60,7 @@ pub(super) enum Turn {
     Join(watch::Receiver<Option<Outcome>>),
     /// This caller does.
     Lead(Leading),
-    /// A load has ended since the caller looked.
+    /// Something has come since the caller looked.
     Again,
     /// Nobody, for a while.
     Failing(Error),
@@ -72,7 +72,7 @@ pub(super) struct Leading {
     pub(super) key: Key,
     pub(super) generation: Generation,
     pub(super) outcome: watch::Sender<Option<Outcome>>,
-    /// Whether it began beside a transaction, whose commit it might replace: what it brings is not kept.
+    /// Whether it began beside a set or a transaction, whose value it might replace: what it brings is not kept.
     beside: bool,
     ended: bool,
 }
@@ -113,7 +113,7 @@ impl Shared {
     pub(super) fn take_turn(
         self: &Arc<Self>,
         key: &Key,
-        ended: u64,
+        changes: u64,
         has_stale: bool,
         take_over: bool,
     ) -> Turn {
@@ -122,7 +122,7 @@ impl Shared {
         if let Some(loading) = stripe.loading(key) {
             return Turn::Join(loading.outcome.clone());
         }
-        if stripe.ended() != ended {
+        if stripe.changes() != changes {
             return Turn::Again;
         }
         if let Some(failure) = stripe.failure(key) {
@@ -133,7 +133,7 @@ impl Shared {
                 return Turn::Failing(failure.error.clone());
             }
         }
-        let (generation, beside) = (self.flow.next_generation(), stripe.is_transacting(hash));
+        let (generation, beside) = (self.flow.next_generation(), stripe.is_being_set(hash));
         stripe.enter(hash, generation);
         let (outcome, receiver) = watch::channel(None);
         stripe.begin_loading(Loading { key: key.clone(), generation, outcome: receiver });

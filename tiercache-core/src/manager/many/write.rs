@@ -8,8 +8,8 @@ use super::MOST_TOGETHER;
 use super::remove::Share;
 use crate::manager::set::Draft;
 use crate::manager::slot::Slot;
-use crate::manager::write::{Begun, Unfinished, Writing, Written};
-use crate::manager::{CacheManager, InFlight, Shared, Write};
+use crate::manager::write::{Begun, Setting, Unfinished, Writing, Written};
+use crate::manager::{CacheManager, Shared, Write};
 use crate::tier::{Put, PutItem};
 use crate::{AsKey, Entry, Error, Key, Level, Levels, Result, Timestamp};
 
@@ -53,7 +53,7 @@ struct Fenced {
     /// Why a level did not take it, and the most that one takes.
     refused: Option<Error>,
     limit: u64,
-    _flight: InFlight<Arc<Shared>>,
+    _flight: Setting,
 }
 
 impl Fenced {
