@@ -87,6 +87,9 @@ impl CacheManager {
     /// Gives the entry of `key` a new time to live from now; `None` for one without a deadline. Tells whether there
     /// was such an entry.
     ///
+    /// At a level that other processes use, a touch that meets another process's mutation of the key, or an invalidation
+    /// in its namespace, may leave the key without a value.
+    ///
     /// # Errors
     /// As for [`CacheManager::set`].
     pub async fn touch(&self, key: impl AsKey, ttl: impl Into<Option<Duration>>) -> Result<Touched> {
