@@ -62,14 +62,10 @@ mod chosen {
     ];
 
     /// Likewise those that only real levels on real threads show.
-    pub const IN_STORMS: [(&str, &str); 4] = [
+    pub const IN_STORMS: [(&str, &str); 3] = [
         ("counter-read-apart", "what is added to a counter and what it is added to are one step"),
         ("transaction-half-done", "what a transaction decided is done in every shard"),
         ("transaction-trusts-ram", "a transaction reads nothing that another process has replaced"),
-        (
-            "transaction-unmarked",
-            "nothing made of what was read takes the place of what a transaction commits",
-        ),
     ];
 
     static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);

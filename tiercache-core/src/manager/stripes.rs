@@ -375,7 +375,7 @@ impl Stripe {
     pub(super) fn begin_transaction(&mut self, hash: u64) -> Option<Joined> {
         let unsettled = self.unsettled(hash);
         if let Some(flight) = self.flight(hash).filter(|_| unsettled.is_none()) {
-            flight.transacting = !seeded("transaction-unmarked");
+            flight.transacting = true;
         }
         unsettled
     }
