@@ -12,7 +12,7 @@ fn main() {
     use tiercache_tests::sim;
 
     /// Histories a bug may take to be caught.
-    const MOST: u64 = 60_000;
+    const MOST: u64 = 300_000;
     /// Storms of each kind.
     const MOST_STORMS: u64 = 10;
 
