@@ -9,3 +9,4 @@ mod good_files;
 mod leases;
 mod mongodb;
 mod open;
+mod s3;
