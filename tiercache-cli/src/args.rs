@@ -69,7 +69,8 @@ pub(crate) enum Command {
     Prune,
     /// Remove everything, or what a level, a tag or a prefix picks
     Clear(ClearArgs),
-    /// Verify every record on disk, and that tracking knows it; no other process may have it open to repair
+    /// Verify every record on disk, and that tracking knows what the levels hold; to repair a disk no other process may have
+    /// it open
     Check {
         /// Put right what can be
         #[arg(long)]

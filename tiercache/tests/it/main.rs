@@ -5,6 +5,7 @@
 mod bad_files;
 mod common;
 mod drift;
+mod drift_afar;
 mod good_files;
 mod leases;
 mod mongodb;

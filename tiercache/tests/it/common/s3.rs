@@ -28,6 +28,10 @@ pub(crate) struct S3 {
 }
 
 impl S3 {
+    pub(crate) async fn start() -> Self {
+        Self::run(None).await
+    }
+
     /// One that shows a certificate.
     pub(crate) async fn guarded(certificates: &Certificates) -> Self {
         let chain =
