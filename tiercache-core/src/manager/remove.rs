@@ -270,21 +270,19 @@ impl Shared {
                 continue;
             }
             let limit = slot.removal_timeout();
-            let before = generation;
-            match self.remove_above(slot, key, &mut generation, limit).await {
+            match self.remove_above(slot, key, &mut generation, &mut overtaken, limit).await {
                 Ok(found) => {
                     // Asked again, it has the mark of what it was asked before.
                     if found > *asked {
                         over = found.max(over);
                     }
-                    overtaken |= generation != before;
                     *asked = generation;
                 }
                 Err(error) => {
                     self.flow.counters.count(Count::Degraded);
                     tracing::warn!(level = %slot.level, ?key, %error, "could not remove, fenced until it can");
                     let (raised, met) = self.clean_later(slot, key, generation).await;
-                    overtaken |= met || generation != before;
+                    overtaken |= met;
                     generation = raised;
                     *asked = Generation::MAX;
                     degraded.push((slot.level, error));
@@ -294,13 +292,14 @@ impl Shared {
         RemovalOutcome { newest, generation, over, overtaken, degraded }
     }
 
-    /// Removes from one level, and takes a higher generation as often as another process is ahead. Returns what
-    /// stood there, as [`Removal::Done`] tells.
+    /// Removes from one level, and takes a higher generation as often as another process is ahead, which is noted in
+    /// `overtaken`, or an invalidation. Returns what stood there, as [`Removal::Done`] tells.
     pub(super) async fn remove_above(
         &self,
         slot: &Slot,
         key: &Key,
         generation: &mut Generation,
+        overtaken: &mut bool,
         limit: Duration,
     ) -> Result<Generation> {
         for _ in 0..MOST_OVERTAKEN {
@@ -308,8 +307,13 @@ impl Shared {
                 Removal::Behind(found) if !seeded("behind-is-done") => {
                     self.flow.join(slot.tier.name(), found)?;
                     *generation = self.raise(&mut self.stripes.lock(key.hash64()), key);
+                    *overtaken = true;
                 }
-                Removal::Done { over: found } | Removal::Behind(found) => {
+                Removal::Fenced(fence) if !seeded("fenced-is-done") => {
+                    self.flow.join(slot.tier.name(), fence)?;
+                    *generation = self.raise(&mut self.stripes.lock(key.hash64()), key);
+                }
+                Removal::Done { over: found } | Removal::Behind(found) | Removal::Fenced(found) => {
                     self.stripes.lock(key.hash64()).end_lag(key.hash64(), slot.level);
                     return Ok(found);
                 }

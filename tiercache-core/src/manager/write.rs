@@ -87,8 +87,8 @@ impl CacheManager {
     /// Gives the entry of `key` a new time to live from now; `None` for one without a deadline. Tells whether there
     /// was such an entry.
     ///
-    /// At a level that other processes use, a touch that meets another process's mutation of the key, or an invalidation
-    /// in its namespace, may leave the key without a value.
+    /// At a level that other processes use, a touch that meets another process's mutation of the key may leave the key
+    /// without a value.
     ///
     /// # Errors
     /// As for [`CacheManager::set`].
@@ -150,13 +150,15 @@ impl Unfinished {
 }
 
 /// What an entry that is written was made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) enum Made {
     /// Of nothing that was read.
     Anew,
-    /// Of what was read at that generation, or was not there at zero. It is not made anew when another process came
-    /// between: nothing is stored then.
-    Of(Generation),
+    /// Of what was read, its value left out. It is not made anew when another process came between: nothing is stored
+    /// then.
+    Of(Entry),
+    /// By a load, of what was read at that generation, or was not there at zero. Likewise.
+    Since(Generation),
     /// By a load, before which the levels that others write to were asked to remove what is older: whatever others did
     /// since has a higher generation.
     AfterAsking,
@@ -246,7 +248,7 @@ impl Shared {
         now: Timestamp,
         made: Made,
     ) -> Begun {
-        match self.begin_locked(stripe, key, entry, now, made) {
+        match self.begin_locked(stripe, key, entry, now, &made) {
             Begun::Done(result) => Begun::Done(result),
             Begun::Slow(unfinished) => Begun::Slow(unfinished.finish(made)),
         }
@@ -258,12 +260,12 @@ impl Shared {
         key: Key,
         entry: Entry,
         now: Timestamp,
-        made: Made,
+        made: &Made,
     ) -> Begun<Unfinished> {
         let (hash, generation) = (key.hash64(), entry.generation);
         stripe.mutate(hash, generation);
-        let fenced =
-            matches!(self.fence_lower_but(&key, generation, made == Made::AfterAsking), Lower::Fenced { .. });
+        let asked = matches!(made, Made::AfterAsking);
+        let fenced = matches!(self.fence_lower_but(&key, generation, asked), Lower::Fenced { .. });
         if fenced
             && self.write == Write::Back
             && let Some(level) = self.publish_in_ram(&key, &entry, now)
@@ -366,10 +368,12 @@ impl Shared {
         if let Some(joined) = removal {
             let outcome = self.remove_lower(&key, &joined).await;
             (generation, degraded) = (outcome.generation, outcome.degraded);
-            let changed = match made {
+            let killed = |entry| self.is_killed_below(&key, entry);
+            let changed = match &made {
                 Made::Anew => false,
-                Made::Of(read) => outcome.overtaken || outcome.over > read,
-                Made::AfterAsking => outcome.overtaken,
+                Made::Of(read) => outcome.overtaken || outcome.over > read.generation || killed(read),
+                Made::Since(read) => outcome.overtaken || outcome.over > *read || killed(&entry),
+                Made::AfterAsking => outcome.overtaken || killed(&entry),
             };
             if changed && !seeded("derived-overtakes") {
                 // What it was made of must not be what the next attempt is made of.
@@ -414,6 +418,13 @@ impl Shared {
             self.remove_now(&key).await;
         }
         Err(refused.unwrap_or(Error::TooLarge { size: entry.value.len() as u64, limit }))
+    }
+
+    /// Whether an invalidation by any process, that a level other processes use knows of, reaches the entry.
+    fn is_killed_below(&self, key: &Key, entry: &Entry) -> bool {
+        let mut shared = self.lower_slots().filter(|slot| slot.profile.shared);
+        !seeded("killed-elsewhere-stays")
+            && shared.any(|slot| slot.tier.fences().is_some_and(|fences| fences.kills(key, entry)))
     }
 
     /// Steps 4 and 5 of a write that had to wait. Whether it is over: a level in RAM took it, or a later mutation
@@ -587,7 +598,9 @@ impl Shared {
                 // Below the floor it is being replaced by a mutation that has not published yet. That one
                 // comes first in order, so what it replaces must not be carried past it.
                 let found = found.filter(|entry| entry.generation >= before);
-                let made = found.as_ref().map_or(Made::Anew, |entry| Made::Of(entry.generation));
+                let told =
+                    |found: &Entry| Entry { value: Bytes::new(), extras: found.extras.clone(), ..*found };
+                let made = found.as_ref().map_or(Made::Anew, |found| Made::Of(told(found)));
                 let Some(mut entry) = change(found, now) else { return Ok(None) };
                 entry.generation = self.flow.next_generation();
                 self.write_locked(&mut stripe, key.clone(), entry, now, made)
