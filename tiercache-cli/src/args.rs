@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args as Options, Parser, Subcommand, ValueEnum};
 use hyper::header::HeaderName;
-use tiercache::Level;
 use tiercache::units::{format_duration, parse_duration, parse_size};
+use tiercache::{Level, MAX_NAMESPACE_BYTES};
 
 /// A cache of three levels, hot, cold and dry: look into it, manage it, serve it.
 ///
@@ -47,6 +47,8 @@ pub(crate) enum Command {
         /// The keys
         #[arg(required = true)]
         keys: Vec<String>,
+        #[command(flatten)]
+        within: Within,
     },
     /// Give a key a new time to live
     Touch(TouchArgs),
@@ -54,6 +56,8 @@ pub(crate) enum Command {
     Contains {
         /// The key
         key: String,
+        #[command(flatten)]
+        within: Within,
     },
     /// Add to a counter and print the sum
     Incr(CountArgs),
@@ -69,7 +73,8 @@ pub(crate) enum Command {
     Prune,
     /// Remove everything, or what a level, a tag or a prefix picks
     Clear(ClearArgs),
-    /// Verify every record on disk, and that tracking knows it; no other process may have it open to repair
+    /// Verify every record on disk, and that tracking knows what the levels hold; to repair a disk no other process may have
+    /// it open
     Check {
         /// Put right what can be
         #[arg(long)]
@@ -85,6 +90,31 @@ pub(crate) enum Command {
     Import(ImportArgs),
     /// Carry everything from one configuration's cache to another's; may be stopped and run again
     Migrate(MigrateArgs),
+}
+
+impl Command {
+    /// The namespace whose keys it is about; None for the default one, and where it is about no keys.
+    pub(crate) fn namespace(&self) -> Option<&str> {
+        let within = match self {
+            Self::Get(args) => &args.within,
+            Self::Set(args) => &args.within,
+            Self::Delete { within, .. } | Self::Contains { within, .. } => within,
+            Self::Touch(args) => &args.within,
+            Self::Incr(args) | Self::Decr(args) => &args.within,
+            Self::Counter(args) => &args.within,
+            Self::Keys(args) => &args.within,
+            Self::Clear(args) => return args.namespace.as_deref(),
+            _ => return None,
+        };
+        within.namespace.as_deref()
+    }
+}
+
+#[derive(Debug, Default, Options)]
+pub(crate) struct Within {
+    /// In that namespace [default: the one without a name]
+    #[arg(long, value_parser = namespace, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
 }
 
 #[derive(Debug, Default, Options)]
@@ -189,6 +219,8 @@ pub(crate) struct GetArgs {
     /// Write the value there instead of to standard output
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) within: Within,
 }
 
 #[derive(Debug, Options)]
@@ -210,6 +242,8 @@ pub(crate) struct SetArgs {
     /// The value's media type [default: guessed from the key]
     #[arg(long, value_name = "TYPE")]
     pub(crate) content_type: Option<String>,
+    #[command(flatten)]
+    pub(crate) within: Within,
 }
 
 #[derive(Debug, Options)]
@@ -223,6 +257,8 @@ pub(crate) struct TouchArgs {
     /// It lives until it is removed or there is no room
     #[arg(long)]
     pub(crate) never: bool,
+    #[command(flatten)]
+    pub(crate) within: Within,
 }
 
 #[derive(Debug, Options)]
@@ -238,6 +274,8 @@ pub(crate) struct CountArgs {
     /// How long a counter lives that begins with this [default: until it is removed]
     #[arg(long, value_parser = parse_duration, value_name = "TIME")]
     pub(crate) ttl: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) within: Within,
 }
 
 #[derive(Debug, Options)]
@@ -247,6 +285,8 @@ pub(crate) struct CounterArgs {
     /// Remove it: the next addition begins anew
     #[arg(long)]
     pub(crate) reset: bool,
+    #[command(flatten)]
+    pub(crate) within: Within,
 }
 
 #[derive(Debug, Default, Options)]
@@ -287,6 +327,8 @@ pub(crate) struct KeysArgs {
     /// Go on behind that key, with which the page before ended
     #[arg(long, value_name = "KEY")]
     pub(crate) after: Option<String>,
+    #[command(flatten)]
+    pub(crate) within: Within,
 }
 
 #[derive(Debug, Options)]
@@ -301,6 +343,9 @@ pub(crate) struct ClearArgs {
     /// Only keys that begin so
     #[arg(long)]
     pub(crate) prefix: Option<String>,
+    /// Only what is in that namespace [default: with a prefix or a tag the one without a name, else all]
+    #[arg(long, value_parser = namespace, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
 }
 
 #[derive(Debug, Options)]
@@ -397,6 +442,14 @@ impl From<LevelName> for Level {
     }
 }
 
+fn namespace(text: &str) -> Result<String, String> {
+    match text.len() {
+        0 => Err("the default namespace has no name: leave it out".to_owned()),
+        1..=MAX_NAMESPACE_BYTES => Ok(text.to_owned()),
+        _ => Err(format!("a namespace has at most {MAX_NAMESPACE_BYTES} bytes")),
+    }
+}
+
 fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -448,7 +501,7 @@ impl KeysArgs {
                     Some(tag) => args.tags.push((tag.to_owned(), value)),
                     None => {
                         return Err(format!(
-                            "unknown parameter `{name}`; allowed: level, tag.NAME, prefix, glob, older_than, \
+                            "unknown parameter `{name}`; allowed: namespace, level, tag.NAME, prefix, glob, older_than, \
                              newer_than, min_size, max_size, min_hits, max_hits, limit, after"
                         ));
                     }

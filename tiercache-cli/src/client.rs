@@ -9,6 +9,7 @@ use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use crate::keyname;
 use crate::outcome::Failure;
 
 /// How long the service may take to answer.
@@ -19,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Client {
     authority: String,
     token: Option<String>,
+    namespace: Option<String>,
 }
 
 pub(crate) struct Response {
@@ -40,7 +42,12 @@ impl Client {
         }
         let port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
         let authority = if port { authority.to_owned() } else { format!("{authority}:80") };
-        Ok(Self { authority, token })
+        Ok(Self { authority, token, namespace: None })
+    }
+
+    /// One that asks for what is in a namespace.
+    pub(crate) fn within(self, namespace: Option<&str>) -> Self {
+        Self { namespace: namespace.map(str::to_owned), ..self }
     }
 
     /// Sends one request and reads the whole answer. Answers other than success and 404 are failures.
@@ -82,7 +89,8 @@ impl Client {
             .map_err(|error| self.failed(error))?;
         // Ends with the sender, at the latest when the command does.
         tokio::spawn(connection);
-        let mut request = Request::builder().method(method).uri(path).header(HOST, &self.authority);
+        let mut request =
+            Request::builder().method(method).uri(self.named(path)).header(HOST, &self.authority);
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
@@ -94,6 +102,13 @@ impl Client {
         let (head, body) = response.into_parts();
         let body = to_bytes(Body::new(body), usize::MAX).await.map_err(|error| self.failed(error))?;
         Ok(Response { status: head.status, headers: head.headers, body })
+    }
+
+    /// The address with the namespace.
+    fn named(&self, path: &str) -> String {
+        let Some(namespace) = &self.namespace else { return path.to_owned() };
+        let joint = if path.contains('?') { '&' } else { '?' };
+        format!("{path}{joint}namespace={}", keyname::encode(namespace.as_bytes()))
     }
 
     fn failed(&self, why: impl std::fmt::Display) -> Failure {

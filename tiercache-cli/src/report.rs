@@ -92,10 +92,10 @@ pub(crate) fn pruned(pruned: &Pruned) -> Value {
 /// A page of keys: `{"keys": […], "next": …}`, where `next` is what `after` takes.
 pub(crate) async fn keys(cache: &CacheManager, wanted: &KeysArgs) -> Result<Value, Error> {
     let now = now();
-    let mut listing = cache.keys(query(wanted, now));
+    let mut listing = cache.keys(query(cache.namespace_name(), wanted, now));
     if let Some(after) = &wanted.after {
         let bytes = keyname::decode(after).ok_or(Error::InvalidKey("a % without two digits in `after`"))?;
-        listing = listing.after(Key::new("", &bytes)?);
+        listing = listing.after(Key::new(cache.namespace_name(), &bytes)?);
     }
     let limit = usize::try_from(wanted.limit).unwrap_or(usize::MAX);
     let page = listing.page(limit).await?;
@@ -105,10 +105,10 @@ pub(crate) async fn keys(cache: &CacheManager, wanted: &KeysArgs) -> Result<Valu
     Ok(json!({ "keys": page.iter().map(|found| record(found, now)).collect::<Vec<_>>(), "next": next }))
 }
 
-fn query(wanted: &KeysArgs, now: Timestamp) -> Query {
+fn query(namespace: &str, wanted: &KeysArgs, now: Timestamp) -> Query {
     let ago = |age: Duration| Timestamp::from_millis(now.as_millis().saturating_sub(millis(age)));
     Query {
-        namespace: Some(String::new()),
+        namespace: Some(namespace.to_owned()),
         level: wanted.level.map(Level::from),
         tags: wanted.tags.iter().cloned().collect(),
         prefix: wanted.prefix.as_deref().unwrap_or_default().as_bytes().to_vec(),

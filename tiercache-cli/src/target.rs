@@ -52,8 +52,15 @@ pub(crate) fn config(args: &Args) -> Result<Config> {
 impl Target {
     pub(crate) async fn open(args: &Args) -> Result<Self> {
         match &args.url {
-            Some(url) => Ok(Self::Remote(Client::new(url, args.token.clone())?)),
-            None => Ok(Self::Local(config(args)?.open().await?)),
+            Some(url) => {
+                let client = Client::new(url, args.token.clone())?;
+                Ok(Self::Remote(client.within(args.command.namespace())))
+            }
+            None => {
+                let cache = config(args)?.open().await?;
+                // Such a name was looked at when it was given.
+                Ok(Self::Local(cache.namespace(args.command.namespace().unwrap_or_default())?))
+            }
         }
     }
 
@@ -304,7 +311,7 @@ pub(crate) async fn clear(cache: &CacheManager, what: &ClearArgs) -> Result<Opti
         cache.invalidate_tag(name, value).await?
     } else if let Some(prefix) = &what.prefix {
         let query = tiercache::tracking::Query {
-            namespace: Some(String::new()),
+            namespace: Some(cache.namespace_name().to_owned()),
             prefix: prefix.as_bytes().to_vec(),
             ..Default::default()
         };

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod config;
+mod contents;
 mod counters;
 mod documents;
 mod ids;
@@ -12,5 +13,6 @@ mod tier;
 mod tracking;
 
 pub use config::{MongoConfig, MongoTrackingConfig, WriteConcern};
+pub use contents::Contents;
 pub use tier::MongoTier;
 pub use tracking::MongoTracking;

@@ -86,11 +86,25 @@ impl State {
     pub(crate) async fn open(&self) -> Result<()> {
         self.prepare().await?;
         self.refresh().await?;
+        self.read_fences().await
+    }
+
+    /// Reads everything, and changes nothing.
+    pub(crate) async fn look(&self) -> Result<()> {
+        self.read().await?;
+        self.read_fences().await
+    }
+
+    async fn read_fences(&self) -> Result<()> {
         let fences = self.documents.find(range("fence ")).await?;
         let fences: Vec<Document> = fences.try_collect().await?;
         let known =
             fences.iter().filter_map(|found| Some((scope(found.get_str("_id").ok()?)?, generation(found)?)));
-        lock(&self.fences).extend(known);
+        let mut fences = lock(&self.fences);
+        for (scope, raised) in known {
+            let known = fences.entry(scope).or_default();
+            *known = raised.max(*known);
+        }
         Ok(())
     }
 
@@ -155,6 +169,17 @@ impl State {
     /// Looks at the documents that all processes must agree on; returns whether the record was gone or had gone back,
     /// as in a store that was wiped. It is raised again then.
     pub(crate) async fn refresh(&self) -> Result<bool> {
+        let (recorded, known) = (self.read().await?, self.recorded());
+        if recorded < known {
+            self.raise(known).await?;
+            return Ok(true);
+        }
+        self.recorded.fetch_max(recorded.get(), Ordering::AcqRel);
+        Ok(false)
+    }
+
+    /// Reads the documents that all processes must agree on; returns what the record says.
+    async fn read(&self) -> Result<Generation> {
         let found: Vec<Document> = self.documents.find(range("live ")).await?.try_collect().await?;
         let mut recorded = Generation::ZERO;
         for document in &found {
@@ -165,13 +190,7 @@ impl State {
             }
         }
         lock(&self.floors).retain(|_, (_, seen)| seen.elapsed() < REMEMBERED);
-        let known = self.recorded();
-        if recorded < known {
-            self.raise(known).await?;
-            return Ok(true);
-        }
-        self.recorded.fetch_max(recorded.get(), Ordering::AcqRel);
-        Ok(false)
+        Ok(recorded)
     }
 
     /// Writes a fence; `raised` is its generation, which the record covers.

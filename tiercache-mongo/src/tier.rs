@@ -1,5 +1,6 @@
 //! The level: what the traits ask, put together from documents, files, state and counters.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -82,6 +83,11 @@ impl MongoTier {
     /// [`Error::Config`] when the configuration cannot be used, [`Error::Refused`] when user or password are wrong
     /// or lack rights, [`Error::Unavailable`] when the server does not answer within twice `connect_timeout`.
     pub async fn open(config: MongoConfig, level: &str) -> Result<Self> {
+        Self::connect(&config, level, false).await
+    }
+
+    /// Connects to the level; where it is only looked at, nothing is changed.
+    pub(crate) async fn connect(config: &MongoConfig, level: &str, looks: bool) -> Result<Self> {
         config.check()?;
         let codec = config.codec()?;
         let link = Link::open(&config.server()).await?;
@@ -98,6 +104,9 @@ impl MongoTier {
         });
         let (opening, bounded) = (store.clone(), config.max_size.is_some());
         let opened = store.link.run("open", async move {
+            if looks {
+                return opening.state.look().await;
+            }
             opening.prepare().await?;
             if bounded {
                 opening.documents.prepare_eviction().await?;
@@ -477,8 +486,7 @@ impl Listing for MongoTier {
             .store
             .link
             .run("list", async move {
-                let wanted = doc! { "rank": 1, "head": 1, "size": 1 };
-                let found = store.documents.entries().find(entries).projection(wanted);
+                let found = store.documents.entries().find(entries).projection(listed_fields());
                 found.sort(doc! { "_id": 1 }).limit(limit as i64).await?.try_collect().await
             })
             .await?;
@@ -489,6 +497,31 @@ impl Listing for MongoTier {
 }
 
 impl MongoTier {
+    /// The entries of these keys, as a listing would show them.
+    pub(crate) async fn find(&self, keys: &[Key]) -> Result<Vec<Option<ListedEntry>>> {
+        let mut entries = HashMap::with_capacity(keys.len());
+        for keys in keys.chunks(QUESTIONS) {
+            let names: Vec<String> = keys.iter().map(|key| ids::entry(key.as_ref())).collect();
+            let store = self.store.clone();
+            let finding = async move {
+                store.state.look().await?;
+                let named = doc! { "_id": { "$in": names }, "removed": { "$exists": false } };
+                store.documents.entries().find(named).projection(listed_fields()).await?.try_collect().await
+            };
+            let found: Vec<Document> = self.store.link.run("look", finding).await?;
+            let listed = found.into_iter().filter_map(|found| self.listed(found));
+            entries.extend(listed.map(|listed| (listed.key.clone(), listed)));
+        }
+        Ok(keys.iter().map(|key| entries.get(key).cloned()).collect())
+    }
+
+    /// Reads anew what is remembered of invalidations of many.
+    pub(crate) async fn look_at_fences(&self) -> Result<Vec<(Scope, Generation)>> {
+        let store = self.store.clone();
+        self.store.link.run("look", async move { store.state.look().await }).await?;
+        Ok(self.remembered())
+    }
+
     fn listed(&self, mut found: Document) -> Option<ListedEntry> {
         let generation = generation(number(&found, "rank")?);
         let size = u64::try_from(number(&found, "size")?).ok()?;
@@ -653,6 +686,11 @@ impl Drop for Upload {
             self.store.remove_old(Some(self.id));
         }
     }
+}
+
+/// The fields that a listing takes.
+fn listed_fields() -> Document {
+    doc! { "rank": 1, "head": 1, "size": 1 }
 }
 
 /// The names a clearing reaches, as a filter.

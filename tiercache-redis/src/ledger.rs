@@ -41,6 +41,8 @@ pub(crate) struct Ledger {
     /// The last write the server confirmed. When it is gone after a restart, so may others be.
     witness: Mutex<Option<Witness>>,
     server: Mutex<Option<String>>,
+    /// Whether nothing at the server may change.
+    looks: bool,
 }
 
 #[derive(Debug)]
@@ -136,8 +138,28 @@ impl Record {
 impl Ledger {
     /// Reads the record, making it where there is none.
     pub(crate) async fn open(link: Arc<Link>, names: Names) -> RedisResult<Self> {
+        let mut ledger = Self::new(link, names);
+        let record = ledger.current().await?;
+        ledger.water = HighWater::new(record.high);
+        Ok(ledger)
+    }
+
+    /// Reads the record to look at what the level holds; `None` where there is none. Here it is an error when the
+    /// record cannot be relied on: a new era is for those to begin who use the level.
+    pub(crate) async fn look(link: Arc<Link>, names: Names) -> RedisResult<Option<Self>> {
+        let brief = cmd("HMGET").arg(names.record()).arg("era").clone();
+        let [era]: [Option<String>; 1] = typed(link.query(&brief).await?)?;
+        if era.is_none() {
+            return Ok(None);
+        }
+        let ledger = Self { looks: true, ..Self::new(link, names) };
+        ledger.current().await?;
+        Ok(Some(ledger))
+    }
+
+    fn new(link: Arc<Link>, names: Names) -> Self {
         let record = names.record();
-        let mut ledger = Self {
+        Self {
             link,
             names,
             record,
@@ -153,10 +175,13 @@ impl Ledger {
             reached: AtomicU64::new(0),
             witness: Mutex::default(),
             server: Mutex::default(),
-        };
-        let record = ledger.current().await?;
-        ledger.water = HighWater::new(record.high);
-        Ok(ledger)
+            looks: false,
+        }
+    }
+
+    /// Whether the level is only looked at.
+    pub(crate) fn looks(&self) -> bool {
+        self.looks
     }
 
     pub(crate) fn names(&self) -> &Names {
@@ -341,7 +366,10 @@ impl Ledger {
     }
 
     /// Begins a new era in place of `ended`; raises the record where somebody else has begun one.
-    async fn renew(&self, ended: &str, reason: &str) -> RedisResult<()> {
+    async fn renew(&self, ended: &str, reason: &'static str) -> RedisResult<()> {
+        if self.looks {
+            return Err(RedisError::from((redis::ErrorKind::Client, reason)));
+        }
         tracing::debug!(record = self.record, reason, "the record is renewed");
         let reached = self.reached.load(Ordering::Acquire).to_string();
         let args = [ended.as_bytes(), &new_era().into_bytes(), reached.as_bytes()];

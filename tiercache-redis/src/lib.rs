@@ -2,6 +2,7 @@
 
 mod batch;
 mod config;
+mod contents;
 mod keys;
 mod leases;
 mod ledger;
@@ -12,6 +13,7 @@ mod track;
 mod tracking;
 
 pub use config::{RedisConfig, RedisTrackingConfig};
+pub use contents::Contents;
 pub use tier::RedisTier;
 pub use tracking::RedisTracking;
 

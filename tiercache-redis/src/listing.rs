@@ -111,7 +111,8 @@ impl Listing for RedisTier {
             None => {
                 let record = self.ledger.current().await.map_err(&failed)?;
                 let pattern = self.ledger.names().entries(&record.era, namespace);
-                Walk::begin(self, pattern, true).await.map_err(&failed)?
+                // Who looks at everything there is does not remember all of it.
+                Walk::begin(self, pattern, !self.ledger.looks()).await.map_err(&failed)?
             }
             // Taken out: a page that is dropped half-way ends its listing rather than leave something out.
             Some(token) => self.listings.take(token).ok_or_else(|| Error::InvalidOption {
@@ -152,7 +153,7 @@ impl Listings {
 
 impl RedisTier {
     /// The entries under these names that are still there and alive to the record.
-    async fn read_entries(
+    pub(crate) async fn read_entries(
         &self,
         namespace: Option<&str>,
         names: &[Vec<u8>],

@@ -56,6 +56,28 @@ pub struct RedisTier {
     response_timeout: Duration,
 }
 
+/// The connection of a level that is being opened, and what it is opened with.
+struct Way {
+    link: Arc<Link>,
+    names: Names,
+    codec: Codec,
+    reach: Reach,
+    section: String,
+}
+
+impl Way {
+    async fn to(config: &RedisConfig, level: Level) -> Result<Self> {
+        let codec = config.codec()?;
+        let (reach, section) = (config.reach()?, format!("{level}_cache"));
+        let link = Arc::new(Link::open(&reach, Resend::Freely, &section).await?);
+        Ok(Self { link, names: Names::new(&config.prefix, level.name()), codec, reach, section })
+    }
+
+    fn blamed(&self, error: RedisError) -> Error {
+        at_open(error, "open", &self.reach.shown(), &self.section)
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Scripts {
     pub(crate) put: Script,
@@ -72,15 +94,31 @@ impl RedisTier {
     /// [`Error::Config`] for values that cannot be meant, [`Error::Refused`] when the server does not let us in,
     /// [`Error::Unavailable`] when it cannot be reached in time.
     pub async fn open(config: RedisConfig, level: Level) -> Result<Self> {
-        let codec = config.codec()?;
-        let (reach, section) = (config.reach()?, format!("{level}_cache"));
-        let link = Arc::new(Link::open(&reach, Resend::Freely, &section).await?);
-        let ledger = Ledger::open(link, Names::new(&config.prefix, level.name()))
-            .await
-            .map_err(|error| at_open(error, "open", &reach.shown(), &section))?;
+        let way = Way::to(&config, level).await?;
+        let opened = Ledger::open(way.link.clone(), way.names.clone()).await;
+        let ledger = opened.map_err(|error| way.blamed(error))?;
+        Ok(Self::over(&config, way, ledger))
+    }
+
+    /// The level to be looked at, where nothing is changed; `None` when it was never opened.
+    pub(crate) async fn look(config: &RedisConfig, level: Level) -> Result<Option<Self>> {
+        let way = Way::to(config, level).await?;
+        let looked = Ledger::look(way.link.clone(), way.names.clone()).await;
+        let ledger = looked.map_err(|error| way.blamed(error));
+        match ledger {
+            Ok(Some(ledger)) => Ok(Some(Self::over(config, way, ledger))),
+            other => {
+                way.link.close();
+                other.map(|_| None)
+            }
+        }
+    }
+
+    fn over(config: &RedisConfig, way: Way, ledger: Ledger) -> Self {
+        let Way { codec, reach, section, .. } = way;
         let last_generation = ledger.last().high;
         let with_prelude = |code: &str| Script::new([include_str!("lua/prelude.lua"), code].concat());
-        Ok(Self {
+        Self {
             leases: Leases::new(ledger.names().record()),
             ledger,
             codec,
@@ -101,7 +139,7 @@ impl RedisTier {
             response_timeout: reach.response_timeout,
             reach: Box::new(reach),
             section,
-        })
+        }
     }
 
     pub(crate) fn link(&self) -> &Link {

@@ -3,6 +3,7 @@
 mod background;
 mod client;
 mod config;
+mod contents;
 mod late;
 mod meta;
 mod names;
@@ -14,5 +15,6 @@ mod upload;
 mod walk;
 
 pub use config::S3Config;
+pub use contents::Contents;
 pub use tier::S3Tier;
 pub use tiercache_core::{EncryptionConfig, Packing};

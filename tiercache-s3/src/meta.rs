@@ -28,6 +28,8 @@ pub(crate) struct Meta {
     known: RwLock<Known>,
     /// How far generations had come when the level was opened.
     pub(crate) last_generation: Generation,
+    /// Whether nothing in the bucket may change.
+    looks: bool,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +54,7 @@ impl Meta {
         store: Arc<Store>,
         names: Names,
         clock: Arc<dyn Clock>,
+        looks: bool,
     ) -> Result<Self, Failure> {
         let mut meta = Self {
             store,
@@ -60,6 +63,7 @@ impl Meta {
             water: HighWater::new(Generation::ZERO),
             known: RwLock::default(),
             last_generation: Generation::ZERO,
+            looks,
         };
         meta.last_generation = meta.refresh().await?;
         meta.water = HighWater::new(meta.last_generation);
@@ -233,7 +237,7 @@ impl Meta {
 
     /// Deletes records that others make needless. One that stays does no harm.
     async fn tidy(&self, records: impl IntoIterator<Item = Record>) {
-        for record in records {
+        for record in records.into_iter().filter(|_| !self.looks) {
             let name = self.names.record(record);
             if let Err(failure) = self.store.delete(&name, None).await {
                 tracing::debug!(object = name, error = %failure.error, "a needless record stays");

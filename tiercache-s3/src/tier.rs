@@ -42,13 +42,23 @@ impl S3Tier {
     /// [`Error::Config`] when the configuration cannot be used, [`Error::Refused`] when there is no such bucket, no
     /// credentials or no access, [`Error::Unavailable`] when nobody answers within the connect timeout.
     pub async fn open(config: S3Config, level: &str, clock: Arc<dyn Clock>) -> Result<Self> {
+        Self::connect(&config, level, clock, false).await
+    }
+
+    /// Connects to the level; where it is only looked at, nothing is changed.
+    pub(crate) async fn connect(
+        config: &S3Config,
+        level: &str,
+        clock: Arc<dyn Clock>,
+        looks: bool,
+    ) -> Result<Self> {
         config.check()?;
-        let store = Arc::new(Store::new(&config, Clients::of(&config).await?));
+        let store = Arc::new(Store::new(config, Clients::of(config).await?));
         let names = Names::new(&config.prefix, level);
         let probe = tokio::time::timeout(config.connect_timeout, store.list(names.root(), None, 1)).await;
-        let failed = |failure: Failure| failure.when_opening(&config);
+        let failed = |failure: Failure| failure.when_opening(config);
         probe.unwrap_or_else(|_| Err(Failure::late("open", config.connect_timeout))).map_err(failed)?;
-        let meta = Meta::open(store.clone(), names.clone(), clock.clone()).await.map_err(failed)?;
+        let meta = Meta::open(store.clone(), names.clone(), clock.clone(), looks).await.map_err(failed)?;
         let shared = Shared {
             names,
             store,
@@ -64,7 +74,7 @@ impl S3Tier {
             max_entry: config.max_entry_size,
             closed: AtomicBool::new(false),
         };
-        Ok(Self { shared: Arc::new(shared), walk: Walk::new(&config, clock.now()) })
+        Ok(Self { shared: Arc::new(shared), walk: Walk::new(config, clock.now()) })
     }
 }
 

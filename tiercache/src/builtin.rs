@@ -75,6 +75,10 @@ impl Registry {
                 .with_tier("redis", |config, place| async move {
                     RedisTier::open(config, level(&place)).await.map(Arc::new)
                 })
+                .looked_at("redis", |section| {
+                    section
+                        .look_afar(|config, level| async move { RedisTier::contents(&config, level).await })
+                })
                 .with_tracking(
                     "redis",
                     |config, _| async move { RedisTracking::open(config).await.map(Arc::new) },
@@ -83,14 +87,21 @@ impl Registry {
         #[cfg(feature = "s3")]
         let registry = {
             use tiercache_s3::{S3Config, S3Tier};
-            registry.checked_tier(
-                "s3",
-                |section| section.as_it_is(),
-                S3Config::check,
-                |config, place| async move {
-                    S3Tier::open(config, level(&place).name(), place.clock).await.map(Arc::new)
-                },
-            )
+            registry
+                .checked_tier(
+                    "s3",
+                    |section| section.as_it_is(),
+                    S3Config::check,
+                    |config, place| async move {
+                        S3Tier::open(config, level(&place).name(), place.clock).await.map(Arc::new)
+                    },
+                )
+                .looked_at("s3", |section| {
+                    section.look_afar(|config, level| async move {
+                        let clock = tiercache_core::SystemClock::start();
+                        S3Tier::contents(&config, level.name(), clock).await.map(Some)
+                    })
+                })
         };
         #[cfg(feature = "mongodb")]
         let registry = {
@@ -104,6 +115,11 @@ impl Registry {
                         MongoTier::open(config, level(&place).name()).await.map(Arc::new)
                     },
                 )
+                .looked_at("mongodb", |section| {
+                    section.look_afar(|config, level| async move {
+                        MongoTier::contents(&config, level.name()).await.map(Some)
+                    })
+                })
                 .checked_tracking("mongodb", MongoTrackingConfig::check, |config, _| async move {
                     MongoTracking::open(config).await.map(Arc::new)
                 })

@@ -143,7 +143,7 @@ impl Registry {
     }
 
     /// Says how levels of a backend are looked at without being opened.
-    #[cfg(any(feature = "disk", feature = "sqlite"))]
+    #[cfg(any(feature = "disk", feature = "sqlite", feature = "redis", feature = "s3", feature = "mongodb"))]
     pub(crate) fn looked_at(mut self, name: &'static str, look: PrepareLook) -> Self {
         self.looks.insert(name, look);
         self
@@ -309,10 +309,32 @@ impl Section {
     pub(crate) fn look<C, H>(&self, look: fn(&C, bool) -> Result<Option<H>>) -> Result<Look, Problem>
     where
         C: DeserializeOwned + Send + 'static,
+        H: crate::drift::contents::OnDisk,
+    {
+        use crate::drift::contents::Here;
+        let config: C = self.read()?;
+        Ok(Look::Here(Box::new(move |own| {
+            Ok(look(&config, own)?.map(|held| Arc::new(Here(Arc::new(held))) as _))
+        })))
+    }
+
+    /// Likewise, with a store that other processes use.
+    #[cfg(any(feature = "redis", feature = "s3", feature = "mongodb"))]
+    pub(crate) fn look_afar<C, H, O>(
+        &self,
+        look: impl FnOnce(C, Level) -> O + Send + 'static,
+    ) -> Result<Look, Problem>
+    where
+        C: DeserializeOwned + Send + 'static,
         H: crate::drift::contents::Contents + 'static,
+        O: Future<Output = Result<Option<H>>> + Send + 'static,
     {
         let config: C = self.read()?;
-        Ok(Box::new(move |own| Ok(look(&config, own)?.map(|held| Arc::new(held) as _))))
+        let level = self.level.unwrap_or(Level::Dry);
+        Ok(Look::Afar(Box::new(move || {
+            let looking = look(config, level);
+            Box::pin(async move { Ok(looking.await?.map(|held| Arc::new(held) as _)) })
+        })))
     }
 
     /// The section without a key.

@@ -40,9 +40,9 @@ async fn on(target: &Target, args: &Args) -> Result {
     match &args.command {
         Command::Get(get) => values::get(target, get, json).await,
         Command::Set(set) => values::set(target, set, json).await,
-        Command::Delete { keys } => values::delete(target, keys, json).await,
+        Command::Delete { keys, .. } => values::delete(target, keys, json).await,
         Command::Touch(touch) => values::touch(target, touch, json).await,
-        Command::Contains { key } => values::contains(target, key, json).await,
+        Command::Contains { key, .. } => values::contains(target, key, json).await,
         Command::Incr(count) => counters::count(target, count, 1, json).await,
         Command::Decr(count) => counters::count(target, count, -1, json).await,
         Command::Counter(counter) => counters::counter(target, counter, json).await,

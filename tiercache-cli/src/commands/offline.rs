@@ -1,4 +1,4 @@
-//! `check` and `stats`: looks from outside at what is on disk.
+//! `check` and `stats`: looks from outside at what is there.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::args::Args;
 use crate::outcome::{Failure, Outcome, Result};
 use crate::target;
 
-/// Verifies every record of the levels on disk, then whether tracking knows them.
+/// Verifies every record of the levels on disk, then whether tracking knows what the levels hold.
 pub(super) async fn check(args: &Args, repair: bool) -> Result {
     if args.url.is_some() {
         return Err(Failure::usage(
@@ -25,10 +25,19 @@ pub(super) async fn check(args: &Args, repair: bool) -> Result {
     }
     let config = target::config(args)?;
     let folders = folders(&config);
-    if folders.is_empty() {
-        let why = "no level is of the backend `local` or `sqlite`, so there is nothing to check";
-        return Err(Failure::usage(why));
+    let nothing = |why: &str| {
+        let what = "no level is of the backend `local` or `sqlite`";
+        Err(Failure::usage(format!("{what}, and {why}, so there is nothing to check")))
+    };
+    let shown = config.to_json();
+    let outlives = |level: Level| {
+        let backend = shown[format!("{level}_cache")]["backend"].as_str().unwrap_or_default();
+        !["none", "ram"].contains(&backend)
+    };
+    if !Level::ALL.into_iter().any(outlives) {
+        return nothing("none is on a server");
     }
+    let on_disk = !folders.is_empty();
     let mut outcome = Outcome::Done;
     let mut unwell = Vec::new();
     for (level, backend, folder) in folders {
@@ -41,12 +50,15 @@ pub(super) async fn check(args: &Args, repair: bool) -> Result {
         }
         tell(level, &folder, &report, args.json);
     }
-    let agrees = compare(config, repair, &unwell, args.json).await?;
-    Ok(if agrees { outcome } else { Outcome::FallsShort })
+    match compare(config, repair, &unwell, args.json).await? {
+        None if !on_disk => nothing("no tracking outlives a process"),
+        None | Some(true) => Ok(outcome),
+        Some(false) => Ok(Outcome::FallsShort),
+    }
 }
 
-/// Whether tracking and the levels agree in the end.
-async fn compare(config: Config, repair: bool, unwell: &[Level], as_json: bool) -> Result<bool> {
+/// Whether tracking and the levels agree in the end; None when there is no tracking to compare.
+async fn compare(config: Config, repair: bool, unwell: &[Level], as_json: bool) -> Result<Option<bool>> {
     let shown = config.to_json();
     let (backend, path) = (shown["tracking"]["backend"].clone(), shown["tracking"]["path"].clone());
     let bar = super::spinner();
@@ -58,8 +70,16 @@ async fn compare(config: Config, repair: bool, unwell: &[Level], as_json: bool) 
         ));
     };
     let comparing = config.drift(repair, unwell, so_far);
-    let Some(drift) = super::busy_with("comparing tracking", &bar, comparing).await? else { return Ok(true) };
-    let agrees = drift.is_clean() || drift.repaired;
+    let Some(drift) = super::busy_with("comparing tracking", &bar, comparing).await? else { return Ok(None) };
+    tell_drift(&drift, &backend, &path, as_json);
+    if !drift.failed.is_empty() {
+        let whys: Vec<&str> = drift.failed.iter().map(|(_, why)| why.as_str()).collect();
+        return Err(Failure::backend(whys.join("\n")));
+    }
+    Ok(Some(drift.is_clean() || drift.repaired))
+}
+
+fn tell_drift(drift: &Drift, backend: &Value, path: &Value, as_json: bool) {
     let findings = [("stale", drift.stale), ("untracked", drift.untracked), ("expired", drift.expired)];
     if as_json {
         let skipped = |(level, why): &(Level, String)| json!({ "level": level.name(), "why": why });
@@ -73,10 +93,11 @@ async fn compare(config: Config, repair: bool, unwell: &[Level], as_json: bool) 
             "damaged": drift.damaged,
             "compared": drift.compared.iter().map(|level| level.name()).collect::<Vec<_>>(),
             "not_compared": drift.not_compared.iter().map(skipped).collect::<Vec<_>>(),
+            "failed": drift.failed.iter().map(skipped).collect::<Vec<_>>(),
         });
         findings.iter().for_each(|(name, count)| told[*name] = json!(count));
         println!("{told}");
-        return Ok(agrees);
+        return;
     }
     let place = path.as_str().or(backend.as_str()).unwrap_or_default();
     let (records, entries) = (drift.records, drift.entries);
@@ -90,13 +111,13 @@ async fn compare(config: Config, repair: bool, unwell: &[Level], as_json: bool) 
     }
     drift.damaged.iter().for_each(|why| println!("  damaged: {why}"));
     drift.not_compared.iter().for_each(|(level, why)| println!("  {level} not compared: {why}"));
+    drift.failed.iter().for_each(|(level, why)| println!("  {level} failed: {why}"));
     match (drift.is_clean(), drift.repaired) {
         (_, true) => println!("  repaired"),
         (true, false) if drift.compared.is_empty() => {}
         (true, false) => println!("  well"),
         (false, false) => println!("  not well; --repair tells tracking what the levels hold"),
     }
-    Ok(agrees)
 }
 
 /// Those whose levels can be looked at while nobody has them open.

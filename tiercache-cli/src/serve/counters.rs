@@ -6,11 +6,12 @@ use serde_json::json;
 use tiercache::units::parse_duration;
 
 use super::answer::{Answer, Refusal, done, json_response};
-use super::routes::{Shared, key_below, no_parameters, parameters, unknown};
+use super::routes::{Shared, alone, key_below, unknown, within};
 
 pub(super) async fn add(State(service): Shared, uri: Uri) -> Answer {
-    let mut addition = service.cache.incr(key(&uri)?);
-    for (name, value) in parameters(&uri)? {
+    let (cache, parameters) = within(&service, &uri)?;
+    let mut addition = cache.incr(key(&uri)?);
+    for (name, value) in parameters {
         let number = || {
             let why = || Refusal::bad(format!("{name}: `{}` is not a whole number", value.escape_debug()));
             value.parse::<i64>().map_err(|_| why())
@@ -19,23 +20,21 @@ pub(super) async fn add(State(service): Shared, uri: Uri) -> Answer {
             "by" => addition.by(number()?),
             "start" => addition.start(number()?),
             "ttl" => addition.ttl(parse_duration(&value).map_err(|why| Refusal::bad(format!("ttl: {why}")))?),
-            _ => return Err(unknown(&name, "by, start, ttl")),
+            _ => return Err(unknown(&name, "by, start, ttl, namespace")),
         };
     }
     Ok(json_response(StatusCode::OK, &json!({ "counter": addition.await? })))
 }
 
 pub(super) async fn read(State(service): Shared, uri: Uri) -> Answer {
-    no_parameters(&uri)?;
-    match service.cache.counter(key(&uri)?).await? {
+    match alone(&service, &uri)?.counter(key(&uri)?).await? {
         Some(sum) => Ok(json_response(StatusCode::OK, &json!({ "counter": sum }))),
         None => Err(absent()),
     }
 }
 
 pub(super) async fn remove(State(service): Shared, uri: Uri) -> Answer {
-    no_parameters(&uri)?;
-    if service.cache.remove_counter(key(&uri)?).await? { Ok(done(&[])) } else { Err(absent()) }
+    if alone(&service, &uri)?.remove_counter(key(&uri)?).await? { Ok(done(&[])) } else { Err(absent()) }
 }
 
 fn key(uri: &Uri) -> Result<Vec<u8>, Refusal> {

@@ -19,8 +19,8 @@ use axum::routing::{any, delete, get, post};
 use bytes::{Bytes, BytesMut};
 use futures_core::Stream as _;
 use serde_json::json;
-use tiercache::EntryInfo;
 use tiercache::units::{duration_of_hours, parse_duration};
+use tiercache::{CacheManager, EntryInfo};
 use tokio::sync::SemaphorePermit;
 
 use super::Service;
@@ -64,8 +64,7 @@ pub(super) type Shared = State<Arc<Service>>;
 /// `GET` and `HEAD`; the body of an answer to `HEAD` is left out by the server.
 async fn read(State(service): Shared, uri: Uri, headers: HeaderMap) -> Answer {
     let key = key(&uri)?;
-    no_parameters(&uri)?;
-    let Some(entry) = service.cache.read(&key).await? else {
+    let Some(entry) = alone(&service, &uri)?.read(&key).await? else {
         let mut response = json_response(StatusCode::NOT_FOUND, &json!({ "error": "the key is not there" }));
         response.headers_mut().insert("cache-status", HeaderValue::from_static("tiercache; fwd=miss"));
         return Ok(response);
@@ -96,7 +95,8 @@ async fn read(State(service): Shared, uri: Uri, headers: HeaderMap) -> Answer {
 async fn write(State(service): Shared, request: Request<Body>) -> Answer {
     let (head, body) = request.into_parts();
     let key = key(&head.uri)?;
-    let options = WriteOptions::of(&head.uri)?;
+    let (cache, parameters) = within(&service, &head.uri)?;
+    let options = WriteOptions::of(parameters)?;
     let given = head.headers.get(CONTENT_TYPE).and_then(|given| given.to_str().ok());
     let given = given.filter(|given| !given.trim().eq_ignore_ascii_case(OCTETS) && !given.trim().is_empty());
     let content_type = given.or_else(|| media_type_of(&key)).map(str::to_owned);
@@ -109,7 +109,7 @@ async fn write(State(service): Shared, request: Request<Body>) -> Answer {
     if value.is_empty() {
         return Err(Refusal::bad("the body is empty"));
     }
-    let mut set = service.cache.set(&key, value);
+    let mut set = cache.set(&key, value);
     set = match options.ttl {
         Some(Some(ttl)) => set.ttl(ttl),
         Some(None) => set.never(),
@@ -125,8 +125,7 @@ async fn write(State(service): Shared, request: Request<Body>) -> Answer {
 }
 
 async fn remove(State(service): Shared, uri: Uri) -> Answer {
-    no_parameters(&uri)?;
-    let removed = service.cache.delete(&key(&uri)?).await?;
+    let removed = alone(&service, &uri)?.delete(&key(&uri)?).await?;
     let mut response = done(&removed.degraded);
     let found = if removed.found { "true" } else { "false" };
     response.headers_mut().insert(FOUND, HeaderValue::from_static(found));
@@ -135,12 +134,13 @@ async fn remove(State(service): Shared, uri: Uri) -> Answer {
 
 /// A new time to live: `PATCH /cache/{key}?ttl=2h`, or `ttl=never`.
 async fn touch(State(service): Shared, uri: Uri) -> Answer {
-    let options = WriteOptions::of(&uri)?;
+    let (cache, parameters) = within(&service, &uri)?;
+    let options = WriteOptions::of(parameters)?;
     let ttl = options.ttl.ok_or_else(|| Refusal::bad("the parameter `ttl` is missing"))?;
     if !options.tags.is_empty() {
         return Err(Refusal::bad("tags are given when a value is set"));
     }
-    let touched = service.cache.touch(&key(&uri)?, ttl).await?;
+    let touched = cache.touch(&key(&uri)?, ttl).await?;
     if touched.found {
         Ok(done(&touched.degraded))
     } else {
@@ -148,11 +148,12 @@ async fn touch(State(service): Shared, uri: Uri) -> Answer {
     }
 }
 
-/// `DELETE /cache?level=hot|cold|dry|all`, `?tag.type=thumbnail`, `?prefix=a/`.
+/// `DELETE /cache?level=hot|cold|dry|all`, `?tag.type=thumbnail`, `?prefix=a/`, each within a `namespace` if one is
+/// named.
 async fn clear(State(service): Shared, uri: Uri) -> Answer {
-    let mut what = ClearArgs { level: None, tag: None, prefix: None };
+    let mut what = ClearArgs { level: None, tag: None, prefix: None, namespace: None };
     let mut all = false;
-    let pairs = parameters(&uri)?;
+    let (cache, pairs) = within(&service, &uri)?;
     if pairs.len() != 1 {
         return Err(Refusal::bad(
             "say what to clear: one of level=hot|cold|dry|all, tag.NAME=VALUE, prefix=TEXT",
@@ -168,11 +169,11 @@ async fn clear(State(service): Shared, uri: Uri) -> Answer {
             }
             ("prefix", _) => what.prefix = Some(value),
             (_, Some(tag)) => what.tag = Some((tag.to_owned(), value)),
-            _ => return Err(unknown(&name, "level, tag.NAME, prefix")),
+            _ => return Err(unknown(&name, "level, tag.NAME, prefix, namespace")),
         }
     }
     debug_assert!(all != (what.level.is_some() || what.tag.is_some() || what.prefix.is_some()));
-    let removed = target::clear(&service.cache, &what)
+    let removed = target::clear(&cache, &what)
         .await
         .map_err(|failure| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, failure.message()))?;
     let mut response = done(&[]);
@@ -187,8 +188,9 @@ async fn stats(State(service): Shared) -> Answer {
 }
 
 async fn keys(State(service): Shared, uri: Uri) -> Answer {
-    let wanted = KeysArgs::from_pairs(parameters(&uri)?).map_err(Refusal::bad)?;
-    Ok(json_response(StatusCode::OK, &report::keys(&service.cache, &wanted).await?))
+    let (cache, parameters) = within(&service, &uri)?;
+    let wanted = KeysArgs::from_pairs(parameters).map_err(Refusal::bad)?;
+    Ok(json_response(StatusCode::OK, &report::keys(&cache, &wanted).await?))
 }
 
 /// The longest a call may keep its connection: one that was not complete is made again.
@@ -213,9 +215,9 @@ struct WriteOptions {
 }
 
 impl WriteOptions {
-    fn of(uri: &Uri) -> Result<Self, Refusal> {
+    fn of(parameters: Vec<(String, String)>) -> Result<Self, Refusal> {
         let mut options = Self { ttl: None, tags: Vec::new() };
-        for (name, value) in parameters(uri)? {
+        for (name, value) in parameters {
             let ttl = match (name.as_str(), tag_name(&name)) {
                 ("ttl", _) if value == "never" => None,
                 ("ttl", _) => {
@@ -233,7 +235,7 @@ impl WriteOptions {
                     options.tags.push((tag.to_owned(), value));
                     continue;
                 }
-                _ => return Err(unknown(&name, "ttl, ttl_hours, tag.NAME")),
+                _ => return Err(unknown(&name, "ttl, ttl_hours, tag.NAME, namespace")),
             };
             if options.ttl.replace(ttl).is_some() {
                 return Err(Refusal::bad("the time to live is given twice"));
@@ -247,10 +249,26 @@ pub(super) fn unknown(name: &str, allowed: &str) -> Refusal {
     Refusal::bad(format!("unknown parameter `{}`; allowed: {allowed}", name.escape_debug()))
 }
 
-pub(super) fn no_parameters(uri: &Uri) -> Result<(), Refusal> {
-    match parameters(uri)?.first() {
-        Some((name, _)) => Err(unknown(name, "none")),
-        None => Ok(()),
+/// The cache of the namespace that a query names, and what else the query says.
+pub(super) fn within(service: &Service, uri: &Uri) -> Result<(CacheManager, Vec<(String, String)>), Refusal> {
+    let (named, rest): (Vec<_>, Vec<_>) =
+        parameters(uri)?.into_iter().partition(|(name, _)| name == "namespace");
+    match &named[..] {
+        [] => Ok((service.cache.clone(), rest)),
+        [(_, name)] if name.is_empty() => {
+            Err(Refusal::bad("the default namespace has no name: leave out `namespace`"))
+        }
+        [(_, name)] => Ok((service.cache.namespace(name)?, rest)),
+        _ => Err(Refusal::bad("the namespace is given twice")),
+    }
+}
+
+/// Likewise, where the query may say nothing else.
+pub(super) fn alone(service: &Service, uri: &Uri) -> Result<CacheManager, Refusal> {
+    let (cache, rest) = within(service, uri)?;
+    match rest.first() {
+        Some((name, _)) => Err(unknown(name, "namespace")),
+        None => Ok(cache),
     }
 }
 

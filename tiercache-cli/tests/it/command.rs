@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use crate::common::{Place, Server, try_put};
+use crate::common::{Place, Ran, Server, try_put};
 
 #[test]
 fn what_init_writes_is_well() {
@@ -167,6 +167,71 @@ fn the_same_commands_work_on_a_running_service() {
     run(&["get", "k"]).expect(1);
     run(&["set", "", "v"]).expect(2);
     run(&["check"]).expect(2);
+}
+
+/// Every command that is about keys, in two namespaces beside the one without a name.
+fn commands_stay_within_their_namespace(run: &dyn Fn(&[&str]) -> Ran) {
+    let within = |namespace: &str, args: &[&str]| run(&[args, &["--namespace", namespace]].concat());
+    let odd = "größe & co";
+    run(&["set", "k", "of nobody", "--tag", "type=raw"]).expect(0);
+    for namespace in ["shop", odd] {
+        within(namespace, &["get", "k"]).expect(1);
+        within(namespace, &["contains", "k"]).expect(1);
+        within(namespace, &["touch", "k", "--never"]).expect(1);
+        within(namespace, &["set", "k", namespace, "--tag", "type=raw"]).expect(0);
+        within(namespace, &["set", "tmp/1", "v"]).expect(0);
+        assert_eq!(within(namespace, &["get", "k"]).expect(0).out(), namespace);
+        within(namespace, &["touch", "k", "--ttl", "2h"]).expect(0);
+        assert_eq!(within(namespace, &["incr", "n", "--by", "2"]).expect(0).out(), "2\n");
+        assert_eq!(within(namespace, &["decr", "n"]).expect(0).out(), "1\n");
+        assert_eq!(within(namespace, &["counter", "n"]).expect(0).out(), "1\n");
+    }
+    run(&["counter", "n"]).expect(1);
+    assert_eq!(run(&["keys"]).expect(0).out(), "k\n");
+    assert_eq!(within("shop", &["keys"]).expect(0).out(), "k\ntmp/1\n");
+    assert_eq!(within("shop", &["keys", "--after", "k"]).expect(0).out(), "tmp/1\n");
+    assert_eq!(within("none", &["keys"]).expect(0).out(), "");
+
+    // A prefix, a tag, a level and all of it.
+    within("shop", &["clear", "--prefix", "tmp/"]).expect(0);
+    assert_eq!(within("shop", &["keys"]).expect(0).out(), "k\n");
+    within("shop", &["clear", "--tag", "type=raw"]).expect(0);
+    within("shop", &["get", "k"]).expect(1);
+    within("shop", &["set", "k", "again"]).expect(0);
+    within("shop", &["clear", "--level", "dry"]).expect(0);
+    within("shop", &["clear", "--level", "hot"]).expect(0);
+    within("shop", &["get", "k"]).expect(1);
+    within("shop", &["set", "k", "again"]).expect(0);
+    within("shop", &["clear"]).expect(0);
+    within("shop", &["get", "k"]).expect(1);
+    within("shop", &["counter", "n"]).expect(1);
+    assert_eq!(within(odd, &["keys"]).expect(0).out(), "k\ntmp/1\n");
+    assert_eq!(within(odd, &["counter", "n"]).expect(0).out(), "1\n");
+    within(odd, &["counter", "n", "--reset"]).expect(0);
+    within(odd, &["delete", "k", "tmp/1"]).expect(0);
+    assert_eq!(run(&["get", "k"]).expect(0).out(), "of nobody");
+    for wrong in ["", &"n".repeat(256)] {
+        assert!(within(wrong, &["get", "k"]).expect(2).err().contains("namespace"), "{wrong}");
+    }
+}
+
+#[test]
+fn commands_stay_within_their_namespace_here() {
+    let place = Place::new();
+    place.configure(
+        "hot_cache: { backend: ram, max_size: 8MiB }\ncold_cache: { backend: none }\n\
+         dry_cache: { backend: sqlite, path: ./cache/dry, max_size: 64MiB }\ncounters: dry\n\
+         tracking: { backend: sqlite, path: ./cache/index.db }\n",
+    );
+    commands_stay_within_their_namespace(&|args| place.run(args));
+}
+
+#[test]
+fn commands_stay_within_their_namespace_at_a_service() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let url = server.url();
+    commands_stay_within_their_namespace(&|args| place.run(&[&["--url", &url], args].concat()));
 }
 
 #[test]

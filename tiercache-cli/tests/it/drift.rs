@@ -233,3 +233,116 @@ fn a_level_that_is_not_well_is_not_compared() {
     assert_eq!(counts(&told), [5, 4, 1, 0], "{told}");
     assert_eq!(place.compared(false, 0)["clean"], true);
 }
+
+/// Levels of a server, which need not be closed, and one that cannot say what it holds.
+#[cfg(feature = "redis")]
+mod on_a_server {
+    use tiercache_services::Redis;
+
+    use super::*;
+
+    fn place(server: &Redis, cold: &str) -> Place {
+        let place = Place::new();
+        place.configure(&format!(
+            "hot_cache: {{ backend: ram, max_size: 8MiB }}\ncold_cache: {cold}\n\
+             dry_cache: {{ backend: redis, url: '{}', connect_timeout: 500ms }}\nwrite: through\n\
+             tracking: {{ backend: sqlite, path: ./cache/index.db }}\n",
+            server.url()
+        ));
+        place
+    }
+
+    #[test]
+    fn drift_is_found_and_repaired() {
+        let Some(server) = Redis::own() else { return };
+        let place = place(&server, "{ backend: none }");
+        for key in ["gone", "kept"] {
+            place.run(&["set", key, "v"]).expect(0);
+        }
+        let told = place.compared(false, 0);
+        assert_eq!((counts(&told), &told["clean"]), ([2, 2, 0, 0], &true.into()), "{told}");
+        assert_eq!(
+            (&told["compared"], &told["failed"]),
+            (&serde_json::json!(["dry"]), &serde_json::json!([]))
+        );
+        let index = place.file("cache/index.db");
+        let earlier = std::fs::read(&index).expect("the index, all of it in one file");
+        place.run(&["delete", "gone"]).expect(0);
+        place.run(&["set", "new", "v", "--tag", "type=text"]).expect(0);
+        let right = place.records();
+        std::fs::write(&index, earlier).expect("the index");
+
+        let people = place.run(&["check"]).expect(1).out();
+        assert!(people.contains("2 records, 2 entries at dry\n  1 stale\n  1 untracked\n"), "{people}");
+        let told = place.compared(true, 0);
+        assert_eq!((counts(&told), &told["repaired"]), ([2, 2, 1, 1], &true.into()), "{told}");
+        assert_eq!(place.records(), right);
+        assert!(place.run(&["check"]).expect(0).out().contains("  well\n"));
+    }
+
+    #[test]
+    fn what_a_service_has_open_is_compared_all_the_same() {
+        let Some(server) = Redis::own() else { return };
+        let place = place(&server, "{ backend: local, path: ./cache/cold, max_size: 64MiB }");
+        let service = Server::start(&place, &[]);
+        assert_eq!(service.put("/cache/k", b"v").status, 204);
+        // To answer, the service tells tracking everything.
+        assert_eq!(service.get("/keys").json()["keys"].as_array().map(Vec::len), Some(1));
+        let told = place.compared(false, 0);
+        assert_eq!((&told["compared"], &told["entries"]), (&serde_json::json!(["dry"]), &1.into()), "{told}");
+        let names = |told: &Value| -> Vec<String> {
+            let skipped = told["not_compared"].as_array().expect("levels").iter();
+            skipped.map(|level| level["level"].as_str().expect("a name").to_owned()).collect()
+        };
+        assert_eq!(names(&told), ["hot", "cold"]);
+        assert_eq!(service.stop().1, 0);
+    }
+
+    #[test]
+    fn a_server_that_is_away_is_an_error_with_its_section_and_other_levels_are_told_of() {
+        let Some(server) = Redis::own() else { return };
+        let place = place(&server, "{ backend: local, path: ./cache/cold, max_size: 64MiB }");
+        place.run(&["set", "k", "v"]).expect(0);
+        server.kill();
+        let ran = place.run(&["check"]).expect(3);
+        let (out, err) = (ran.out(), ran.err());
+        assert!(out.contains("cold, ./cache/cold: ") && out.contains(" entries at hot, cold\n"), "{out}");
+        assert!(out.contains("  dry failed: "), "{out}");
+        assert!(err.starts_with("error: tier.yaml: dry_cache: ") && err.contains(server.address()), "{err}");
+        let lines = place.run(&["check", "--json"]).expect(3).lines();
+        let told = lines.iter().find(|line| line["tracking"] == "sqlite").expect("a line about tracking");
+        assert_eq!(told["failed"][0]["level"], "dry", "{told}");
+        let error = lines.last().expect("a line")["error"].as_str().expect("an error");
+        assert!(error.contains("dry_cache"), "{error}");
+    }
+
+    #[cfg(feature = "memcached")]
+    #[test]
+    fn of_memcached_it_is_said_that_it_cannot_list() {
+        let place = Place::new();
+        place.configure(
+            "hot_cache: { backend: ram, max_size: 8MiB }\ncold_cache: { backend: none }\n\
+             dry_cache: { backend: memcached, servers: ['127.0.0.1:1'] }\n\
+             tracking: { backend: sqlite, path: ./cache/index.db }\n",
+        );
+        let why = "memcached cannot list what it holds";
+        let told = place.compared(false, 0);
+        let skipped = told["not_compared"].as_array().expect("levels");
+        assert!(skipped.iter().any(|level| level["level"] == "dry" && level["why"] == why), "{told}");
+        let people = place.run(&["check"]).expect(0).out();
+        assert!(people.contains(&format!("  dry not compared: {why}\n")), "{people}");
+    }
+
+    #[test]
+    fn where_nothing_outlives_a_process_there_is_nothing_to_check() {
+        let place = Place::new();
+        let above = "hot_cache: { backend: ram }\ncold_cache: { backend: none }\n";
+        for below in [
+            "dry_cache: { backend: none }\ntracking: { backend: sqlite, path: ./index.db }\n",
+            "dry_cache: { backend: redis, url: 'redis://127.0.0.1:1' }\ntracking: { backend: memory }\n",
+        ] {
+            place.configure(&format!("{above}{below}"));
+            assert!(place.run(&["check"]).expect(2).err().contains("nothing to check"));
+        }
+    }
+}

@@ -153,7 +153,11 @@ fn parameters_that_make_no_sense_are_400_and_say_why() {
         ("DELETE", "/cache?level=warm", "unknown level `warm`; allowed: hot, cold, dry, all"),
         ("DELETE", "/cache?tier=warm", "unknown level `warm`"),
         ("DELETE", "/cache?level=hot&tag.a=b", "say what to clear"),
-        ("GET", "/keys?color=red", "unknown parameter `color`"),
+        ("DELETE", "/cache?namespace=shop", "say what to clear"),
+        ("GET", "/cache/k?namespace=", "has no name"),
+        ("GET", "/cache/k?namespace=a&namespace=b", "given twice"),
+        ("POST", "/counters/k?namespace=", "has no name"),
+        ("GET", "/keys?color=red", "unknown parameter `color`; allowed: namespace"),
         ("GET", "/keys?min_size=big", "not a size"),
     ] {
         let answer = server.ask(method, path, &[], b"v");

@@ -226,10 +226,15 @@ impl Config {
     }
 }
 
-/// Says in which section of which file it went wrong.
+/// Says in which section of which file it went wrong, and why.
+pub(crate) fn blame(file: &str, section: &str, error: &Error) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    format!("{file}: {section}: {error}{cause}")
+}
+
+/// Likewise, as an error.
 fn within(file: &str, section: &'static str, error: Error) -> Error {
-    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    let message = format!("{file}: {section}: {error}{cause}");
+    let message = blame(file, section, &error);
     match error {
         Error::Config(_) => Error::Config(message),
         // The caller may want to try again, or to ask the owner: the kind of failure is kept.

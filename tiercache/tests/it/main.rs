@@ -5,7 +5,9 @@
 mod bad_files;
 mod common;
 mod drift;
+mod drift_afar;
 mod good_files;
 mod leases;
 mod mongodb;
 mod open;
+mod s3;

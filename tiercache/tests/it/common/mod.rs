@@ -1,5 +1,8 @@
 //! What the tests of the configuration share.
 
+#[cfg(feature = "s3")]
+pub(crate) mod s3;
+
 use tiercache::{Config, Registry};
 
 pub(crate) fn registry() -> Registry {
