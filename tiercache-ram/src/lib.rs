@@ -8,6 +8,7 @@ mod config;
 mod counters;
 mod engine;
 mod fifo;
+mod listing;
 mod moka;
 mod outlet;
 mod quick;
