@@ -7,6 +7,7 @@ mod durability;
 mod keys;
 mod levels;
 mod life;
+mod listing;
 mod locks;
 mod memo;
 mod tracking;
