@@ -21,8 +21,8 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, MutexGuard, TryLockError};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use tiercache_core::Timestamp;
@@ -119,7 +119,6 @@ impl Store {
                 return Err(io::ErrorKind::StorageFull.into());
             };
             let _one = Reclaiming::wait(self);
-            // Held by nobody before: the room of a file that the writer gives back must be there at once.
             let Some(oldest) = self.log.segments.get(oldest) else { continue };
             match self.reclaim(&oldest) {
                 // Whatever found no room until now finds it in that file.
@@ -231,6 +230,11 @@ impl Store {
             self.dir.sync()?;
         }
         self.forget(segment, &rows);
+        // Whoever still has it open, a reader or a child process that is about to begin, would keep the room. Nobody looks
+        // for anything there any more.
+        if let Err(error) = segment.file.set_len(0) {
+            tracing::warn!(%error, segment = segment.seq, "the room of a removed segment may be free later");
+        }
         self.allotted.fetch_sub(segment.capacity.into(), Ordering::Relaxed);
         self.log.lock().full_until = None;
         Ok(())

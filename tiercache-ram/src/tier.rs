@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tiercache_core::tier::{
-    Cause, Counting, Dead, Hold, Listing, Look, Permit, Profile, Put, Removal, Resident, Resting, Spill, Swept, Tier,
-    Usage,
+    Cause, Counting, Dead, Hold, Listing, Look, Permit, Profile, Put, Removal, Resident, Resting, Spill,
+    Swept, Tier, Usage,
 };
 use tiercache_core::{Decoded, Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 

@@ -48,13 +48,7 @@ impl CacheManager {
         } else {
             Source::Tiers(Walk::new(&self.shared, |_| true))
         };
-        Keys {
-            manager: self.clone(),
-            query,
-            source,
-            waiting: VecDeque::new(),
-            after: None,
-        }
+        Keys { manager: self.clone(), query, source, waiting: VecDeque::new(), after: None }
     }
 
     /// Removes every key that matches the glob (`*`, `?`, `[a-z]`, `\` to quote) and returns how many there were.

@@ -2,8 +2,8 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::guard::caught;
 use super::Shared;
+use super::guard::caught;
 use super::slot::Slot;
 use crate::tier::ListedEntry;
 use crate::tracking::{Query, Record};
@@ -135,8 +135,9 @@ impl Walk {
             let op = "list keys without a tracking store";
             return Err(Error::Unsupported { backend: slot.tier.name(), op });
         };
-        let list =
-            |limit| caught(slot.tier.name(), listing.list(query.namespace.as_deref(), self.after.clone(), limit));
+        let list = |limit| {
+            caught(slot.tier.name(), listing.list(query.namespace.as_deref(), self.after.clone(), limit))
+        };
         let page = if slot.in_ram {
             list(PAGE_IN_RAM).await?
         } else {

@@ -172,9 +172,9 @@ impl Clock for HeldUpkeep {
 async fn what_finds_no_room_while_the_oldest_is_emptied_is_written_in_its_room() {
     let Some(disk) = Small::mount(2_048) else { return };
     let manual = ManualClock::new();
-    let clock = Arc::new(HeldUpkeep { clock: manual.clone(), gate: Mutex::default(), opened: Condvar::new() });
-    let tier =
-        DiskTier::open_blocking(config(disk.path()), Arc::clone(&clock) as Arc<dyn Clock>).unwrap();
+    let clock =
+        Arc::new(HeldUpkeep { clock: manual.clone(), gate: Mutex::default(), opened: Condvar::new() });
+    let tier = DiskTier::open_blocking(config(disk.path()), Arc::clone(&clock) as Arc<dyn Clock>).unwrap();
     let basket = Arc::new(Basket::default());
     tier.attach(basket.clone());
     let old = |n: u64| filler(&format!("{n} "), 1_500);
@@ -197,6 +197,9 @@ async fn what_finds_no_room_while_the_oldest_is_emptied_is_written_in_its_room()
         }
     }
     disk.fill();
+    // As one who reads it still has it.
+    let _open: Vec<_> =
+        segments(disk.path()).into_iter().map(|path| std::fs::File::open(path).unwrap()).collect();
     for n in 0..6 {
         assert_eq!(put(&tier, &format!("new {n}"), &filler("new", 1_500), 10_000 + n).await, Put::Stored);
     }

@@ -81,7 +81,11 @@ async fn pages_of_any_size_show_the_same_in_one_order() {
         let order: Vec<_> = whole.iter().map(|listed| &listed.key).collect();
         for limit in [0, 1, 7, 233, 700] {
             let paged = pages(&tier, limit.max(1), |_| {}).await;
-            assert_eq!(paged.iter().map(|listed| &listed.key).collect::<Vec<_>>(), order, "{policy:?} {limit}");
+            assert_eq!(
+                paged.iter().map(|listed| &listed.key).collect::<Vec<_>>(),
+                order,
+                "{policy:?} {limit}"
+            );
         }
         let within = tier.list(Some("b"), None, 1_000).await.unwrap();
         assert_eq!(within.entries.len(), 233, "{policy:?}");
@@ -98,7 +102,8 @@ async fn what_stood_there_is_listed_once_or_was_handed_over() {
         let (tier, spilled) = tier(policy, 1_000);
         (0..900).for_each(|number| set(&tier, number));
         let before = names(&pages(&tier, 10_000, |_| {}).await);
-        let seen = names(&pages(&tier, 50, |page| (0..20).for_each(|n| set(&tier, 1_000 + page * 20 + n))).await);
+        let seen =
+            names(&pages(&tier, 50, |page| (0..20).for_each(|n| set(&tier, 1_000 + page * 20 + n))).await);
         let gone: BTreeSet<Key> = spilled.0.lock().unwrap().iter().cloned().collect();
         assert!(!gone.is_empty(), "{policy:?}: nothing was evicted");
         for key in before.difference(&seen) {

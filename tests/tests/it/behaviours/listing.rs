@@ -47,7 +47,11 @@ async fn ram_alone_is_listed_and_purged() {
         clock.advance(Duration::from_secs(10));
         cache.invalidate_tag("type", "page").await.unwrap();
         let left = listed(&cache, Query::all()).await;
-        assert_eq!(names(&left), ["user:1", "user:1", "user:2"], "{policy:?}: neither what is dead nor past its time");
+        assert_eq!(
+            names(&left),
+            ["user:1", "user:1", "user:2"],
+            "{policy:?}: neither what is dead nor past its time"
+        );
         assert_eq!(cache.purge("user:*").await.unwrap(), 3);
         assert!(listed(&cache, Query::all()).await.is_empty(), "{policy:?}");
     }
@@ -57,7 +61,8 @@ async fn ram_alone_is_listed_and_purged() {
 async fn more_than_a_page_of_ram_is_listed_once() {
     for policy in POLICIES {
         let hot = Arc::new(RamTier::new(RamConfig { max_size: 256 << 20, policy }));
-        let cache = builder(&ManualClock::new()).hot(hot).dry(MemoryTier::persistent()).build().await.unwrap();
+        let cache =
+            builder(&ManualClock::new()).hot(hot).dry(MemoryTier::persistent()).build().await.unwrap();
         for number in 0..150_000 {
             cache.set(format!("{number:06}"), "v").await.unwrap();
         }
