@@ -340,9 +340,6 @@ struct Client {
     random: Random,
     who: u16,
     keys: u16,
-    /// Whether tags are invalidated at a level that other processes may use: a touch or a write on a condition that meets
-    /// the fence takes it for another process, and lets go of what it had read.
-    fenced: bool,
     events: Vec<Event>,
     transactions: Vec<Transaction>,
 }
@@ -355,7 +352,6 @@ impl Client {
             random: Random::new(storm.seed.wrapping_mul(1_000_003) + u64::from(who)),
             who,
             keys: storm.keys,
-            fenced: storm.dry == Dry::Sqlite,
             events: Vec::new(),
             transactions: Vec::new(),
         }
@@ -465,8 +461,6 @@ impl Client {
                 durable: false,
             };
             self.note(Some(key), begun, ended, What::Write(written));
-        } else if self.fenced {
-            self.note(Some(key), begun, ended, What::Flush);
         }
         Ok(())
     }
@@ -569,7 +563,7 @@ impl Client {
                     Act::Touch => self.cache.touch(name(key), None).await.map(drop),
                     _ => self.cache.get_and_touch(name(key), None).await.map(drop),
                 };
-                (Some(key), touched.map(|()| What::Touch { durable: !self.fenced }))
+                (Some(key), touched.map(|()| What::Touch { durable: true }))
             }
         };
         let what = what.map_err(failed(act))?;

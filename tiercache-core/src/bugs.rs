@@ -20,7 +20,7 @@ mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Every bug that histories of the simulator show, and the rule it breaks.
-    pub const ALL: [(&str, &str); 38] = [
+    pub const ALL: [(&str, &str); 40] = [
         ("adds-again", "an addition is made once"),
         ("add-extends-life", "only set and touch change a deadline"),
         ("batch-behind-is-done", "of a batch each removal overtakes what is ahead of it"),
@@ -34,6 +34,7 @@ mod chosen {
         ("derived-overtakes", "a touch carries no value past another process"),
         ("fences-forgotten-early", "a fence lives as long as what it guards"),
         ("fences-not-remembered", "an invalidation outlives the process where copies do"),
+        ("fenced-is-done", "what is written after another process's invalidation is above it"),
         ("generations-restart", "generations go on where the last process ended"),
         ("hit-ignores-fences", "a hit is older than no invalidation"),
         ("join-detached-read", "a get joins no read that began before a mutation"),
@@ -43,6 +44,7 @@ mod chosen {
         ("load-stored-unchecked", "what was loaded before a mutation is not stored after it"),
         ("load-unclaimed", "what was loaded before another process changed a key is not stored over that"),
         ("journal-forgotten", "a removal that waits for a level outlives the process"),
+        ("killed-elsewhere-stays", "what another process has invalidated is not written again"),
         ("late-not-joined", "a level that is opened later tells first what it remembers"),
         ("no-floor", "a mutation raises the floor of operations in flight"),
         ("no-permit", "a write below commits only while its permit holds"),

@@ -246,6 +246,10 @@ impl FenceLog for LateTier {
         let fences = self.inner.get().and_then(|inner| inner.fences());
         fences.map(FenceLog::remembered).unwrap_or_default()
     }
+
+    fn kills(&self, key: &Key, entry: &Entry) -> bool {
+        self.inner.get().and_then(|inner| inner.fences()).is_some_and(|fences| fences.kills(key, entry))
+    }
 }
 
 #[async_trait]

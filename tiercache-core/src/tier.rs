@@ -218,6 +218,10 @@ pub enum Removal {
     /// A shared tier has the key, or the mark of its removal, at this generation, which is not below the one that
     /// was asked for: another process is ahead. The mutation must be made anew with a higher one.
     Behind(Generation),
+    /// An invalidation of many stands at a shared tier above the generation that was asked for, and what is written with
+    /// that could be dead at once. It is no sign that another process has changed the key; the mutation must be made
+    /// anew with a higher one all the same.
+    Fenced(Generation),
 }
 
 impl Removal {
@@ -481,6 +485,15 @@ pub trait FenceLog: Tier {
 
     /// The fences it remembers.
     fn remembered(&self) -> Vec<(Scope, Generation)>;
+
+    /// Whether one of those kills the entry. A shared tier knows all that other processes made before its last answer
+    /// to [`Tier::remove`] of the key, or says what it may miss.
+    fn kills(&self, key: &Key, entry: &Entry) -> bool {
+        let hits = |(scope, fence): &(Scope, Generation)| {
+            entry.generation < *fence && scope.covers(key.as_ref(), entry)
+        };
+        self.remembered().iter().any(hits)
+    }
 }
 
 /// A tier whose store may be away when the cache begins: [`LateTier`](crate::LateTier).

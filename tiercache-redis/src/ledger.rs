@@ -280,6 +280,8 @@ impl Ledger {
         let last = before.as_ref().map(|checked| checked.record.clone());
         for _ in 0..ATTEMPTS {
             let (at, number) = (Instant::now(), self.link.number());
+            // Before the record is asked for: what is raised beside that may not stand in the answer yet.
+            let reached = self.reached.load(Ordering::Acquire);
             let mut brief = cmd("HMGET");
             brief.arg(&self.record).arg("era").arg("high").arg("version");
             let (era, high, version): (Option<String>, Option<u64>, Option<u64>) =
@@ -289,9 +291,7 @@ impl Ledger {
                 continue;
             };
             let same_era = last.as_ref().is_some_and(|last| last.era == era);
-            let went_back =
-                |last: &Arc<Record>| high < self.reached.load(Ordering::Acquire) || version < last.version;
-            if same_era && last.as_ref().is_some_and(went_back) {
+            if same_era && (high < reached || last.as_ref().is_some_and(|last| version < last.version)) {
                 self.renew(&era, "the record went back").await?;
                 continue;
             }
@@ -322,7 +322,7 @@ impl Ledger {
                     "a new era: what was stored before is not answered any more"
                 );
                 *lock(&self.witness) = None;
-                if record.high.get() < self.reached.load(Ordering::Acquire) {
+                if record.high.get() < reached {
                     // Whoever began it did not know of all generations this process has given out.
                     self.renew("", "generations go on").await?;
                 }

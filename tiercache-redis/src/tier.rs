@@ -472,6 +472,11 @@ impl FenceLog for RedisTier {
     fn remembered(&self) -> Vec<(Scope, Generation)> {
         self.ledger.fences()
     }
+
+    /// As far as the record is known, which is read again within a second.
+    fn kills(&self, key: &Key, entry: &Entry) -> bool {
+        self.ledger.last().kills(key, entry)
+    }
 }
 
 #[async_trait]

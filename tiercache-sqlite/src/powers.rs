@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 use tiercache_core::tier::{Counting, FenceLog, Listed, Listing, Scope};
-use tiercache_core::{Generation, Key, Result, Timestamp};
+use tiercache_core::{Entry, Generation, Key, Result, Timestamp};
 
 use crate::SqliteTier;
 use crate::iterate::{After, Filter, page};
@@ -84,6 +84,10 @@ impl FenceLog for SqliteTier {
             }
         }
         newest.into_iter().collect()
+    }
+
+    fn kills(&self, key: &Key, entry: &Entry) -> bool {
+        self.shard(key).fences().cover(key, entry)
     }
 }
 

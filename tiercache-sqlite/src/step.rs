@@ -218,7 +218,7 @@ impl<'a> Step<'a> {
         Ok(Put::Stored)
     }
 
-    /// Forgets what is below the generation and marks the key, unless another process is ahead.
+    /// Forgets what is below the generation and marks the key, unless another process or an invalidation is ahead.
     pub(crate) fn remove(&mut self, key: &Key, below: Generation) -> rusqlite::Result<Removal> {
         let standing = self.standing(key)?;
         let newest = standing.as_ref().map_or(Generation::ZERO, |row| row.generation).max(self.mark(key)?);
@@ -228,7 +228,7 @@ impl<'a> Step<'a> {
         // What is written next would be dead by a fence that this mutation does not know of.
         let fenced = self.shard.fences().highest(key.namespace()).max(self.fenced.highest(key.namespace()));
         if fenced > below {
-            return Ok(Removal::Behind(fenced));
+            return Ok(Removal::Fenced(fenced));
         }
         if let Some(row) = standing {
             self.drop_row(&row)?;

@@ -89,6 +89,11 @@ impl Judge {
         &mut self.mutations[number]
     }
 
+    /// The mutation that wrote a value.
+    pub(super) fn written(&self, value: u64) -> Option<&Mutation> {
+        self.mutations.iter().find(|mutation| mutation.kind == Kind::Write(value))
+    }
+
     /// Ends whatever nobody waits for: all of it has had the effect it will have.
     pub(super) fn settle(&mut self, now: Moment) {
         for mutation in self.mutations.iter_mut().filter(|mutation| mutation.ended.is_none()) {
@@ -99,11 +104,8 @@ impl Judge {
     /// Whether a read may have found what it found.
     pub(super) fn judge(&mut self, seen: Seen) -> Result<(), String> {
         let Seen { key, value, begun, ended, clock, life, .. } = seen;
-        let written = self
-            .mutations
-            .iter()
-            .find(|mutation| mutation.kind == Kind::Write(value))
-            .ok_or_else(|| format!("value {value} of key {key} was never written"))?;
+        let written =
+            self.written(value).ok_or_else(|| format!("value {value} of key {key} was never written"))?;
         if written.key != key {
             return Err(format!("key {key} answered with value {value} of key {}", written.key));
         }

@@ -107,6 +107,8 @@ struct History {
     origin: Arc<Origin>,
     /// When other processes changed a key.
     elsewhere: Vec<(u8, Moment)>,
+    /// When they invalidated a tag.
+    killed: Vec<(u8, Moment)>,
     /// The leases other processes have.
     held: BTreeMap<u8, Held>,
     /// Loads that are to have a lease, and when they were asked for.
@@ -203,6 +205,7 @@ impl History {
             store,
             origin: Arc::new(Origin::new(gates.clone())),
             elsewhere: Vec::new(),
+            killed: Vec::new(),
             held: BTreeMap::new(),
             leased: BTreeMap::new(),
             loads: BTreeMap::new(),

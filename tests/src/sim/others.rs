@@ -1,6 +1,7 @@
 //! What other processes do meanwhile: they write to the store, and have leases.
 
 use tiercache_core::lease::Holder;
+use tiercache_core::tier::Scope;
 use tiercache_core::{Clock, Key};
 use tokio::time::Instant;
 
@@ -10,7 +11,7 @@ use super::origin::Asked;
 use super::{Held, History, KEYS, TERM};
 
 impl History {
-    /// Another process sets or removes a key, whole and at once. This process may go on with what it has in RAM, but
+    /// Another process sets or removes a key, or invalidates a tag, whole and at once. This process may go on with what it has in RAM, but
     /// whatever it does to the key afterwards comes after.
     pub(super) async fn elsewhere(&mut self) -> Result<(), String> {
         let key = self.choices.below(KEYS) as u8;
@@ -28,6 +29,14 @@ impl History {
                 self.counts.added(key, bit, self.moment + 1, Made::Certainly);
                 self.counts.judge(key, sum, self.moment, self.moment + 1)?;
             }
+        } else if self.choices.once_in(4) {
+            let tag = self.choices.below(2) as u8;
+            let value = tag.to_string();
+            let scope = Scope::Tag { namespace: String::new(), name: "t".to_owned(), value };
+            self.note(format!("{}: another process invalidates tag {tag}", self.moment));
+            self.store.invalidate_elsewhere(scope, ahead);
+            self.killed.push((tag, self.moment));
+            self.lossy_at = self.lossy_at.max(self.moment);
         } else if self.choices.once_in(4) {
             self.elsewhere.push((key, self.moment));
             self.note(format!("{}: another process removes {key}", self.moment));

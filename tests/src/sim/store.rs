@@ -39,6 +39,8 @@ struct Contents {
     entries: BTreeMap<Key, Entry>,
     removed: BTreeMap<Key, Generation>,
     fences: BTreeMap<Scope, Generation>,
+    /// Those of other processes, which this store keeps itself.
+    theirs: BTreeMap<Scope, Generation>,
     /// Counters and when they die.
     counters: BTreeMap<Key, (i64, Timestamp)>,
     last: Generation,
@@ -186,6 +188,7 @@ impl Life {
 fn removed(life: &Life, contents: &mut Contents, key: &Key, below: Generation) -> Removal {
     match contents.newest(key) {
         Some(newest) if life.shared && newest >= below => Removal::Behind(newest),
+        _ if life.shared && contents.fenced() > below => Removal::Fenced(contents.fenced()),
         newest => {
             contents.remove(key, below, life.local || life.shared);
             Removal::Done { over: newest.filter(|_| life.shared).unwrap_or_default() }
@@ -200,6 +203,11 @@ impl Contents {
         let generation = Generation::new(met.max(ahead) + 1);
         self.remove(key, generation, true);
         generation
+    }
+
+    /// The newest fence.
+    fn fenced(&self) -> Generation {
+        self.fences.values().chain(self.theirs.values()).max().copied().unwrap_or_default()
     }
 
     /// The generation of the entry or the removal of a key.
@@ -232,7 +240,8 @@ impl Contents {
             return Put::Unchanged;
         }
         // A removal below a generation spares that generation itself: a set fences, and then puts.
-        if self.newest(key).is_some_and(|newest| newest > entry.generation) {
+        let newer = self.newest(key).is_some_and(|newest| newest > entry.generation);
+        if newer || kills(&self.theirs, key, entry) {
             return Put::Superseded;
         }
         self.last = self.last.max(entry.generation);
@@ -241,7 +250,20 @@ impl Contents {
     }
 }
 
+fn kills(fences: &BTreeMap<Scope, Generation>, key: &Key, entry: &Entry) -> bool {
+    fences.iter().any(|(scope, fence)| entry.generation < *fence && scope.covers(key.as_ref(), entry))
+}
+
 impl Store {
+    /// Another process invalidates what is in the scope, above all that any process has put.
+    pub(super) fn invalidate_elsewhere(&self, scope: Scope, ahead: u64) {
+        let mut contents = lock(&self.0);
+        let generation = Generation::new(contents.last.get().max(ahead) + 1);
+        contents.last = generation;
+        contents.entries.retain(|key, entry| !scope.covers(key.as_ref(), entry));
+        contents.theirs.insert(scope, generation);
+    }
+
     /// Another process sets `key`; its generations are at least `ahead`.
     pub(super) fn set_elsewhere(&self, key: &Key, value: &str, now: Timestamp, ahead: u64) {
         let mut contents = lock(&self.0);
@@ -441,13 +463,16 @@ impl Transacting for Contents {
         if over >= below {
             return Ok(Removal::Behind(over));
         }
+        if self.fenced() > below {
+            return Ok(Removal::Fenced(self.fenced()));
+        }
         Contents::remove(self, key, below, true);
         Ok(Removal::Done { over })
     }
 
     fn standing(&mut self, key: &Key) -> Result<Standing> {
         let newest = self.newest(key).unwrap_or_default();
-        Ok(Standing { newest, above: newest })
+        Ok(Standing { newest, above: newest.max(self.fenced()) })
     }
 
     fn nested(&mut self, part: &mut dyn FnMut(&mut dyn Transacting) -> Result<()>) -> Result<()> {
@@ -523,6 +548,11 @@ impl FenceLog for Life {
 
     fn remembered(&self) -> Vec<(Scope, Generation)> {
         lock(&self.store.0).fences.iter().map(|(scope, generation)| (scope.clone(), *generation)).collect()
+    }
+
+    fn kills(&self, key: &Key, entry: &Entry) -> bool {
+        let contents = lock(&self.store.0);
+        kills(&contents.fences, key, entry) || kills(&contents.theirs, key, entry)
     }
 }
 

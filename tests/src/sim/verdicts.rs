@@ -130,11 +130,26 @@ impl History {
         }
     }
 
-    /// Nothing that was loaded before another process changed a key stands where that process would find it.
-    /// A level that fails when it is asked to remove what is older is not known to have nothing newer.
+    /// Nothing that was loaded before another process changed a key, or was set or loaded before it invalidated a tag,
+    /// stands where that process would find it. A level that fails when it is asked to remove what is older is not known to have nothing newer.
     pub(super) fn judge_store(&self) -> Result<(), String> {
         if self.setup.faults {
             return Ok(());
+        }
+        for key in 0..KEYS as u8 {
+            let name = Key::new("", format!("key-{key}").as_bytes()).expect("a key");
+            let Some(value) = self.store.value(&name).map(|value| number(&value)) else { continue };
+            let Some(written) = self.judge.written(value) else { continue };
+            let loaded = self.origin.asked(value);
+            for &(tag, killed) in self.killed.iter().filter(|(tag, _)| written.tag == Some(*tag)) {
+                let before = loaded.is_some_and(|asked| asked < killed)
+                    || written.ended.is_some_and(|ended| ended < killed);
+                if before {
+                    return Err(format!(
+                        "value {value} of key {key} stands, though its tag {tag} went at {killed}"
+                    ));
+                }
+            }
         }
         for &(key, changed) in &self.elsewhere {
             let name = Key::new("", format!("key-{key}").as_bytes()).expect("a key");

@@ -48,8 +48,7 @@ impl CacheManager {
     /// A generation means something to the process that read it, as long as that lives: another one may count to the
     /// same number. Within a process exactly one of those that know a generation gets its value in, and nothing that was set
     /// meanwhile is lost. Across processes the level they share tells, for a minute at least, that another was there:
-    /// then nothing is stored, and the key may be left without a value. An invalidation in the key's namespace that
-    /// reaches such a level at the same time may be taken for another process.
+    /// then nothing is stored, and the key may be left without a value.
     ///
     /// # Errors
     /// As for [`CacheManager::set`].

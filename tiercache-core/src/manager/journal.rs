@@ -184,7 +184,10 @@ impl Shared {
                     }
                     stripe.floor(hash).max(below)
                 };
-                shared.remove_above(slot, &key, &mut generation, slot.limits().write_timeout).await.map(drop)
+                shared
+                    .remove_above(slot, &key, &mut generation, &mut false, slot.limits().write_timeout)
+                    .await
+                    .map(drop)
             };
             shared.wait_for(level, note, again).await;
             drop(flight);

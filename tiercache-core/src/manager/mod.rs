@@ -3,8 +3,10 @@
 //! Every decision about a key is made under the key's stripe ([`stripes`]). The flow of each operation is written
 //! down, step by step, where it begins: [`read`], [`write`], [`remove`], [`journal`], [`sink`].
 
+mod below;
 mod blocking;
 mod builder;
+mod change;
 mod clock;
 mod close;
 mod conditional;
@@ -43,6 +45,7 @@ use tokio::sync::watch;
 
 pub use blocking::BlockingCache;
 pub use builder::{Builder, Write};
+pub use change::{Popped, Touched};
 pub use close::{CloseReport, LevelReport};
 pub use count::Addition;
 pub use keys::Keys;
@@ -53,7 +56,7 @@ pub use load::{
 };
 pub use lock::{Lock, LockGuard};
 pub use read::EntryInfo;
-pub use remove::{Popped, Removed};
+pub use remove::Removed;
 pub use retune::{Origin, Retune};
 pub use set::Set;
 pub use sink::Pruned;
@@ -62,7 +65,7 @@ pub use stats::{LevelStats, Stats};
 pub use transaction::{Transaction, Value};
 pub use transfer::{Restored, Scan};
 pub use typed::TypedCache;
-pub use write::{Touched, Written};
+pub use write::Written;
 
 use self::flow::Flow;
 use self::lessor::Lessor;

@@ -19,7 +19,7 @@ use super::counters::Count;
 use super::pending::Ticket;
 use super::slot::Slot;
 use super::stripes::{Joined, RemovalOutcome, Stripe};
-use super::write::{Changing, Lower};
+use super::write::Lower;
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
 use crate::tier::{Removal, Scope};
@@ -41,16 +41,6 @@ pub struct Removed {
     pub degraded: Vec<(Level, Error)>,
 }
 
-/// What [`CacheManager::pop`] took out.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct Popped {
-    /// The value there was.
-    pub value: Option<bytes::Bytes>,
-    /// As [`Removed::degraded`].
-    pub degraded: Vec<(Level, Error)>,
-}
-
 impl CacheManager {
     /// Removes `key` from every level. When it returns, later gets see only what is set after it began. Removing
     /// what is not there succeeds.
@@ -62,16 +52,6 @@ impl CacheManager {
         let key = self.key(&key)?.to_key();
         self.shared.check_open()?;
         self.shared.clone().remove_and_wait(key).await
-    }
-
-    /// Removes `key` and returns the value it had, as one step: of two calls at once one gets it.
-    ///
-    /// # Errors
-    /// As for [`CacheManager::delete`].
-    pub async fn pop(&self, key: impl AsKey) -> Result<Popped> {
-        let key = self.key(&key)?.to_key();
-        let shared = self.shared.clone();
-        self.shared.owned(async move { shared.pop(&key).await }, "pop").await?
     }
 
     /// Removes everything that carries the tag in this handle's namespace. The work is the same for one entry or
@@ -152,7 +132,11 @@ impl Shared {
     }
 
     /// What is left of a removal; tracking has been told of it.
-    async fn remove_lower_too(self: &Arc<Self>, key: &Key, joined: &Joined) -> Vec<(Level, Error)> {
+    pub(super) async fn remove_lower_too(
+        self: &Arc<Self>,
+        key: &Key,
+        joined: &Joined,
+    ) -> Vec<(Level, Error)> {
         let outcome = self.remove_lower(key, joined).await;
         if outcome.generation > joined.generation {
             self.flow.recorder.removed(self.flow.now(), key.clone(), outcome.generation);
@@ -184,40 +168,6 @@ impl Shared {
                 let joined = stripe.join_removal(hash, generation);
                 Err((InFlight { shared: self.clone(), hash }, joined))
             }
-        }
-    }
-
-    async fn pop(self: &Arc<Self>, key: &Key) -> Result<Popped> {
-        let hash = key.hash64();
-        loop {
-            self.check_open()?;
-            let Changing { before, flight, turn } = self.enter_to_change(key).await;
-            let Some(found) = self.look(key.as_ref()).await else { return Ok(Popped::default()) };
-            if found.entry.generation < before {
-                // Being replaced or removed by a mutation that comes first in order.
-                return Ok(Popped::default());
-            }
-            let removal = {
-                let mut stripe = self.stripes.lock(hash);
-                if stripe.floor(hash) != before || stripe.is_transacting(hash) {
-                    continue;
-                }
-                // Claimed: whoever looks at the floor from here on knows that the value is taken.
-                let generation = self.flow.next_generation();
-                stripe.mutate(hash, generation);
-                let lower = self.fence_lower(key, generation);
-                self.forget_in_ram(key, generation);
-                self.flow.recorder.removed(self.flow.now(), key.clone(), generation);
-                matches!(lower, Lower::Wait).then(|| stripe.join_removal(hash, generation))
-            };
-            drop(turn);
-            self.flow.counters.count(Count::Delete);
-            let degraded = match removal {
-                Some(joined) => self.remove_lower_too(key, &joined).await,
-                None => Vec::new(),
-            };
-            drop(flight);
-            return Ok(Popped { value: Some(found.entry.value), degraded });
         }
     }
 
@@ -270,21 +220,19 @@ impl Shared {
                 continue;
             }
             let limit = slot.removal_timeout();
-            let before = generation;
-            match self.remove_above(slot, key, &mut generation, limit).await {
+            match self.remove_above(slot, key, &mut generation, &mut overtaken, limit).await {
                 Ok(found) => {
                     // Asked again, it has the mark of what it was asked before.
                     if found > *asked {
                         over = found.max(over);
                     }
-                    overtaken |= generation != before;
                     *asked = generation;
                 }
                 Err(error) => {
                     self.flow.counters.count(Count::Degraded);
                     tracing::warn!(level = %slot.level, ?key, %error, "could not remove, fenced until it can");
                     let (raised, met) = self.clean_later(slot, key, generation).await;
-                    overtaken |= met || generation != before;
+                    overtaken |= met;
                     generation = raised;
                     *asked = Generation::MAX;
                     degraded.push((slot.level, error));
@@ -294,13 +242,14 @@ impl Shared {
         RemovalOutcome { newest, generation, over, overtaken, degraded }
     }
 
-    /// Removes from one level, and takes a higher generation as often as another process is ahead. Returns what
-    /// stood there, as [`Removal::Done`] tells.
+    /// Removes from one level, and takes a higher generation as often as another process is ahead, which is noted in
+    /// `overtaken`, or an invalidation. Returns what stood there, as [`Removal::Done`] tells.
     pub(super) async fn remove_above(
         &self,
         slot: &Slot,
         key: &Key,
         generation: &mut Generation,
+        overtaken: &mut bool,
         limit: Duration,
     ) -> Result<Generation> {
         for _ in 0..MOST_OVERTAKEN {
@@ -308,8 +257,13 @@ impl Shared {
                 Removal::Behind(found) if !seeded("behind-is-done") => {
                     self.flow.join(slot.tier.name(), found)?;
                     *generation = self.raise(&mut self.stripes.lock(key.hash64()), key);
+                    *overtaken = true;
                 }
-                Removal::Done { over: found } | Removal::Behind(found) => {
+                Removal::Fenced(fence) if !seeded("fenced-is-done") => {
+                    self.flow.join(slot.tier.name(), fence)?;
+                    *generation = self.raise(&mut self.stripes.lock(key.hash64()), key);
+                }
+                Removal::Done { over: found } | Removal::Behind(found) | Removal::Fenced(found) => {
                     self.stripes.lock(key.hash64()).end_lag(key.hash64(), slot.level);
                     return Ok(found);
                 }

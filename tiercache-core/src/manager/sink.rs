@@ -17,11 +17,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::Shared;
+use super::below::Writing;
 use super::counters::Count;
 use super::flow::Chute;
 use super::pending::Item;
 use super::slot::Slot;
-use super::write::Writing;
 use crate::bugs::seeded;
 use crate::tier::{Hold, Put, Swept};
 use crate::{Error, Generation, Key, Level, Result};

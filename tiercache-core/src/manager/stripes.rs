@@ -233,8 +233,8 @@ impl Stripe {
         flight.loading.as_ref().filter(|loading| loading.key == *key)
     }
 
-    /// How many mutations have begun, and loads and transactions ended: another number than before says that what a
-    /// caller missed may be there now.
+    /// How many mutations have begun, and sets, loads and transactions ended: another number than before says that what
+    /// a caller missed may be there now.
     pub(super) fn changes(&self) -> u64 {
         self.changes
     }
@@ -397,6 +397,7 @@ impl Stripe {
 
     /// Ends it.
     pub(super) fn end_set(&mut self, hash: u64) {
+        self.changes += 1;
         if let Some(flight) = self.flight(hash) {
             flight.sets -= 1;
         }

@@ -162,7 +162,7 @@ impl Transaction<'_> {
         self.written.push((key.clone(), generation, None));
         match self.level.remove(&key, generation)? {
             Removal::Done { .. } => Ok(found),
-            Removal::Behind(_) => Err(overtaken(shared.transacting()?.0)),
+            Removal::Behind(_) | Removal::Fenced(_) => Err(overtaken(shared.transacting()?.0)),
         }
     }
 

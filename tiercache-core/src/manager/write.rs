@@ -9,32 +9,24 @@
 //! 5. Older copies in RAM go, and the way down once more: an eviction may have put the older value there
 //!    meanwhile.
 //!
-//! `touch`, `set(..).only_if_absent()` and the like read first; they register a flight before they look, and begin
-//! anew when its floor shows a mutation by the time they hold the stripe again.
+//! Sets with a condition read first: see [`super::change`].
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::OwnedMutexGuard;
 
 use super::builder::Write;
 use super::counters::Count;
-use super::pending::{Item, Ticket};
-use super::read::Doubt;
+use super::pending::Item;
 use super::set::{Draft, OnlyIf, Set, Ttl};
-use super::slot::Slot;
 use super::stripes::{Joined, Stripe};
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
-use crate::tier::{Permit, Put};
+use crate::tier::Put;
 use crate::tracking::Record;
-use crate::{AsKey, Entry, Error, Generation, Key, Level, Levels, Result, Timestamp};
-
-/// The longest a writer waits for the way down to clear before it goes on and the oldest there is dropped.
-const CROWDED_WAIT: Duration = Duration::from_secs(1);
+use crate::{AsKey, Entry, Error, Generation, Key, Level, Result, Timestamp};
 
 /// What a write did.
 #[derive(Clone, Debug)]
@@ -46,16 +38,6 @@ pub struct Written {
     pub generation: Generation,
     /// Levels whose older copy could not be removed yet, and why. They are fenced in this process and cleaned in
     /// the background, as [`Removed::degraded`](crate::Removed::degraded) are.
-    pub degraded: Vec<(Level, Error)>,
-}
-
-/// What [`CacheManager::touch`] did.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct Touched {
-    /// Whether there was an entry to give a new time to live.
-    pub found: bool,
-    /// As [`Written::degraded`]: there the entry still has its old deadline, which is not answered by.
     pub degraded: Vec<(Level, Error)>,
 }
 
@@ -82,31 +64,6 @@ impl CacheManager {
             key: self.key(&key).map(|key| key.to_key()),
             draft: Ok(Draft::new(value.into())),
         }
-    }
-
-    /// Gives the entry of `key` a new time to live from now; `None` for one without a deadline. Tells whether there
-    /// was such an entry.
-    ///
-    /// At a level that other processes use, a touch that meets another process's mutation of the key, or an invalidation
-    /// in its namespace, may leave the key without a value.
-    ///
-    /// # Errors
-    /// As for [`CacheManager::set`].
-    pub async fn touch(&self, key: impl AsKey, ttl: impl Into<Option<Duration>>) -> Result<Touched> {
-        let key = self.key(&key)?.to_key();
-        let ttl = Ttl::given(ttl.into())?;
-        let shared = self.shared.clone();
-        let touched = async move {
-            let touched = shared.replace(&key, |found, now| {
-                let mut entry = found?;
-                ttl.apply(&mut entry, now);
-                Some(entry)
-            });
-            let written = touched.await?;
-            let found = written.is_some();
-            Ok(Touched { found, degraded: written.map(|written| written.degraded).unwrap_or_default() })
-        };
-        self.shared.owned(touched, "touch").await?
     }
 }
 
@@ -150,13 +107,15 @@ impl Unfinished {
 }
 
 /// What an entry that is written was made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) enum Made {
     /// Of nothing that was read.
     Anew,
-    /// Of what was read at that generation, or was not there at zero. It is not made anew when another process came
-    /// between: nothing is stored then.
-    Of(Generation),
+    /// Of what was read, its value left out. It is not made anew when another process came between: nothing is stored
+    /// then.
+    Of(Entry),
+    /// By a load, of what was read at that generation, or was not there at zero. Likewise.
+    Since(Generation),
     /// By a load, before which the levels that others write to were asked to remove what is older: whatever others did
     /// since has a higher generation.
     AfterAsking,
@@ -246,7 +205,7 @@ impl Shared {
         now: Timestamp,
         made: Made,
     ) -> Begun {
-        match self.begin_locked(stripe, key, entry, now, made) {
+        match self.begin_locked(stripe, key, entry, now, &made) {
             Begun::Done(result) => Begun::Done(result),
             Begun::Slow(unfinished) => Begun::Slow(unfinished.finish(made)),
         }
@@ -258,12 +217,12 @@ impl Shared {
         key: Key,
         entry: Entry,
         now: Timestamp,
-        made: Made,
+        made: &Made,
     ) -> Begun<Unfinished> {
         let (hash, generation) = (key.hash64(), entry.generation);
         stripe.mutate(hash, generation);
-        let fenced =
-            matches!(self.fence_lower_but(&key, generation, made == Made::AfterAsking), Lower::Fenced { .. });
+        let asked = matches!(made, Made::AfterAsking);
+        let fenced = matches!(self.fence_lower_but(&key, generation, asked), Lower::Fenced { .. });
         if fenced
             && self.write == Write::Back
             && let Some(level) = self.publish_in_ram(&key, &entry, now)
@@ -319,7 +278,7 @@ impl Shared {
     }
 
     /// Steps 4 and 5. The level that took it, if one in RAM did.
-    fn publish_in_ram(&self, key: &Key, entry: &Entry, now: Timestamp) -> Option<Level> {
+    pub(super) fn publish_in_ram(&self, key: &Key, entry: &Entry, now: Timestamp) -> Option<Level> {
         let mut taken = None;
         for slot in self.slots().filter(|slot| entry.levels.contains(slot.level)) {
             let resident = slot.resident()?;
@@ -366,10 +325,12 @@ impl Shared {
         if let Some(joined) = removal {
             let outcome = self.remove_lower(&key, &joined).await;
             (generation, degraded) = (outcome.generation, outcome.degraded);
-            let changed = match made {
+            let killed = |entry| self.is_killed_below(&key, entry);
+            let changed = match &made {
                 Made::Anew => false,
-                Made::Of(read) => outcome.overtaken || outcome.over > read,
-                Made::AfterAsking => outcome.overtaken,
+                Made::Of(read) => outcome.overtaken || outcome.over > read.generation || killed(read),
+                Made::Since(read) => outcome.overtaken || outcome.over > *read || killed(&entry),
+                Made::AfterAsking => outcome.overtaken || killed(&entry),
             };
             if changed && !seeded("derived-overtakes") {
                 // What it was made of must not be what the next attempt is made of.
@@ -416,6 +377,13 @@ impl Shared {
         Err(refused.unwrap_or(Error::TooLarge { size: entry.value.len() as u64, limit }))
     }
 
+    /// Whether an invalidation by any process, that a level other processes use knows of, reaches the entry.
+    fn is_killed_below(&self, key: &Key, entry: &Entry) -> bool {
+        let mut shared = self.lower_slots().filter(|slot| slot.profile.shared);
+        !seeded("killed-elsewhere-stays")
+            && shared.any(|slot| slot.tier.fences().is_some_and(|fences| fences.kills(key, entry)))
+    }
+
     /// Steps 4 and 5 of a write that had to wait. Whether it is over: a level in RAM took it, or a later mutation
     /// has begun.
     pub(super) fn publish_late(&self, key: &Key, entry: &Entry, now: Timestamp) -> bool {
@@ -445,90 +413,6 @@ impl Shared {
         true
     }
 
-    /// The levels outside RAM to be tried in turn for an entry that must reach one.
-    pub(super) fn candidates(&self, levels: Levels) -> Vec<&Slot> {
-        match (self.write, self.durable(levels)) {
-            (Write::Through, Some(slot)) => vec![slot],
-            _ => self.lower_slots().filter(|slot| levels.contains(slot.level)).collect(),
-        }
-    }
-
-    /// What follows when a level outside RAM has an entry that was set, or a newer one.
-    pub(super) fn kept_below(&self, slot: &Slot, key: &Key, entry: &Entry, put: Put, now: Timestamp) {
-        self.flow.counters.count(Count::Set);
-        let stripe = self.stripes.lock(key.hash64());
-        // What another process has put there since may have been read already.
-        if put == Put::Superseded || stripe.is_overtaken(key.hash64(), entry.generation) {
-            return;
-        }
-        self.flow.recorder.stored(now, || Record::of(key.clone(), entry, slot.level));
-        if self.write == Write::Through
-            && let Some(level) = self.publish_in_ram(key, entry, now)
-        {
-            self.flow.recorder.moved(now, key, entry.generation, Some(level));
-        }
-    }
-
-    /// Writes to a level outside RAM, visible to reads and to later mutations while it lasts.
-    async fn put_below(
-        self: &Arc<Self>,
-        slot: &Slot,
-        key: &Key,
-        entry: &Entry,
-        now: Timestamp,
-    ) -> Result<Put> {
-        let Some(writing) = self.begin_below(slot, key, entry) else { return Ok(Put::Superseded) };
-        let result = self.write_below(slot, &writing, now).await;
-        self.end_below(key, entry);
-        result
-    }
-
-    /// Begins such a write, unless a later mutation has begun.
-    pub(super) fn begin_below(self: &Arc<Self>, slot: &Slot, key: &Key, entry: &Entry) -> Option<Writing> {
-        let mut stripe = self.stripes.lock(key.hash64());
-        // From here on reads may find it, so nothing older may be found before it; and if a later mutation has
-        // begun, what this one replaces must be gone all the same when it returns.
-        self.forget_in_ram(key, entry.generation);
-        if stripe.is_overtaken(key.hash64(), entry.generation) {
-            return None;
-        }
-        let item = Item { writing: true, ..Item::new(entry.clone(), slot.level, slot.level) };
-        self.flow.pending.push(key.clone(), item, false);
-        stripe.detach(key.hash64());
-        Some(Writing::begin(self.clone(), &mut stripe, key, entry, slot.level))
-    }
-
-    /// Ends it.
-    pub(super) fn end_below(&self, key: &Key, entry: &Entry) {
-        let _stripe = self.stripes.lock(key.hash64());
-        self.flow.pending.take(key.as_ref(), entry.generation);
-    }
-
-    /// The write itself. A tier that was not told in time may have committed what a mutation has overtaken: that
-    /// one waits for the end of this, and removes it.
-    pub(super) async fn write_below(&self, slot: &Slot, writing: &Writing, now: Timestamp) -> Result<Put> {
-        let (ticket, key, entry) = (&*writing.ticket, writing.ticket.key(), writing.ticket.entry());
-        let hold = self.flow.hold(slot.level, entry, self.is_last(slot.level, entry.levels), now);
-        let result =
-            slot.call("put", slot.limits().write_timeout, slot.tier.put(key, entry, hold, ticket)).await;
-        self.judge_write(slot, ticket, result)
-    }
-
-    /// What became of a write that a level has answered.
-    pub(super) fn judge_write(&self, slot: &Slot, ticket: &Ticket, result: Result<Put>) -> Result<Put> {
-        let key = ticket.key();
-        let mut stripe = self.stripes.lock(key.hash64());
-        if ticket.holds() {
-            if matches!(result, Ok(Put::Stored)) {
-                // Whatever an earlier removal was to reach there, this replaced it.
-                stripe.end_lag(key.hash64(), slot.level);
-            }
-            return result;
-        }
-        self.flow.counters.count(Count::Refused);
-        Ok(Put::Superseded)
-    }
-
     /// A write in a task of its own from the start: one with a condition, or one that must reach a lower level.
     pub(super) fn write_slowly(self: Arc<Self>, key: Key, draft: Draft) -> Work {
         Box::pin(async move {
@@ -556,141 +440,5 @@ impl Shared {
                 Begun::Slow(work) => work.await,
             }
         })
-    }
-
-    /// Reads the entry of `key` and writes what `change` makes of it, as one step: begins anew when a mutation
-    /// came between. `None` from `change` leaves everything as it is.
-    pub(super) async fn replace(
-        self: &Arc<Self>,
-        key: &Key,
-        mut change: impl FnMut(Option<Entry>, Timestamp) -> Option<Entry>,
-    ) -> Result<Option<Written>> {
-        let hash = key.hash64();
-        loop {
-            self.check_open()?;
-            let Changing { before, flight, turn } = self.enter_to_change(key).await;
-            let found = self.look(key.as_ref()).await;
-            let begun = {
-                let mut stripe = self.stripes.lock(hash);
-                let passed = stripe.floor(hash) != before && !seeded("decides-on-old");
-                if passed || stripe.is_transacting(hash) {
-                    continue;
-                }
-                let now = self.flow.now();
-                // Alive when it was looked at, and perhaps not any more; or its level has yet to see a removal.
-                let found = found.filter(|found| {
-                    let doubt = Doubt::under(&stripe, self.slot(found.level), key.as_ref());
-                    !doubt.touches(key.as_ref(), &found.entry)
-                });
-                let found = found.map(|found| found.entry);
-                let found = found.filter(|entry| self.flow.is_alive(key.as_ref(), entry, now));
-                // Below the floor it is being replaced by a mutation that has not published yet. That one
-                // comes first in order, so what it replaces must not be carried past it.
-                let found = found.filter(|entry| entry.generation >= before);
-                let made = found.as_ref().map_or(Made::Anew, |entry| Made::Of(entry.generation));
-                let Some(mut entry) = change(found, now) else { return Ok(None) };
-                entry.generation = self.flow.next_generation();
-                self.write_locked(&mut stripe, key.clone(), entry, now, made)
-            };
-            drop((turn, flight));
-            let written = match begun {
-                Begun::Done(result) => result?,
-                Begun::Slow(work) => work.await?,
-            };
-            if written.stored {
-                return Ok(Some(written));
-            }
-        }
-    }
-
-    /// Registers an operation that reads a key to change it, once what has to be seen through before is over.
-    pub(super) async fn enter_to_change<'a>(self: &'a Arc<Self>, key: &Key) -> Changing<'a> {
-        let hash = key.hash64();
-        let (mut before, mut unsettled) = {
-            let mut stripe = self.stripes.lock(hash);
-            (stripe.enter(hash, self.flow.generation()), stripe.unsettled(hash))
-        };
-        let flight = InFlight { shared: &**self, hash };
-        let mut turn = None;
-        while let Some(joined) = unsettled {
-            if turn.is_none() {
-                turn = Some(joined.turn.clone().lock_owned().await);
-            }
-            self.remove_in_turn(key, &joined).await;
-            let stripe = self.stripes.lock(hash);
-            (before, unsettled) = (stripe.floor(hash), stripe.unsettled(hash));
-        }
-        Changing { before, turn, flight }
-    }
-
-    /// The lowest level that outlives the process and may have such an entry.
-    pub(super) fn durable(&self, levels: Levels) -> Option<&Slot> {
-        self.slots().rev().find(|slot| slot.profile.persistent && levels.contains(slot.level))
-    }
-
-    /// Holds a writer back while the way down is crowded, for a bounded time.
-    pub(super) async fn wait_for_room(&self) {
-        let room = async {
-            loop {
-                let left = self.flow.pending.room.notified();
-                if !self.flow.pending.is_crowded() {
-                    return;
-                }
-                left.await;
-            }
-        };
-        // A way down that is stuck is no reason to wait: then the oldest on it is dropped instead.
-        if !self.lower_slots().any(Slot::is_open) {
-            let _ = tokio::time::timeout(CROWDED_WAIT, room).await;
-        }
-    }
-}
-
-/// An operation that reads a key to change it.
-pub(super) struct Changing<'a> {
-    /// The floor it began above.
-    pub(super) before: Generation,
-    /// The turn, if it had to wait: kept until it has decided, or it might wait for one transaction after another.
-    pub(super) turn: Option<OwnedMutexGuard<()>>,
-    pub(super) flight: InFlight<&'a Shared>,
-}
-
-/// A write to a lower level under way: known to the key's stripe until it is over or dropped.
-pub(super) struct Writing {
-    shared: Arc<Shared>,
-    pub(super) ticket: Arc<Ticket>,
-}
-
-impl Writing {
-    /// Registers it, under the stripe.
-    pub(super) fn begin(
-        shared: Arc<Shared>,
-        stripe: &mut Stripe,
-        key: &Key,
-        entry: &Entry,
-        to: Level,
-    ) -> Self {
-        let ticket = Ticket::new(key.clone(), entry.clone(), to, shared.flow.fences.clone());
-        stripe.enter(key.hash64(), shared.flow.generation());
-        stripe.begin_write(key.hash64(), ticket.clone());
-        Self { shared, ticket }
-    }
-}
-
-impl Drop for Writing {
-    fn drop(&mut self) {
-        let key = self.ticket.key();
-        let pending = &self.shared.flow.pending;
-        let mut stripe = self.shared.stripes.lock(key.hash64());
-        // Dropped half-way, by the end of its worker: the entry waits for another.
-        if let Some(item) = pending.get(key.as_ref())
-            && item.entry.generation == self.ticket.generation()
-            && item.writing
-        {
-            pending.mark(key.as_ref(), item.entry.generation, item.to, false);
-            pending.requeue(key.clone(), item.entry.generation, item.to);
-        }
-        stripe.end_write(key.hash64(), &self.ticket);
-        stripe.leave(key.hash64());
     }
 }

@@ -252,6 +252,10 @@ impl FenceLog for GateTier {
     fn remembered(&self) -> Vec<(Scope, Generation)> {
         self.inner.fences().map(FenceLog::remembered).unwrap_or_default()
     }
+
+    fn kills(&self, key: &Key, entry: &Entry) -> bool {
+        self.inner.fences().is_some_and(|fences| fences.kills(key, entry))
+    }
 }
 
 #[async_trait]

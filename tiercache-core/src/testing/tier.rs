@@ -69,6 +69,7 @@ pub async fn suite(fresh: impl AsyncFn() -> Arc<dyn Tier>) {
         a_closed_tier_says_so
         a_listing_shows_what_stays_exactly_once
         fences_are_remembered
+        a_fence_is_no_change_of_a_key
         notes_are_listed_until_they_are_struck
         notes_are_no_entries
         an_index_knows_without_waiting
@@ -679,6 +680,27 @@ pub async fn a_listing_shows_what_stays_exactly_once(tier: Arc<dyn Tier>) {
 /// Fences are remembered with the highest generation given for each scope; a shared tier may have raised it.
 pub async fn fences_are_remembered(tier: Arc<dyn Tier>) {
     fence_all(&tier).await;
+}
+
+/// A fence of a tag kills what carries it and is older, and is not taken for another process's change of a key.
+pub async fn a_fence_is_no_change_of_a_key(tier: Arc<dyn Tier>) {
+    let Some(log) = tier.fences() else { return };
+    put_key(&tier, &named("a", b"stays"), &entry(1, "value")).await;
+    let scope = Scope::Tag { namespace: "a".into(), name: "type".into(), value: "thumb".into() };
+    let fence = log.fence(&scope, Generation::new(20)).await.expect("fence");
+    for (named, found) in
+        [(named("a", b"stays"), Generation::new(1)), (named("a", b"other"), Generation::ZERO)]
+    {
+        let answer = tier.remove(&named, Generation::new(10)).await.expect("remove");
+        let done = Removal::Done { over: if tier.profile().shared { found } else { Generation::ZERO } };
+        assert!(answer == done || answer == Removal::Fenced(fence), "{answer:?}");
+        let mut entry = entry(10, "value");
+        assert!(!log.kills(&named, &entry));
+        entry.extras_mut().tags.insert("type".into(), "thumb".into());
+        assert!(log.kills(&named, &entry));
+        entry.generation = fence;
+        assert!(!log.kills(&named, &entry));
+    }
 }
 
 /// Fences every scope, and returns the highest generation of each; none where fences are not kept.

@@ -4,6 +4,7 @@ mod cached;
 mod conditions;
 mod counters;
 mod durability;
+mod fenced;
 mod keys;
 mod levels;
 mod life;

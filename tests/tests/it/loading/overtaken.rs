@@ -202,6 +202,28 @@ async fn a_load_that_begins_anew_takes_nothing_from_what_this_process_set_meanwh
     }
 }
 
+/// A load has found nothing while a set waited for a level, and learns of that after the set has ended.
+#[tokio::test]
+async fn a_load_begins_on_nothing_that_a_set_has_replaced_since() {
+    let (clock, store) = (ManualClock::new(), MemoryTier::shared());
+    let gate = Arc::new(GateTier::new(store.clone()));
+    let cache = builder(&clock).hot(ram()).dry(gate.clone()).build().await.unwrap();
+    gate.close_gate(Point::Before(Op::Remove));
+    let there = cache.clone();
+    let setting = tokio::spawn(async move { there.set("k", "set").await });
+    gate.held(Point::Before(Op::Remove)).await;
+    gate.close_gate(Point::After(Op::Get));
+    let origin = Origin::new("loaded");
+    let loading = spawn(&cache, &origin);
+    gate.held(Point::After(Op::Get)).await;
+    gate.open_gate(Point::Before(Op::Remove));
+    setting.await.unwrap().unwrap();
+    gate.open_gate(Point::After(Op::Get));
+    assert_eq!(loading.await.unwrap(), "set");
+    assert_eq!(origin.loads(), 0);
+    assert_eq!(get(&cache, "k").await.unwrap(), "set");
+}
+
 /// A level of this machine has a copy to be removed, for which the shared level, too, is asked again when the value is
 /// kept: by then another process is ahead.
 #[tokio::test]

@@ -18,9 +18,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::super::below::Writing;
 use super::super::counters::Count;
 use super::super::lessor::Lessor;
-use super::super::write::Writing;
 use super::super::{InFlight, Shared, Write};
 use super::LoadOptions;
 use super::turn::Leading;

@@ -151,11 +151,11 @@ impl Shared {
     /// Step 4: makes sure that what other processes do to the key from now on is newer than the load.
     pub(super) async fn claim(self: &Arc<Self>, leading: &mut Leading, seen: Option<Generation>) -> Claim {
         if let Some(seen) = seen {
-            return Claim::Made(Made::Of(seen));
+            return Claim::Made(Made::Since(seen));
         }
         let unmarked = || self.lower_slots().filter(|slot| slot.index().is_none());
         if leading.beside || !unmarked().any(|slot| slot.profile.shared) {
-            return Claim::Made(Made::Of(Generation::ZERO));
+            return Claim::Made(Made::Since(Generation::ZERO));
         }
         if seeded("load-unclaimed") {
             return Claim::Made(Made::AfterAsking);
@@ -165,10 +165,10 @@ impl Shared {
                 let removal = slot.tier.remove(&leading.key, leading.generation);
                 match slot.call("remove", slot.limits().read_timeout, removal).await {
                     Ok(Removal::Done { .. }) => {}
-                    Ok(Removal::Behind(ahead)) => {
+                    Ok(Removal::Behind(ahead) | Removal::Fenced(ahead)) => {
                         if let Err(error) = self.flow.join(slot.tier.name(), ahead) {
                             tracing::warn!(level = %slot.level, %error, "cannot load ahead of it");
-                            return Claim::Made(Made::Of(Generation::ZERO));
+                            return Claim::Made(Made::Since(Generation::ZERO));
                         }
                         if let Ok(Some(found)) = self.search(leading.key.as_ref()).await
                             && !found.stale
@@ -176,17 +176,17 @@ impl Shared {
                             return Claim::Found(found.entry);
                         }
                         if !self.renew(leading) {
-                            return Claim::Made(Made::Of(Generation::ZERO));
+                            return Claim::Made(Made::Since(Generation::ZERO));
                         }
                         continue 'again;
                     }
                     // What stands there is not known: it may be kept only if nothing does when it is written.
-                    Err(_) => return Claim::Made(Made::Of(Generation::ZERO)),
+                    Err(_) => return Claim::Made(Made::Since(Generation::ZERO)),
                 }
             }
             return Claim::Made(Made::AfterAsking);
         }
-        Claim::Made(Made::Of(Generation::ZERO))
+        Claim::Made(Made::Since(Generation::ZERO))
     }
 
     /// The load begins anew, as far as anybody can tell; not after a mutation of this process, which stands above it and

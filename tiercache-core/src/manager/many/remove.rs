@@ -198,18 +198,26 @@ impl Shared {
                 let Ours { share, generation, over, overtaken, asked, .. } = &mut ours[at];
                 let asked = &mut asked[slot.level.index()];
                 let (key, hash) = (&share.key, share.key.hash64());
-                match answer {
+                let ahead = match answer {
                     Ok(Removal::Behind(found)) if !seeded("batch-behind-is-done") => {
-                        match self.flow.join(slot.tier.name(), found) {
-                            Ok(()) => {
-                                *generation = self.raise(&mut self.stripes.lock(hash), key);
-                                *overtaken = true;
-                                again.push(at);
-                            }
-                            Err(error) => failed.push((at, error)),
-                        }
+                        *overtaken = true;
+                        Some(found)
                     }
-                    Ok(Removal::Done { over: found } | Removal::Behind(found)) => {
+                    Ok(Removal::Fenced(fence)) => Some(fence),
+                    _ => None,
+                };
+                if let Some(ahead) = ahead {
+                    match self.flow.join(slot.tier.name(), ahead) {
+                        Ok(()) => {
+                            *generation = self.raise(&mut self.stripes.lock(hash), key);
+                            again.push(at);
+                        }
+                        Err(error) => failed.push((at, error)),
+                    }
+                    continue;
+                }
+                match answer {
+                    Ok(Removal::Done { over: found } | Removal::Behind(found) | Removal::Fenced(found)) => {
                         // Asked again, it has the mark of what it was asked before.
                         if found > *asked {
                             *over = found.max(*over);

@@ -6,9 +6,10 @@ use bytes::Bytes;
 
 use super::MOST_TOGETHER;
 use super::remove::Share;
+use crate::manager::below::Writing;
 use crate::manager::set::Draft;
 use crate::manager::slot::Slot;
-use crate::manager::write::{Begun, Setting, Unfinished, Writing, Written};
+use crate::manager::write::{Begun, Setting, Unfinished, Written};
 use crate::manager::{CacheManager, Shared, Write};
 use crate::tier::{Put, PutItem};
 use crate::{AsKey, Entry, Error, Key, Level, Levels, Result, Timestamp};

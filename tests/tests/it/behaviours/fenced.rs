@@ -1,0 +1,75 @@
+//! Two processes on one level: one invalidates a tag, the other changes what it has read before.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tiercache_core::CacheManager;
+use tiercache_core::testing::ManualClock;
+use tiercache_sqlite::{SqliteConfig, SqliteTier};
+use tiercache_tests::rig::{builder, get, ram};
+
+async fn process(path: &Path, clock: &Arc<ManualClock>) -> CacheManager {
+    let config = SqliteConfig { path: Some(path.join("level")), ..SqliteConfig::default() };
+    let level = Arc::new(SqliteTier::open(config, clock.clone()).await.unwrap());
+    builder(clock).hot(ram()).dry(level).build().await.unwrap()
+}
+
+/// Two processes; the second has counted far beyond the first.
+async fn processes(path: &Path) -> (CacheManager, CacheManager) {
+    let clock = ManualClock::new();
+    let (here, there) = (process(path, &clock).await, process(path, &clock).await);
+    for number in 0..100 {
+        there.set(format!("other {number}"), "v").await.unwrap();
+    }
+    (here, there)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Touch,
+    Replace,
+    CompareAndSet,
+}
+
+/// Whether the change was made.
+async fn change(cache: &CacheManager, change: Change) -> bool {
+    match change {
+        Change::Touch => cache.touch("k", None).await.unwrap().found,
+        Change::Replace => cache.replace("k", "new").tag("t", "2").await.unwrap().stored,
+        Change::CompareAndSet => {
+            let found = cache.entry("k").await.unwrap().unwrap();
+            cache.compare_and_set("k", found.generation, "new").tag("t", "2").await.unwrap().stored
+        }
+    }
+}
+
+const CHANGES: [Change; 3] = [Change::Touch, Change::Replace, Change::CompareAndSet];
+
+#[tokio::test]
+async fn an_invalidation_of_another_tag_takes_nothing_from_what_is_changed() {
+    for made in CHANGES {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, there) = processes(folder.path()).await;
+        here.set("k", "v").tag("t", "1").await.unwrap();
+        there.invalidate_tag("t", "2").await.unwrap();
+        assert!(change(&here, made).await, "{made:?}");
+        let expected = if matches!(made, Change::Touch) { "v" } else { "new" };
+        assert_eq!(get(&here, "k").await.unwrap(), expected, "{made:?}");
+        here.close(std::time::Duration::from_secs(5)).await.unwrap();
+        assert_eq!(get(&there, "k").await.unwrap(), expected, "{made:?}: above the invalidation");
+    }
+}
+
+#[tokio::test]
+async fn what_another_process_has_invalidated_is_not_changed() {
+    for made in CHANGES {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, there) = processes(folder.path()).await;
+        here.set("k", "v").tag("t", "1").await.unwrap();
+        there.invalidate_tag("t", "1").await.unwrap();
+        assert!(!change(&here, made).await, "{made:?}");
+        assert_eq!(get(&here, "k").await, None, "{made:?}");
+        here.close(std::time::Duration::from_secs(5)).await.unwrap();
+        assert_eq!(get(&there, "k").await, None, "{made:?}");
+    }
+}
