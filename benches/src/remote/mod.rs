@@ -7,6 +7,7 @@
 mod databases;
 mod memcached;
 mod redis;
+mod s3;
 
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,7 @@ pub(crate) fn run(options: &Options) {
         redis::run(options).await;
         memcached::run(options).await;
         databases::run(options).await;
+        s3::run(options).await;
     });
 }
 
