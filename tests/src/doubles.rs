@@ -28,6 +28,10 @@ pub trait Hooks: std::fmt::Debug + Send + Sync + 'static {
     fn would_block(&self) -> bool {
         false
     }
+    /// Whether the tier can be listed.
+    fn lists(&self) -> bool {
+        true
+    }
     fn attached(&self, spill: Arc<dyn Spill>) -> Arc<dyn Spill> {
         spill
     }
@@ -143,7 +147,7 @@ impl<H: Hooks> Tier for Hooked<H> {
     }
 
     fn listing(&self) -> Option<&dyn Listing> {
-        self.inner.listing().map(|_| self as &dyn Listing)
+        self.inner.listing().filter(|_| self.hooks.lists()).map(|_| self as &dyn Listing)
     }
 
     fn fences(&self) -> Option<&dyn FenceLog> {

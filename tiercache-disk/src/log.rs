@@ -233,6 +233,9 @@ pub(crate) struct LogState {
     /// Kept free in the active segment while no spare is ready: what reclaim may move into it to make one.
     pub(crate) reserve: u32,
     pub(crate) full_until: Option<Instant>,
+    /// The writer has a group for which the disk has no room: whoever empties a segment gives its file back and waits
+    /// for no group meanwhile.
+    pub(crate) starved: bool,
     pub(crate) stopping: bool,
 }
 
@@ -271,6 +274,7 @@ impl Log {
             spares: Vec::new(),
             reserve: 0,
             full_until: None,
+            starved: false,
             stopping: false,
         };
         Self {
@@ -552,16 +556,21 @@ impl Log {
         }
     }
 
-    /// Likewise, on a thread.
+    /// Likewise, on the upkeep thread: not beyond the moment when the writer waits for it in turn.
     pub(crate) fn wait_blocking(&self, ticket: &Ticket) -> bool {
         self.hurry();
-        let mut state = self.lock();
-        loop {
-            if let Some(outcome) = ticket.outcome() {
-                return outcome;
-            }
-            state = self.settled.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        let mut starved = false;
+        self.wait_until(|state| {
+            starved = state.starved;
+            starved || ticket.outcome().is_some()
+        });
+        !starved && ticket.outcome() == Some(true)
+    }
+
+    /// Has whoever empties a segment give its file back, or sees that nobody has to.
+    pub(crate) fn starve(&self, starved: bool) {
+        self.lock().starved = starved;
+        self.tell();
     }
 
     /// Waits until `condition` holds, which something the log tells of makes true.

@@ -9,8 +9,10 @@
 //! 4. The file is renamed: from here on no restart finds the segment. *(commit)*
 //! 5. The index forgets what still points into it, removals and fences included.
 //!
-//! On a disk that is full the writer cannot wait for that: [`Store::give_back_oldest`] moves nothing in step 2 and removes the
-//! file in step 4.
+//! On a disk that is full the writer cannot wait for that: [`Store::make_room`] moves nothing in step 2 and removes the
+//! file in step 4. When upkeep is at work on the oldest segment already, it goes over to this: it waits for no group any more,
+//! moves nothing more, and removes the file. What it had moved is written in the room this makes; the end of the process
+//! before that loses it, as it loses what is given up.
 //!
 //! Step 5 loses no removal that matters. A removal guards records that stand before it. Segments are reclaimed in
 //! order, so those are in segments that are gone or in this one; and step 2 moves only the record the index points
@@ -19,8 +21,8 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use tiercache_core::Timestamp;
@@ -116,14 +118,13 @@ impl Store {
             let Some(oldest) = oldest else {
                 return Err(io::ErrorKind::StorageFull.into());
             };
-            let _one = lock(&self.reclaiming);
-            // Held by nobody before: the room of a file that the writer gives back must be there at once.
+            let _one = Reclaiming::wait(self);
             let Some(oldest) = self.log.segments.get(oldest) else { continue };
             match self.reclaim(&oldest) {
                 // Whatever found no room until now finds it in that file.
                 Ok(true) => self.log.lock().full_until = None,
                 Ok(false) => return Ok(None),
-                Err(error) if is_full(&error) => {
+                Err(error) if is_full(&error) && oldest.sealed.load(Ordering::Acquire) => {
                     self.give_back(&oldest)?;
                     continue;
                 }
@@ -164,7 +165,12 @@ impl Store {
     fn reclaim(&self, segment: &Segment) -> io::Result<bool> {
         let budget = self.log.segment_size / 3;
         self.log.hurry();
-        self.log.wait_until(|state| state.stopping || segment.sealed.load(Ordering::Acquire));
+        let sealed = || segment.sealed.load(Ordering::Acquire);
+        self.log.wait_until(|state| state.stopping || state.starved || sealed());
+        if !sealed() && !self.log.lock().stopping {
+            // What is still written to cannot be given back.
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let rows = self.rows_of(segment);
         let done = self.empty(segment, &rows, budget);
         self.log.lock().reserve = 0;
@@ -185,12 +191,16 @@ impl Store {
     }
 
     /// Makes room on a disk that is full, without writing anything: hands over what the oldest segment holds and removes
-    /// its file. Whether it did; `writing` is the segment room is wanted for.
+    /// its file. Whether there may be room now; `writing` is the segment it is wanted for.
     ///
-    /// Called by who has the turn to write. Upkeep at work on that segment may wait for this very turn, so that is no
-    /// reason to wait.
-    pub(crate) fn give_back_oldest(&self, writing: u32) -> bool {
-        let Ok(_one) = self.reclaiming.try_lock() else { return false };
+    /// Called by who has the turn to write, for which upkeep at work on that segment waits in places. So it is told, and
+    /// waits for nobody until it is through.
+    pub(crate) fn make_room(&self, writing: u32) -> bool {
+        self.log.starve(true);
+        let Some(_one) = Reclaiming::try_now(self) else {
+            self.log.wait_until(|state| !state.starved);
+            return true;
+        };
         let oldest = self.log.segments.all().into_iter().next();
         let Some(oldest) =
             oldest.filter(|oldest| oldest.seq != writing && oldest.sealed.load(Ordering::Acquire))
@@ -220,6 +230,11 @@ impl Store {
             self.dir.sync()?;
         }
         self.forget(segment, &rows);
+        // Whoever still has it open, a reader or a child process that is about to begin, would keep the room. Nobody looks
+        // for anything there any more.
+        if let Err(error) = segment.file.set_len(0) {
+            tracing::warn!(%error, segment = segment.seq, "the room of a removed segment may be free later");
+        }
         self.allotted.fetch_sub(segment.capacity.into(), Ordering::Relaxed);
         self.log.lock().full_until = None;
         Ok(())
@@ -291,13 +306,17 @@ impl Store {
         let mut window = Window::default();
         for (hash, slot) in live {
             // With nothing to move it is not long, and room may be what the last writes wait for.
-            if budget > 0 && self.log.lock().stopping {
+            let (stopping, starved) = {
+                let state = self.log.lock();
+                (state.stopping, state.starved)
+            };
+            if budget > 0 && stopping {
                 return false;
             }
             let uses = usize::from(slot.uses);
             let len = u64::from(slot.place.len);
             // Those of the class that does not fit as a whole move first come, first served.
-            let moves = uses > 0 && (uses >= least || uses + 1 == least) && len <= left;
+            let moves = !starved && uses > 0 && (uses >= least || uses + 1 == least) && len <= left;
             let envelope = match window.record(segment, slot.place) {
                 Ok(mut bytes) => {
                     self.codec.unseal(segment.salt, &mut bytes);
@@ -357,7 +376,9 @@ impl Store {
     fn relocate(&self, hash: u64, slot: &Slot, envelope: &mut Vec<u8>) -> Moved {
         while self.log.is_crowded() {
             let Some(ticket) = self.log.last_ticket() else { break };
-            self.log.wait_blocking(&ticket);
+            if !self.log.wait_blocking(&ticket) {
+                return Moved::NoRoom;
+            }
         }
         let room = self.log.take_room(envelope.len() - SAVED);
         let mut shard = self.index.shard(hash);
@@ -393,6 +414,34 @@ impl Store {
             // Puts took the rest of the last segment.
             Err(NoPlace::Segment | NoPlace::Disk | NoPlace::Busy) => Moved::NoRoom,
         }
+    }
+}
+
+/// Held while the oldest segment is emptied. A writer that found it taken is told when it is released.
+struct Reclaiming<'a> {
+    store: &'a Store,
+    one: Option<MutexGuard<'a, ()>>,
+}
+
+impl<'a> Reclaiming<'a> {
+    fn wait(store: &'a Store) -> Self {
+        Self { store, one: Some(lock(&store.reclaiming)) }
+    }
+
+    fn try_now(store: &'a Store) -> Option<Self> {
+        match store.reclaiming.try_lock() {
+            Ok(one) => Some(Self { store, one: Some(one) }),
+            Err(TryLockError::Poisoned(poisoned)) => Some(Self { store, one: Some(poisoned.into_inner()) }),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+impl Drop for Reclaiming<'_> {
+    fn drop(&mut self) {
+        // In this order: a writer says that it is starved before it finds the lock taken, and must not be left so.
+        drop(self.one.take());
+        self.store.log.starve(false);
     }
 }
 

@@ -23,6 +23,8 @@ use crate::tier::NAME;
 
 /// Values from here on are compressed and encrypted on a thread for blocking work.
 const PACK_ELSEWHERE: usize = 64 << 10;
+/// How often room is made for one group on a disk that is full: upkeep may have used what it was at work on.
+const ROOM: usize = 2;
 /// How often a read that raced a move looks again before it waits.
 const LOOKS: usize = 4;
 
@@ -515,7 +517,10 @@ impl Store {
     /// Writes a group whose turn was taken, and gives the turn back. On a disk that is full room is made first.
     fn write(&self, group: &Group) {
         let mut written = self.write_group(group);
-        if written.as_ref().is_err_and(is_full) && self.give_back_oldest(group.segment.seq) {
+        for _ in 0..ROOM {
+            if !written.as_ref().is_err_and(is_full) || !self.make_room(group.segment.seq) {
+                break;
+            }
             written = self.write_group(group);
         }
         self.settle(group, written);

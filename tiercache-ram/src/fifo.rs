@@ -14,6 +14,9 @@ use crate::outlet::Outlet;
 use crate::quick::shards;
 use crate::slot::Slot;
 
+/// Places looked at under one lock.
+const PLACES: usize = 256;
+
 #[derive(Debug)]
 pub(crate) struct Fifo {
     shards: Box<[RwLock<Shard>]>,
@@ -82,12 +85,17 @@ impl Fifo {
         Some(removed.resting())
     }
 
-    /// Every entry that is there from the beginning to the end; a shard is locked while its entries are listed.
+    /// Every entry that is there from the beginning to the end: it keeps its place. A shard is locked for some places at a
+    /// time.
     pub(crate) fn each(&self) -> impl Iterator<Item = Slot> + Send + '_ {
         self.shards.iter().flat_map(|shard| {
-            let listed: Vec<Slot> =
-                read(shard).nodes.iter().flatten().map(|node| node.slot.clone()).collect();
-            listed
+            let places = (0..).step_by(PLACES).map_while(move |from| {
+                let shard = read(shard);
+                let nodes = shard.nodes.get(from..).filter(|nodes| !nodes.is_empty())?;
+                let slots = nodes.iter().take(PLACES).flatten().map(|node| node.slot.clone());
+                Some(slots.collect::<Vec<_>>())
+            });
+            places.flatten()
         })
     }
 

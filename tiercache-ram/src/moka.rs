@@ -9,6 +9,7 @@
 //!   removal runs the maintenance first.
 //! - It cannot be resized. A resized engine is a second table; the first one is emptied into it.
 
+use std::iter;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
@@ -99,7 +100,23 @@ impl Moka {
     }
 
     pub(crate) fn each(&self) -> impl Iterator<Item = Slot> + Send + '_ {
-        self.table.current().cache.iter().map(|(_, slot)| Slot::clone(&slot))
+        self.slots().map(|slot| Slot::clone(&slot))
+    }
+
+    /// Every entry that is there from the beginning to the end. When the table is replaced meanwhile, the one that takes
+    /// its place is walked over, too, and shows again what came from there.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = Arc<Slot>> + Send + '_ {
+        let mut table = self.table.current();
+        let mut walk = table.cache.iter();
+        iter::from_fn(move || {
+            loop {
+                if let Some((_, slot)) = walk.next() {
+                    return Some(slot);
+                }
+                table = table.next.get()?;
+                walk = table.cache.iter();
+            }
+        })
     }
 
     pub(crate) fn maintain(&self) {

@@ -159,6 +159,11 @@ impl Slot {
         }
     }
 
+    /// Bytes of the value.
+    pub(crate) fn value_len(&self) -> u64 {
+        self.value.len() as u64
+    }
+
     pub(crate) fn resting(&self) -> Resting {
         Resting { entry: self.entry(), until: self.until(), uses: self.uses() }
     }

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tiercache_core::tier::{
-    Cause, Counting, Dead, Hold, Look, Permit, Profile, Put, Removal, Resident, Resting, Spill, Swept, Tier,
-    Usage,
+    Cause, Counting, Dead, Hold, Listing, Look, Permit, Profile, Put, Removal, Resident, Resting, Spill,
+    Swept, Tier, Usage,
 };
 use tiercache_core::{Decoded, Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 
@@ -23,7 +23,7 @@ const SWEEP_BATCH: usize = 256;
 /// It does not remember removals, and knows nothing of invalidations but what `sweep` and `revalidate` tell it.
 #[derive(Debug)]
 pub struct RamTier {
-    engine: Engine,
+    pub(crate) engine: Engine,
     pub(crate) counters: Counters,
     outlet: Arc<Outlet>,
     policy: Policy,
@@ -154,6 +154,10 @@ impl Tier for RamTier {
         self.engine.maintain();
         self.counters.clear(None);
         Ok(())
+    }
+
+    fn listing(&self) -> Option<&dyn Listing> {
+        Some(self)
     }
 
     fn counting(&self) -> Option<&dyn Counting> {

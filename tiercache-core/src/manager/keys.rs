@@ -1,10 +1,11 @@
 //! Listing keys.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 
 use super::CacheManager;
+use super::walk::Walk;
 use crate::tracking::{Query, Record};
-use crate::{Entry, Error, Generation, Key, Result};
+use crate::{Entry, Generation, Key, Result};
 
 const PAGE: usize = 256;
 
@@ -15,8 +16,6 @@ pub struct Keys {
     query: Query,
     source: Source,
     waiting: VecDeque<Record>,
-    /// What was told from the way down, and is not told again where it arrived.
-    told: HashSet<Key>,
     /// Nothing is told before this key was met.
     after: Option<Key>,
 }
@@ -25,34 +24,31 @@ pub struct Keys {
 enum Source {
     /// The tracking store, from behind that key.
     Tracking(Option<Key>),
-    /// What is on its way down, then the tiers.
-    Way,
-    /// The tiers themselves: the levels still to list, and where the first of them goes on.
-    Tiers(VecDeque<crate::Level>, Option<Vec<u8>>),
+    /// The tiers themselves, and what is on its way between them.
+    Tiers(Walk),
     Over,
 }
 
 impl CacheManager {
     /// The keys of this handle's namespace (of the default one's handle: of every namespace unless the query names
-    /// one) that fit `query`, with what is known of them. Asks the tracking store; without one, the tiers that
-    /// can be listed.
+    /// one) that fit `query`, with what is known of them. Asks the tracking store; without one, the levels themselves
+    /// and what is on its way between them.
     ///
-    /// Keys set or removed meanwhile may or may not be seen; one that stays is seen exactly once. With a tracking
-    /// store they come in ascending order of namespace and key.
+    /// Keys set or removed meanwhile may or may not be seen; one that stays is seen exactly once, wherever it moves. With
+    /// a tracking store they come in ascending order of namespace and key. Without one they come in no order, every
+    /// level must be one that can be listed (in RAM, or any store but memcached), the listing remembers the keys of the
+    /// levels in RAM until it is dropped, and a key that two levels below RAM have, or that sinks from the one to
+    /// the other, may be seen twice.
     pub fn keys(&self, mut query: Query) -> Keys {
         if !self.namespace.is_empty() {
             query.namespace = Some(self.namespace.to_string());
         }
-        let source =
-            if self.shared.flow.recorder.is_enabled() { Source::Tracking(None) } else { Source::Way };
-        Keys {
-            manager: self.clone(),
-            query,
-            source,
-            waiting: VecDeque::new(),
-            told: HashSet::new(),
-            after: None,
-        }
+        let source = if self.shared.flow.recorder.is_enabled() {
+            Source::Tracking(None)
+        } else {
+            Source::Tiers(Walk::new(&self.shared, |_| true))
+        };
+        Keys { manager: self.clone(), query, source, waiting: VecDeque::new(), after: None }
     }
 
     /// Removes every key that matches the glob (`*`, `?`, `[a-z]`, `\` to quote) and returns how many there were.
@@ -80,7 +76,7 @@ impl CacheManager {
 
 impl Keys {
     /// Goes on behind `key`, with which an earlier listing of the same query ended. Without a tracking store the
-    /// key must still be there for that.
+    /// key must still be where it was for that, and what has moved since may be seen again, or not.
     pub fn after(mut self, key: Key) -> Self {
         match &mut self.source {
             Source::Tracking(after) => *after = Some(key),
@@ -92,7 +88,7 @@ impl Keys {
     /// The next key, `None` after the last.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::Unsupported`] when there is neither tracking nor a tier that can be listed,
+    /// [`Error::Closed`], [`Error::Unsupported`] when there is no tracking and a level cannot be listed,
     /// [`Error::TimedOut`] when the tracking store takes longer than 5 s, or what the store said; the listing may be
     /// continued after a retryable error.
     pub async fn next(&mut self) -> Result<Option<Record>> {
@@ -146,49 +142,10 @@ impl Keys {
                 self.waiting.extend(page.into_iter().filter(|record| shared.may_be_there(record)));
                 self.source = if is_last { Source::Over } else { Source::Tracking(last) };
             }
-            Source::Way => {
-                let mut way = Vec::new();
-                flow.pending.each(|key, item| way.push(Record::of(key.clone(), &item.entry, item.to)));
-                way.retain(|record| query.matches(record) && shared.may_be_there(record));
-                way.sort_by(|one, other| one.key.cmp(&other.key));
-                self.told.extend(way.iter().map(|record| record.key.clone()));
-                self.waiting.extend(way);
-                self.source = Source::Tiers(shared.slots().map(|slot| slot.level).collect(), None);
-            }
-            Source::Tiers(levels, after) => {
-                let Some(slot) = levels.front().and_then(|level| shared.slot(*level)) else {
+            Source::Tiers(walk) => {
+                self.waiting.extend(walk.turn_page(&shared, &query).await?);
+                if walk.is_over() {
                     self.source = Source::Over;
-                    return Ok(());
-                };
-                let Some(listing) = slot.tier.listing() else {
-                    return Err(Error::Unsupported {
-                        backend: slot.tier.name(),
-                        op: "list keys without a tracking store",
-                    });
-                };
-                let list = listing.list(query.namespace.as_deref(), after.take(), PAGE);
-                let page = slot.call("list", slot.limits().write_timeout, list).await?;
-                for listed in page.entries {
-                    let above = shared
-                        .slots()
-                        .take_while(|upper| upper.level < slot.level)
-                        .filter_map(|upper| upper.resident())
-                        .any(|resident| resident.peek(listed.key.as_ref()).is_some());
-                    let mut record = Record::of(listed.key.clone(), &listed.entry, slot.level);
-                    record.size = listed.size;
-                    if !above
-                        && !self.told.contains(&record.key)
-                        && query.matches(&record)
-                        && shared.may_be_there(&record)
-                    {
-                        self.waiting.push_back(record);
-                    }
-                }
-                match page.next {
-                    Some(next) => *after = Some(next),
-                    None => {
-                        levels.pop_front();
-                    }
                 }
             }
             Source::Over => {}
@@ -198,8 +155,8 @@ impl Keys {
 }
 
 impl super::Shared {
-    /// Whether what tracking says may be true, as far as it can be told without waiting for a level.
-    fn may_be_there(&self, record: &Record) -> bool {
+    /// Whether what tracking, or a level that was waited for, says may be true, as far as it can be told without waiting for a level.
+    pub(super) fn may_be_there(&self, record: &Record) -> bool {
         let key = record.key.as_ref();
         let mut entry = Entry::new("", record.generation, record.created);
         if !record.tags.is_empty() {

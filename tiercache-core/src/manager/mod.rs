@@ -35,6 +35,7 @@ mod stripes;
 mod transaction;
 mod transfer;
 mod typed;
+mod walk;
 mod write;
 
 use std::sync::Arc;

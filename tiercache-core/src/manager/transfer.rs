@@ -8,6 +8,7 @@ use super::Write;
 use super::guard::caught;
 use super::set::check_tags;
 use super::slot::Slot;
+use super::walk::Walk;
 use super::write::{Begun, Written};
 use super::{CacheManager, Keys, Shared};
 use crate::bugs::seeded;
@@ -16,8 +17,6 @@ use crate::{AsKey, Entry, Error, Key, KeyRef, Level, Result};
 
 /// How often an entry that some level has is looked for.
 const LOOKS: u32 = 3;
-/// Records asked for at a time.
-const PAGE: usize = 256;
 
 /// What became of an entry that was put into a cache.
 #[derive(Clone, Debug)]
@@ -35,9 +34,7 @@ pub enum Restored {
 pub struct Scan {
     manager: CacheManager,
     query: Query,
-    /// The levels still to be listed, and where the first of them goes on.
-    levels: VecDeque<Level>,
-    after: Option<Vec<u8>>,
+    walk: Walk,
     /// The levels that were, or are to be, listed.
     listed: Vec<Level>,
     rest: Rest,
@@ -105,7 +102,8 @@ impl CacheManager {
     /// nothing depends on what tracking remembers, and from tracking what stands elsewhere. Of the default namespace's
     /// handle every namespace unless the query names one, as for [`CacheManager::keys`].
     ///
-    /// What stays meanwhile is told; a key that stands at several levels may be told twice.
+    /// What stays meanwhile is told, wherever it moves; a key that stands at several levels below RAM may be told twice.
+    /// The keys of levels in RAM are remembered until the scan is dropped.
     pub fn scan(&self, mut query: Query) -> Scan {
         if !self.namespace.is_empty() {
             query.namespace = Some(self.namespace.to_string());
@@ -113,18 +111,13 @@ impl CacheManager {
         // Only tracking remembers uses.
         let by_hits = query.min_hits.is_some() || query.max_hits.is_some();
         let wanted = |level: Level| query.level.is_none_or(|wanted| wanted == level);
-        let levels: VecDeque<Level> = self
-            .shared
-            .lower_slots()
-            .filter(|slot| !by_hits && wanted(slot.level) && slot.tier.listing().is_some())
-            .map(|slot| slot.level)
-            .collect();
+        let can = |slot: &Slot| !by_hits && wanted(slot.level) && slot.tier.listing().is_some();
+        let listed = self.shared.slots().filter(|slot| can(slot)).map(|slot| slot.level).collect();
         Scan {
             manager: self.clone(),
+            walk: Walk::new(&self.shared, can),
             query,
-            listed: levels.iter().copied().collect(),
-            levels,
-            after: None,
+            listed,
             rest: Rest::NotYet,
             waiting: VecDeque::new(),
         }
@@ -145,8 +138,10 @@ impl Scan {
             let manager = self.manager.clone();
             let shared = &*manager.shared;
             shared.check_open()?;
-            if let Some(level) = self.levels.front().copied() {
-                self.list(shared, level).await?;
+            if !self.walk.is_over() {
+                let mut query = self.query.clone();
+                query.live_at.get_or_insert(shared.flow.now());
+                self.waiting.extend(self.walk.turn_page(shared, &query).await?);
                 continue;
             }
             match &mut self.rest {
@@ -161,36 +156,12 @@ impl Scan {
         }
     }
 
-    async fn list(&mut self, shared: &Shared, level: Level) -> Result<()> {
-        let slot = shared.slot(level);
-        let Some((slot, listing)) = slot.and_then(|slot| Some((slot, slot.tier.listing()?))) else {
-            self.levels.pop_front();
-            return Ok(());
-        };
-        let mut query = self.query.clone();
-        query.live_at.get_or_insert(shared.flow.now());
-        let page = listing.list(query.namespace.as_deref(), self.after.clone(), PAGE);
-        let page = slot.call("list", slot.limits().write_timeout, page).await?;
-        for listed in page.entries {
-            let mut record = Record::of(listed.key.clone(), &listed.entry, level);
-            record.size = listed.size;
-            if query.matches(&record) && !shared.flow.fences.hides(listed.key.as_ref(), &listed.entry) {
-                self.waiting.push_back(record);
-            }
-        }
-        self.after = page.next;
-        if self.after.is_none() {
-            self.levels.pop_front();
-        }
-        Ok(())
-    }
-
     /// Where to learn of what stands at levels that are not listed.
     async fn elsewhere(&self, shared: &Shared) -> Result<Rest> {
         let wanted = |level| self.query.level.is_none_or(|wanted| wanted == level);
         let mut unlisted =
             shared.slots().filter(|slot| wanted(slot.level) && !self.listed.contains(&slot.level)).peekable();
-        if unlisted.peek().is_none() && (self.query.level.is_some() || shared.flow.pending.is_empty()) {
+        if unlisted.peek().is_none() {
             return Ok(Rest::Over);
         }
         if shared.flow.recorder.is_enabled() {
@@ -203,7 +174,8 @@ impl Scan {
                 return Err(Error::Unsupported { backend: slot.tier.name(), op });
             }
         }
-        if !shared.flow.pending.is_empty() {
+        // Else the walk has looked there.
+        if self.listed.is_empty() && !shared.flow.pending.is_empty() {
             return Err(Error::Unsupported {
                 backend: "the way down",
                 op: "be listed without a tracking store",
@@ -214,7 +186,10 @@ impl Scan {
 
     /// Whether a level that was listed has it, as far as it can be told without asking.
     fn was_listed(&self, shared: &Shared, record: &Record) -> bool {
-        self.listed.contains(&record.level)
+        let in_ram = || shared.slot(record.level).is_some_and(|slot| slot.in_ram);
+        // What rose into RAM behind the walk was not met.
+        self.walk.has_met(&record.key)
+            || self.listed.contains(&record.level) && !in_ram()
             || self
                 .listed
                 .iter()

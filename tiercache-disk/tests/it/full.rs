@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use crate::common::*;
 use tiercache_core::testing::ManualClock;
 use tiercache_core::tier::{Cause, Put};
-use tiercache_core::{Generation, Tier};
+use tiercache_core::{Clock, Generation, Tier, Timestamp};
 use tiercache_disk::{DiskConfig, DiskTier};
 
 /// A small file system, as long as it is held; None where none may be mounted.
@@ -138,6 +139,94 @@ async fn a_limit_as_large_as_the_disk_hangs_nobody() {
     assert!(newest > 200, "{newest}");
     assert_eq!(tier.usage().await.unwrap().damaged, 0);
     tier.close().await.unwrap();
+}
+
+/// Holds the upkeep thread where it begins to empty a segment: nobody else there asks for the exact time.
+#[derive(Debug)]
+struct HeldUpkeep {
+    clock: Arc<ManualClock>,
+    /// Whether it is held, and whether it may go on.
+    gate: Mutex<(bool, bool)>,
+    opened: Condvar,
+}
+
+impl Clock for HeldUpkeep {
+    fn now(&self) -> Timestamp {
+        if std::thread::current().name() == Some("tiercache-disk-r") {
+            let mut gate = self.gate.lock().unwrap();
+            gate.0 = true;
+            while !gate.1 {
+                gate = self.opened.wait(gate).unwrap();
+            }
+        }
+        self.clock.now()
+    }
+
+    fn coarse(&self) -> Arc<AtomicU64> {
+        self.clock.coarse()
+    }
+}
+
+/// The writer, and upkeep that waits for what it writes, must not both be stuck for want of room that upkeep has.
+#[tokio::test]
+async fn what_finds_no_room_while_the_oldest_is_emptied_is_written_in_its_room() {
+    let Some(disk) = Small::mount(2_048) else { return };
+    let manual = ManualClock::new();
+    let clock =
+        Arc::new(HeldUpkeep { clock: manual.clone(), gate: Mutex::default(), opened: Condvar::new() });
+    let tier = DiskTier::open_blocking(config(disk.path()), Arc::clone(&clock) as Arc<dyn Clock>).unwrap();
+    let basket = Arc::new(Basket::default());
+    tier.attach(basket.clone());
+    let old = |n: u64| filler(&format!("{n} "), 1_500);
+    let held = || clock.gate.lock().unwrap().0;
+    let spare = || {
+        let mut files = std::fs::read_dir(disk.path().join("level")).unwrap();
+        files.any(|file| file.unwrap().path().extension().is_some_and(|extension| extension == "spare"))
+    };
+    let mut olds = 0;
+    while !held() {
+        let name = format!("old {olds}");
+        assert_eq!(put(&tier, &name, &old(olds), olds + 1).await, Put::Stored);
+        // What is used is moved when its segment is emptied.
+        assert_eq!(value(&tier, &name).await, Some(old(olds)));
+        tier.sync().await.unwrap();
+        olds += 1;
+        // One segment at a time, so that the last one has room for what comes.
+        while !held() && !spare() {
+            tokio::task::yield_now().await;
+        }
+    }
+    disk.fill();
+    // As one who reads it still has it.
+    let _open: Vec<_> =
+        segments(disk.path()).into_iter().map(|path| std::fs::File::open(path).unwrap()).collect();
+    for n in 0..6 {
+        assert_eq!(put(&tier, &format!("new {n}"), &filler("new", 1_500), 10_000 + n).await, Put::Stored);
+    }
+    clock.gate.lock().unwrap().1 = true;
+    clock.opened.notify_all();
+    tier.sync().await.unwrap();
+    for n in 0..6 {
+        assert_eq!(value(&tier, &format!("new {n}")).await, Some(filler("new", 1_500)), "new {n}");
+    }
+    let mut left = 0;
+    for n in 0..olds {
+        let name = format!("old {n}");
+        if let Some(found) = value(&tier, &name).await {
+            assert_eq!(found, old(n));
+            left += 1;
+        } else {
+            let spilled = basket.0.lock().unwrap();
+            assert!(spilled.iter().any(|(spilled, ..)| *spilled == key(&name)), "{name} is lost");
+        }
+    }
+    assert!(left > 0 && left < olds, "one segment was given up: {left} of {olds} are left");
+    tier.close().await.unwrap();
+    drop(tier);
+    let tier = open(disk.path());
+    for n in 0..6 {
+        assert_eq!(value(&tier, &format!("new {n}")).await, Some(filler("new", 1_500)), "new {n}");
+    }
 }
 
 #[tokio::test]

@@ -95,8 +95,8 @@ impl<'a> Export<'a> {
 
     /// Writes a stream; `name` is what errors call it.
     ///
-    /// Entries that are set or removed meanwhile may or may not be in it; what stays is. Memory is bounded, whatever the
-    /// cache holds.
+    /// Entries that are set or removed meanwhile may or may not be in it; what stays is. Memory is bounded, whatever
+    /// lower levels hold: by some values, and the keys of levels in RAM.
     ///
     /// # Errors
     /// What the stream or the listing of the cache said. An entry that a level does not give is counted instead.

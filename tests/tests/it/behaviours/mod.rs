@@ -8,6 +8,7 @@ mod fenced;
 mod keys;
 mod levels;
 mod life;
+mod listing;
 mod locks;
 mod memo;
 mod tracking;

@@ -5,7 +5,9 @@ use bytes::Bytes;
 use tiercache::tracking::Query;
 use tiercache::transfer::{Export, Import, Report, TransferError, format};
 use tiercache_core::testing::{Fault, FaultTier, ManualClock, MemoryTier, Op, When};
+use tiercache_core::tier::Resident;
 use tiercache_core::{CacheManager, Codec, EncryptionConfig, Error, Level, Packing, Stay};
+use tiercache_tests::doubles::{Hooked, Hooks};
 use tiercache_tests::rig::{builder, disk, get, ram};
 use tiercache_tracking::{MemoryConfig, MemoryTracking};
 
@@ -337,16 +339,41 @@ async fn an_export_finds_what_tracking_does_not_know_and_what_only_ram_has() {
     assert_eq!((report.read, report.stored), (301, 301), "{report:?}");
     cache.close(Duration::from_secs(5)).await.unwrap();
 
-    // Without tracking nobody can tell what RAM has: that is said, not left out.
+    // Nor is tracking needed for what RAM has.
     let dry = disk(folder.path(), &clock).await;
     let cache = builder(&clock).hot(ram()).dry(dry).build().await.unwrap();
     assert_eq!(exported(&cache).await.len(), stream.len());
-    cache.set("unknown", "v").await.unwrap();
+    cache.set("newer", "v").await.unwrap();
+    assert_eq!(get(&cache, "old8").await.unwrap(), "v");
+    let report = imported(&cold_cache(&clock).await, &exported(&cache).await).await.unwrap();
+    assert_eq!((report.read, report.stored), (302, 302), "each once: {report:?}");
+}
+
+#[derive(Debug)]
+struct Unlisted;
+
+impl Hooks for Unlisted {
+    fn lists(&self) -> bool {
+        false
+    }
+}
+
+/// That a level cannot tell what it holds is said, not left out.
+#[tokio::test]
+async fn an_export_without_tracking_is_refused_while_a_level_that_cannot_be_listed_has_something() {
+    let clock = ManualClock::new();
+    let (hot, dry) = (ram(), Hooked::opaque(MemoryTier::persistent(), Unlisted));
+    let cache = builder(&clock).hot(hot.clone()).dry(dry).build().await.unwrap();
+    cache.set("k", "v").await.unwrap();
+    assert_eq!(imported(&cold_cache(&clock).await, &exported(&cache).await).await.unwrap().stored, 1);
+    hot.drain();
+    // On its way it can still be told.
+    assert_eq!(imported(&cold_cache(&clock).await, &exported(&cache).await).await.unwrap().stored, 1);
+    cache.settle().await.unwrap();
     let refused = Export::of(&cache).to_writer("memory", &mut Vec::new()).await;
-    assert!(
-        matches!(refused, Err(TransferError::Cache(Error::Unsupported { backend: "ram", .. }))),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(TransferError::Cache(Error::Unsupported { .. }))), "{refused:?}");
+    let refused = cache.keys(Query::all()).next().await;
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
 }
 
 /// Through a pipe of 4 KiB, so that nothing can be gathered on the way.
