@@ -75,7 +75,7 @@ impl Config {
     ///
     /// # Errors
     /// What tracking or a level of this machine said, and with `repair`
-    /// [`Error::Refused`](tiercache_core::Error::Refused) when a process has a level of the backend `local` open.
+    /// [`Error::Refused`] when a process has a level of the backend `local` open.
     /// Dropping the future leaves what was repaired by then.
     pub async fn drift(
         mut self,
