@@ -33,7 +33,7 @@ pub struct Touched {
 pub struct Popped {
     /// The value there was.
     pub value: Option<bytes::Bytes>,
-    /// As [`Removed::degraded`].
+    /// As [`Removed::degraded`](crate::Removed::degraded).
     pub degraded: Vec<(Level, Error)>,
 }
 

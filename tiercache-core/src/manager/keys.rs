@@ -88,9 +88,9 @@ impl Keys {
     /// The next key, `None` after the last.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::Unsupported`] when there is no tracking and a level cannot be listed,
-    /// [`Error::TimedOut`] when the tracking store takes longer than 5 s, or what the store said; the listing may be
-    /// continued after a retryable error.
+    /// [`Error::Closed`](crate::Error::Closed), [`Error::Unsupported`](crate::Error::Unsupported) when there is no tracking
+    /// and a level cannot be listed, [`Error::TimedOut`](crate::Error::TimedOut) when the tracking store takes longer
+    /// than 5 s, or what the store said; the listing may be continued after a retryable error.
     pub async fn next(&mut self) -> Result<Option<Record>> {
         loop {
             if let Some(record) = self.waiting.pop_front() {
