@@ -20,7 +20,7 @@ mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Every bug that histories of the simulator show, and the rule it breaks.
-    pub const ALL: [(&str, &str); 40] = [
+    pub const ALL: [(&str, &str); 42] = [
         ("adds-again", "an addition is made once"),
         ("add-extends-life", "only set and touch change a deadline"),
         ("batch-behind-is-done", "of a batch each removal overtakes what is ahead of it"),
@@ -40,6 +40,8 @@ mod chosen {
         ("join-detached-read", "a get joins no read that began before a mutation"),
         ("join-detached-load", "a caller joins no load that began before a mutation"),
         ("lease-not-waited-for", "a load waits while another process has the lease of its key"),
+        ("listed-in-one-round", "what moves while RAM is listed is listed"),
+        ("listed-where-it-arrives", "what moves while levels are listed is listed once"),
         ("load-outlives-fence", "a caller joins no load whose value an invalidation killed"),
         ("load-stored-unchecked", "what was loaded before a mutation is not stored after it"),
         ("load-unclaimed", "what was loaded before another process changed a key is not stored over that"),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tiercache_core::tracking::Query;
 use tiercache_core::{
     CacheManager, Clock, Eager, Entry, Error, Generation, Level, LoadOptions, Restored, Retune, Timestamp,
     Written,
@@ -76,6 +77,8 @@ pub(super) enum Operation {
     },
     Counter(u8),
     RemoveCounter(u8),
+    /// Lists all keys, from the levels: nothing tracks them.
+    Keys,
     /// Sets two keys, or sets one and removes the other; or gives up at the end.
     Transact {
         keys: [u8; 2],
@@ -125,6 +128,7 @@ pub(super) enum Outcome {
     },
     Nothing,
     Sum(Option<i64>),
+    Keys(Vec<u8>),
     Transacted([Option<u64>; 2]),
     GaveUp,
     /// What failed may have happened.
@@ -295,6 +299,7 @@ impl History {
                 let levels = self.levels();
                 Operation::Flush(levels[self.choices.below(levels.len() as u32) as usize])
             }
+            23 if self.choices.once_in(2) => Operation::Keys,
             39 => Operation::Resize([200, 400, 800, 100_000][self.choices.below(4) as usize]),
             _ => Operation::Clear,
         }
@@ -435,6 +440,16 @@ pub(super) async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: 
         }
         Operation::Clear => {
             manager.clear().await.map(|removed| Outcome::Removed { degraded: !removed.degraded.is_empty() })
+        }
+        Operation::Keys => {
+            let (mut keys, mut listed) = (manager.keys(Query::all()), Vec::new());
+            loop {
+                match keys.next().await {
+                    Ok(Some(record)) => listed.push(record.key.bytes()[4] - b'0'),
+                    Ok(None) => break Ok(Outcome::Keys(listed)),
+                    Err(error) => break Err(error),
+                }
+            }
         }
         Operation::Flush(level) => manager.flush(level).await.map(|()| Outcome::Nothing),
         Operation::Add { key, bit, ttl } => {

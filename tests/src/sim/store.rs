@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tiercache_core::lease::{Claim, Holder, Lease, LocalLeases};
 use tiercache_core::tier::{
-    Counting, Dead, FenceLog, Hold, Index, Journal, Permit, Profile, Put, PutItem, Removal, Scope, Spill,
-    Swept, Tier, TryGet, Usage, Waiting, side_by_side,
+    Counting, Dead, FenceLog, Hold, Index, Journal, Listed, ListedEntry, Listing, Permit, Profile, Put,
+    PutItem, Removal, Scope, Spill, Swept, Tier, TryGet, Usage, Waiting, side_by_side,
 };
 use tiercache_core::transaction::{Standing, Transacting, Transactions, Work};
 use tiercache_core::{Entry, Error, Generation, Key, KeyRef, Leasing, Result, Timestamp};
@@ -399,6 +399,10 @@ impl Tier for Life {
         if self.local { Some(self) } else { None }
     }
 
+    fn listing(&self) -> Option<&dyn Listing> {
+        Some(self)
+    }
+
     fn fences(&self) -> Option<&dyn FenceLog> {
         Some(self)
     }
@@ -529,6 +533,33 @@ impl Index for Life {
             return None;
         }
         Some(self.alive().map(|mut contents| contents.remove(&key.to_key(), below, true)))
+    }
+}
+
+/// Entries of a page: whatever is asked for, a listing takes several.
+const PAGE: usize = 2;
+
+/// By the encoding of the keys, which is where a page ends, too.
+#[async_trait]
+impl Listing for Life {
+    async fn list(&self, namespace: Option<&str>, after: Option<Vec<u8>>, limit: usize) -> Result<Listed> {
+        self.step("list".to_string(), |contents| {
+            let wanted = |key: &&Key| {
+                namespace.is_none_or(|namespace| namespace == key.namespace())
+                    && after.as_deref().is_none_or(|after| key.encoded() > after)
+            };
+            let mut keys: Vec<&Key> = contents.entries.keys().filter(wanted).collect();
+            keys.sort_by_key(|key| key.encoded());
+            let page = &keys[..keys.len().min(limit).min(PAGE)];
+            let listed = |key: &&Key| {
+                let entry = &contents.entries[*key];
+                let (key, size) = ((*key).clone(), entry.value.len() as u64);
+                ListedEntry { key, entry: Entry { value: Bytes::new(), ..entry.clone() }, size }
+            };
+            let next = page.last().filter(|_| page.len() < keys.len()).map(|last| last.encoded().to_vec());
+            Listed { entries: page.iter().map(listed).collect(), next }
+        })
+        .await
     }
 }
 

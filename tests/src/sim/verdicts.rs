@@ -165,6 +165,40 @@ impl History {
         Ok(())
     }
 
+    /// A listing tells keys that may have had a value, and all that had one from its beginning to its end. Once, but
+    /// for what sank from one level below RAM to the other.
+    fn judge_keys(&self, listing: &Running, now: Moment, listed: &[u8]) -> Result<(), String> {
+        for key in 0..KEYS as u8 {
+            let times = listed.iter().filter(|told| **told == key).count();
+            if times > 1 && self.setup.beside.is_none() {
+                return Err(format!("key {key} was listed {times} times"));
+            }
+            let seen = Seen {
+                key,
+                value: 0,
+                generation: None,
+                begun: listing.begun,
+                ended: now,
+                clock: listing.clock,
+                stale: false,
+                life: self.lives,
+            };
+            if times > 0 {
+                self.judge.some(seen)?;
+                continue;
+            }
+            let value = self.judge.last_value(key, self.clock.now().as_millis(), self.lossy_at);
+            let there = value.filter(|value| {
+                let written = self.judge.written(*value);
+                written.is_some_and(|written| written.ended.is_some_and(|ended| ended < listing.begun))
+            });
+            if let Some(value) = there {
+                return Err(format!("key {key} was not listed, though it had value {value} all the time"));
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn judge_outcome(&mut self, running: Running, outcome: Outcome) -> Result<(), String> {
         let now = self.moment;
         let seen = |key, value, generation, life| Seen {
@@ -274,6 +308,7 @@ impl History {
                     }
                 }
             }
+            (Operation::Keys, Outcome::Keys(listed)) => self.judge_keys(&running, now, &listed)?,
             (Operation::SetMany(_), Outcome::WroteEach(written)) => {
                 for (number, written) in running.mutation.iter().zip(written) {
                     let mutation = self.judge.mutation(*number);

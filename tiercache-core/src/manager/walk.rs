@@ -5,6 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use super::Shared;
 use super::guard::caught;
 use super::slot::Slot;
+use crate::bugs::seeded;
 use crate::tier::ListedEntry;
 use crate::tracking::{Query, Record};
 use crate::{Error, Key, Level, Result};
@@ -54,7 +55,7 @@ impl Walk {
             after: None,
             met: HashSet::new(),
             in_ram,
-            rounds: if nothing_moves { 0 } else { ROUNDS },
+            rounds: if nothing_moves || seeded("listed-in-one-round") { 0 } else { ROUNDS },
             known: 0,
         };
         if !walk.in_ram.is_empty() {
@@ -90,7 +91,7 @@ impl Walk {
 
     /// Whether `key` was met in RAM or on its way down.
     pub(super) fn has_met(&self, key: &Key) -> bool {
-        self.met.contains(key)
+        self.met.contains(key) && !seeded("listed-where-it-arrives")
     }
 
     /// What fits `query` of the next page. Dropped or failed, it has not moved.
