@@ -168,6 +168,7 @@ impl History {
     /// A listing tells keys that may have had a value, and all that had one from its beginning to its end. Once, but
     /// for what sank from one level below RAM to the other.
     fn judge_keys(&self, listing: &Running, now: Moment, listed: &[u8]) -> Result<(), String> {
+        let flushing = self.running.values().any(|running| matches!(running.what, Operation::Flush(_)));
         for key in 0..KEYS as u8 {
             let times = listed.iter().filter(|told| **told == key).count();
             if times > 1 && self.setup.beside.is_none() {
@@ -188,7 +189,7 @@ impl History {
                 continue;
             }
             let value = self.judge.last_value(key, self.clock.now().as_millis(), self.lossy_at);
-            let there = value.filter(|value| {
+            let there = value.filter(|_| !flushing).filter(|value| {
                 let written = self.judge.written(*value);
                 written.is_some_and(|written| written.ended.is_some_and(|ended| ended < listing.begun))
             });

@@ -4,11 +4,12 @@ use std::collections::{HashSet, VecDeque};
 
 use super::Shared;
 use super::guard::caught;
+use super::read::Doubt;
 use super::slot::Slot;
 use crate::bugs::seeded;
 use crate::tier::ListedEntry;
 use crate::tracking::{Query, Record};
-use crate::{Error, Key, Level, Result};
+use crate::{Entry, Error, Key, Level, Result};
 
 /// Entries asked for at a time of a level that has to be waited for.
 const PAGE: usize = 256;
@@ -144,10 +145,16 @@ impl Walk {
         } else {
             slot.call("list", slot.limits().write_timeout, list(PAGE)).await?
         };
+        // What a mutation is about to replace, or could not reach there, is told as little as it is answered.
+        let is_old = |key: &Key, entry: &Entry| {
+            let stripe = shared.stripes.lock(key.hash64());
+            entry.generation < stripe.floor(key.hash64())
+                || Doubt::under(&stripe, Some(slot), key.as_ref()).touches(key.as_ref(), entry)
+        };
         let record = |listed: ListedEntry| {
-            let hidden = shared.flow.fences.hides(listed.key.as_ref(), &listed.entry);
-            let size = listed.size;
-            (!hidden).then(|| Record { size, ..Record::of(listed.key, &listed.entry, level) })
+            let ListedEntry { key, entry, size } = listed;
+            let hidden = shared.flow.fences.hides(key.as_ref(), &entry) || is_old(&key, &entry);
+            (!hidden).then(|| Record { size, ..Record::of(key, &entry, level) })
         };
         let mut records: Vec<Record> = page.entries.into_iter().filter_map(record).collect();
         if slot.in_ram {
