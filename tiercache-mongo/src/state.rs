@@ -169,7 +169,9 @@ impl State {
     /// Looks at the documents that all processes must agree on; returns whether the record was gone or had gone back,
     /// as in a store that was wiped. It is raised again then.
     pub(crate) async fn refresh(&self) -> Result<bool> {
-        let (recorded, known) = (self.read().await?, self.recorded());
+        // Before it is read: what is raised beside that may not stand in the answer yet.
+        let known = self.recorded();
+        let recorded = self.read().await?;
         if recorded < known {
             self.raise(known).await?;
             return Ok(true);
