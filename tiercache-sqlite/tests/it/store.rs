@@ -378,7 +378,7 @@ async fn what_one_process_invalidates_is_dead_for_all_at_once_whatever_their_gen
     assert_eq!(get(&two, "tagged").await, None);
     assert!(get(&two, "plain").await.is_some());
     assert_eq!(put(&two, "tagged", &tagged(500, "late", "type", "raw")).await, Put::Superseded);
-    assert_eq!(remove(&two, "other", 400).await, Removal::Behind(raised), "so that it catches up");
+    assert_eq!(remove(&two, "other", 400).await, Removal::Fenced(raised), "so that it catches up");
     assert!(remove(&two, "tagged", raised.get() + 1).await.is_done());
     assert_eq!(put(&two, "tagged", &tagged(raised.get() + 1, "new", "type", "raw")).await, Put::Stored);
     assert!(get(&one, "tagged").await.is_some());
