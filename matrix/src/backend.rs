@@ -63,7 +63,9 @@ impl Backend {
     pub async fn start(name: &'static str) -> Option<Self> {
         let service = match name {
             // As little memory as can be, and an error in place of an eviction.
-            "memcached" => Some(Service::Memcached(Memcached::start_with(&["-m", "4", "-M"])?)),
+            "memcached" => {
+                Some(Service::Memcached(Memcached::start_with(&["-m", "4", "-M", "-o", "slab_automove=0"])?))
+            }
             "redis" => {
                 let word = format!(">{PASSWORD}");
                 let user = ["--user", USER, "on", &word, "~*", "&*", "+@all"];
@@ -268,7 +270,8 @@ async fn sql(server: &Postgres, statements: &str) {
     connection.close().await.expect("an orderly end");
 }
 
-/// Sizes of the values that memcached is filled with: its classes of sizes do not lend each other room.
+/// Sizes of the values that memcached is filled with: its classes of sizes do not lend each other room, and none is moved
+/// from one to another.
 fn sizes() -> impl Iterator<Item = usize> {
     std::iter::successors(Some(40_usize), |size| Some(size * 6 / 5)).take_while(|size| *size < 3_000)
 }
