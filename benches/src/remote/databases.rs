@@ -13,7 +13,7 @@ use tiercache_services::{MongoSim, Postgres};
 use tiercache_sqlite::{SqliteConfig, SqliteTier};
 use tiercache_tracking::{PostgresConfig, PostgresTracking};
 
-use super::{Bench, KEYS, VALUE, Writer, skipped};
+use super::{Bench, Cores, KEYS, VALUE, Writer, skipped};
 use crate::Options;
 
 pub(super) async fn run(options: &Options) {
@@ -71,6 +71,7 @@ async fn sqlite(options: &Options) {
 }
 
 async fn mongodb(options: &Options) {
+    let cores = Cores::one();
     let Some(server) = MongoSim::start() else { return skipped("mongodb-simulator") };
     let url = server.url();
     let config = MongoConfig {
@@ -99,11 +100,13 @@ async fn mongodb(options: &Options) {
         assert_eq!(found.get_binary_generic("body").expect("bytes").len(), VALUE);
     };
     bench.compare("get", async |number| writer.found(&tier, number).await, raw_get).await;
+    cores.apart();
     bench.batches(&tier, &writer).await;
     tier.close().await.expect("it closes");
 }
 
 async fn postgres(options: &Options) {
+    let _cores = Cores::one();
     let Some(server) = Postgres::start() else { return skipped("postgres-tracking") };
     let url = server.url();
     let config = PostgresConfig { url: Some(Address::from(url.as_str())), ..PostgresConfig::default() };

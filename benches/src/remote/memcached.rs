@@ -5,13 +5,14 @@ use tiercache_core::Tier;
 use tiercache_memcached::{MemcachedConfig, MemcachedTier};
 use tiercache_services::Memcached;
 
-use super::{Bench, KEYS, VALUE, Writer, skipped};
+use super::{Bench, Cores, KEYS, VALUE, Writer, skipped};
 use crate::Options;
 
 pub(super) async fn run(options: &Options) {
     if !options.wants("backend", "memcached") {
         return;
     }
+    let cores = Cores::one();
     let Some(server) = Memcached::start() else { return skipped("memcached") };
     let url = server.url();
     let servers = vec![url.trim_start_matches("tcp://").trim_start_matches("memcached://").to_owned()];
@@ -40,5 +41,6 @@ pub(super) async fn run(options: &Options) {
     let raw_remove = async |number: usize| drop(client.delete(writer.name(number)).await);
     bench.compare("remove", remove, raw_remove).await;
     writer.fill(&tier).await;
+    cores.apart();
     bench.batches(&tier, &writer).await;
 }

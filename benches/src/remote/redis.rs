@@ -9,7 +9,7 @@ use tiercache_ram::{Policy, RamConfig, RamTier};
 use tiercache_redis::{RedisConfig, RedisTier, RedisTracking, RedisTrackingConfig};
 use tiercache_services::Redis;
 
-use super::{Bench, KEYS, ROUNDS, VALUE, Writer, skipped};
+use super::{Bench, Cores, KEYS, ROUNDS, VALUE, Writer, skipped};
 use crate::Options;
 use crate::measure::median;
 
@@ -17,6 +17,7 @@ pub(super) async fn run(options: &Options) {
     if !options.wants("backend", "redis") {
         return;
     }
+    let cores = Cores::one();
     let Some(server) = Redis::start() else { return skipped("redis") };
     let url = server.url();
     let address = || Some(Address::from(url.as_str()));
@@ -46,6 +47,7 @@ pub(super) async fn run(options: &Options) {
     };
     bench.compare("remove", remove, raw_remove).await;
     writer.fill(&tier).await;
+    cores.apart();
     bench.batches(&tier, &writer).await;
     if bench.wants("tracked_hit") {
         tracked_hit(&bench, address()).await;
