@@ -1,15 +1,19 @@
-//! Batches: for each server one write of questions and one of changes, whose conditions are each item's own.
+//! Batches: for each server one write of questions, where it is not known what stands there, and one of changes, whose
+//! conditions are each item's own.
 
 use std::collections::HashMap;
+use std::mem::replace;
 
-use async_memcached::MetaValue;
 use tiercache_core::tier::{Call, Put, PutItem, Removal, side_by_side};
 use tiercache_core::{Entry, Error, Generation, Key, Result};
+use tokio::time::Instant;
 
 use crate::names::{exact, expiry, flags};
-use crate::server::{NAME, Server, TRIES, Written};
-use crate::tier::{REMOVAL_MARK, Shared, mark};
-use crate::wire::Write;
+use crate::own::Own;
+use crate::server::{Known, NAME, Server, TRIES, Written, hung_up};
+use crate::tier::Shared;
+use crate::wire::{Answer, Ask, Item, Wire, Write};
+use crate::write::{mark, mark_expiry, no_room};
 
 /// Questions in one write: so few that the server has read them all before it waits for us to read its answers.
 const QUESTIONS: usize = 100;
@@ -98,7 +102,8 @@ impl Shared {
             let known = server.known("get").await?;
             let names: Vec<String> =
                 keys.iter().map(|(_, key)| self.names.entry(&known.record, key)).collect();
-            let found = server.get_many("get", &names, &["v", "c"]).await?;
+            let asks: Vec<Ask<'_>> = names.iter().map(|name| Ask::Value(name)).collect();
+            let found = server.items("get", &asks).await?;
             Ok((known, names, found))
         };
         let (known, names, found) = match asked.await {
@@ -113,13 +118,17 @@ impl Shared {
     }
 
     async fn put_chunk(&self, (server, mut items): Chunk<'_, Ready<'_>>) -> Vec<(usize, Result<Put>)> {
-        let mut answers = Vec::with_capacity(items.len());
+        let (mut answers, mut hung) = (Vec::with_capacity(items.len()), false);
         for _ in 0..TRIES {
             if items.is_empty() {
                 return answers;
             }
             match self.put_once(server, items, &mut answers).await {
                 Ok(again) => items = again,
+                Err((left, error)) if hung_up(&error) && !replace(&mut hung, true) => {
+                    server.hang_up();
+                    items = left;
+                }
                 Err((left, error)) => {
                     answers.extend(all(&left, &error));
                     return answers;
@@ -150,48 +159,78 @@ impl Shared {
         let highest = items.iter().map(|(_, ready)| ready.item.entry.generation).max().unwrap_or_default();
         let names: Vec<String> =
             items.iter().map(|(_, ready)| self.names.entry(&known.record, ready.item.key)).collect();
-        let stands = async {
+        let connected = async {
             server.cover("put", &known, highest).await?;
-            server.get_many("put", &names, &["f", "c"]).await
+            server.wire("put").await
         };
-        let stands = match stands.await {
+        let mut wire = match connected.await {
+            Ok(wire) => wire,
+            Err(error) => return Err((items, error)),
+        };
+        let places: Vec<_> = items
+            .iter()
+            .zip(&names)
+            .map(|((_, ready), name)| (ready.item.key, name.as_str(), ready.item.entry.generation))
+            .collect();
+        let stands = match stands(server, "put", &mut wire, &known, &places).await {
             Ok(stands) => stands,
             Err(error) => return Err((items, error)),
         };
-        let mut sent = Vec::with_capacity(items.len());
-        for (((at, ready), name), found) in items.into_iter().zip(names).zip(stands) {
-            let PutItem { key, entry, hold, permit } = ready.item;
-            let standing = found.as_ref().map(|found| found.flags.unwrap_or_default());
-            let ours = flags(entry.generation);
-            if standing == Some(ours) {
+        let (mut sent, mut alone) = (Vec::with_capacity(items.len()), Vec::new());
+        for (((at, ready), name), stands) in items.into_iter().zip(&names).zip(stands) {
+            let generation = ready.item.entry.generation;
+            match stands {
+                Stands::Over(own) if own.generation < generation => {
+                    sent.push((at, ready, name, Some(own.cas)))
+                }
+                Stands::Found(Some(found)) if found.flags > flags(generation) => {
+                    answers.push((at, Ok(Put::Superseded)));
+                }
+                Stands::Found(Some(found)) if found.flags < flags(generation) => {
+                    sent.push((at, ready, name, found.cas));
+                }
+                Stands::Found(None) => sent.push((at, ready, name, None)),
                 // The flags alone do not say which it is: looked at by itself.
-                answers.push((at, self.put(server, key, entry, &ready.envelope, hold, permit).await));
-            } else if standing > Some(ours) || !permit.holds() {
-                answers.push((at, Ok(Put::Superseded)));
-            } else {
-                sent.push((at, ready, name, found.and_then(|found| found.cas)));
+                Stands::Over(_) | Stands::Found(_) => alone.push((at, ready)),
             }
         }
-        let writes = sent.iter().map(|(_, ready, name, cas)| {
-            let Ready { item, envelope } = ready;
-            let flag = format!("F{}", flags(item.entry.generation));
-            let flags = [flag, expiry(item.hold.until(item.entry), item.hold.now)];
-            Write { name, value: envelope, cas: *cas, flags }
+        let expiries: Vec<String> = sent
+            .iter()
+            .map(|(_, ready, ..)| expiry(ready.item.hold.until(ready.item.entry), ready.item.hold.now))
+            .collect();
+        let (sent, refused): (Vec<_>, Vec<_>) =
+            sent.into_iter().zip(&expiries).partition(|((_, ready, ..), _)| ready.item.permit.holds());
+        answers.extend(refused.into_iter().map(|((at, ..), _)| (at, Ok(Put::Superseded))));
+        let writes = sent.iter().map(|((_, ready, name, cas), expiry)| {
+            let flags = flags(ready.item.entry.generation);
+            Ask::Write(Write { name, value: &ready.envelope, cas: *cas, flags, expiry })
         });
-        let written = server.set_many("put", &writes.collect::<Vec<_>>()).await;
-        let sent = sent.into_iter().map(|(at, ready, ..)| (at, ready));
+        let written = server.exchange("put", &mut wire, &writes.collect::<Vec<_>>()).await;
+        let vouched = wire.era == Some(known.record.era);
+        // Those that are looked at alone need a connection too.
+        drop(wire);
+        let sent = sent.into_iter().map(|((at, ready, ..), _)| (at, ready));
         let written = match written {
             Ok(written) => written,
-            Err(error) => return Err((sent.collect(), error)),
+            Err(error) => return Err((sent.chain(alone).collect(), error)),
         };
         let mut again = Vec::new();
         for ((at, ready), written) in sent.zip(written) {
-            match written {
-                Written::Stored => answers.push((at, Ok(Put::Stored))),
-                Written::TooLarge => answers.push((at, Ok(Put::TooLarge))),
-                Written::Full => answers.push((at, Ok(Put::Full))),
-                Written::Changed => again.push((at, ready)),
+            let PutItem { key, entry, .. } = ready.item;
+            match written.written() {
+                (Written::Stored, cas) => {
+                    if let Some(cas) = cas.filter(|_| vouched) {
+                        server.own.put(key, known.record.era, Own { cas, generation: entry.generation });
+                    }
+                    answers.push((at, Ok(Put::Stored)));
+                }
+                (Written::TooLarge, _) => answers.push((at, Ok(Put::TooLarge))),
+                (Written::Full, _) => answers.push((at, Ok(Put::Full))),
+                (Written::Changed, _) => again.push((at, ready)),
             }
+        }
+        for (at, Ready { item: PutItem { key, entry, hold, permit }, envelope }) in alone {
+            answers.push((at, self.put(server, key, entry, &envelope, hold, permit).await));
         }
         Ok(again)
     }
@@ -203,7 +242,7 @@ impl Shared {
         if let [(at, (key, below))] = items[..] {
             return vec![(at, self.remove(server, key, *below).await)];
         }
-        let mut answers = Vec::with_capacity(items.len());
+        let (mut answers, mut hung) = (Vec::with_capacity(items.len()), false);
         for _ in 0..TRIES {
             if items.is_empty() {
                 return answers;
@@ -212,6 +251,10 @@ impl Shared {
                 Ok(again) => items = again,
                 Err(error) => {
                     items.retain(|(at, _)| answers.iter().all(|(answered, _)| answered != at));
+                    if hung_up(&error) && !replace(&mut hung, true) {
+                        server.hang_up();
+                        continue;
+                    }
                     answers.extend(all(&items, &error));
                     return answers;
                 }
@@ -229,49 +272,117 @@ impl Shared {
         items: &[(usize, &'a (Key, Generation))],
         answers: &mut Vec<(usize, Result<Removal>)>,
     ) -> Result<Vec<(usize, &'a (Key, Generation))>> {
-        // The record not as it was a second ago: what others put in a new era must be found.
-        let before = server.known("remove").await?;
-        let name = |(_, (key, _)): &(usize, &(Key, Generation))| self.names.entry(&before.record, key);
-        let names: Vec<String> = items.iter().map(name).collect();
-        let stands = server.get_many("remove", &names, &["f", "c"]);
-        let (known, stands) = tokio::try_join!(server.asked("remove"), stands)?;
-        if known.record.era != before.record.era {
-            return Ok(items.to_vec());
-        }
+        let known = server.known("remove").await?;
+        let era = known.record.era;
         let highest = items.iter().map(|(_, (_, below))| *below).max().unwrap_or_default();
         server.cover("remove", &known, highest).await?;
-        let mut sent = Vec::with_capacity(items.len());
-        for ((&(at, item), name), found) in items.iter().zip(&names).zip(stands) {
-            let (key, below) = item;
-            let floor = known.record.floor(key.namespace());
-            let flag = found.as_ref().map_or(0, |found| found.flags.unwrap_or_default());
-            match exact(flag) {
-                _ if floor > *below => answers.push((at, Ok(Removal::Behind(floor)))),
-                Some(over) if flag < flags(*below) || found.is_none() => {
-                    sent.push((at, item, name, found.and_then(|found| found.cas), over));
+        let names: Vec<String> =
+            items.iter().map(|(_, (key, _))| self.names.entry(&known.record, key)).collect();
+        let mut wire = server.wire("remove").await?;
+        let places: Vec<_> =
+            items.iter().zip(&names).map(|((_, (key, below)), name)| (key, name.as_str(), *below)).collect();
+        let stands = stands(server, "remove", &mut wire, &known, &places).await?;
+        let (mut sent, mut alone) = (Vec::with_capacity(items.len()), Vec::new());
+        for ((&(at, item), name), stands) in items.iter().zip(&names).zip(stands) {
+            let below = item.1;
+            let below_it = |found: &Item| exact(found.flags).filter(|generation| *generation < below);
+            match stands {
+                Stands::Over(own) if own.generation < below => {
+                    sent.push((at, item, name, Some(own.cas), own.generation));
+                }
+                Stands::Found(None) => sent.push((at, item, name, None, Generation::ZERO)),
+                Stands::Found(Some(found)) if below_it(&found).is_some() => {
+                    let over = below_it(&found).unwrap_or_default();
+                    sent.push((at, item, name, found.cas, over));
                 }
                 // Another process may be ahead: looked at by itself.
-                _ => answers.push((at, self.remove(server, key, *below).await)),
+                Stands::Over(_) | Stands::Found(_) => alone.push((at, item)),
             }
         }
         let marks: Vec<Vec<u8>> = sent.iter().map(|(_, (_, below), ..)| mark(*below)).collect();
-        let expiry = format!("T{}", REMOVAL_MARK.as_secs() + 1);
-        let writes = sent.iter().zip(&marks).map(|((_, (_, below), name, cas, _), mark)| {
-            let flags = [format!("F{}", flags(*below)), expiry.clone()];
-            Write { name, value: mark, cas: *cas, flags }
+        let expiry = mark_expiry();
+        let writes = sent.iter().zip(&marks).map(|((_, (_, below), name, cas, _), value)| {
+            Ask::Write(Write { name, value, cas: *cas, flags: flags(*below), expiry: &expiry })
         });
-        let written = server.set_many("remove", &writes.collect::<Vec<_>>()).await?;
+        // The record not as it was a second ago: what others put in a new era must be found.
+        let asks: Vec<Ask<'_>> = std::iter::once(Ask::Value(server.record_name())).chain(writes).collect();
+        let asked = Instant::now();
+        let mut written = server.exchange("remove", &mut wire, &asks).await?.into_iter();
+        let record = written.next().and_then(Answer::item);
+        let confirmed = server.saw(&mut wire, &known, record, asked);
+        let vouched = wire.era == Some(era);
+        drop(wire);
+        // Marks of an era that is over, and those below a fence, are in nobody's way, as with a single removal.
+        let now = if confirmed { known } else { server.asked("remove").await? };
+        if now.record.era != era {
+            return Ok(items.to_vec());
+        }
         let mut again = Vec::new();
         for ((at, item, _, _, over), written) in sent.into_iter().zip(written) {
-            let full = || Error::unavailable(NAME, "remove", "the server has no room for a mark");
+            let (key, below) = item;
+            let floor = now.record.floor(key.namespace());
+            let (written, cas) = written.written();
+            if let Some(cas) = cas.filter(|_| vouched && written == Written::Stored) {
+                server.own.put(key, era, Own { cas, generation: *below });
+            }
             match written {
+                _ if floor > *below => answers.push((at, Ok(Removal::Behind(floor)))),
                 Written::Stored => answers.push((at, Ok(Removal::Done { over }))),
                 Written::Changed => again.push((at, item)),
-                Written::TooLarge | Written::Full => answers.push((at, Err(full()))),
+                Written::TooLarge | Written::Full => answers.push((at, Err(no_room()))),
             }
+        }
+        for (at, item) in alone {
+            answers.push((at, self.remove(server, &item.0, item.1).await));
         }
         Ok(again)
     }
+}
+
+/// What is known of the place of an item.
+enum Stands {
+    /// What this process wrote there last.
+    Over(Own),
+    /// What was found there just now.
+    Found(Option<Item>),
+}
+
+/// What stands in each of these places, for writes of these generations: known, or asked for in one round trip, with the record
+/// if it was not read over this connection.
+async fn stands(
+    server: &Server,
+    op: &'static str,
+    wire: &mut Wire,
+    known: &Known,
+    places: &[(&Key, &str, Generation)],
+) -> Result<Vec<Stands>> {
+    let era = known.record.era;
+    let proven = wire.era == Some(era);
+    let own = |&(key, _, generation): &(&Key, &str, Generation)| {
+        let own = server.own.take(key, era).filter(|_| proven);
+        own.filter(|own| own.generation < generation)
+    };
+    let own: Vec<Option<Own>> = places.iter().map(own).collect();
+    let unknown =
+        places.iter().zip(&own).filter(|(_, own)| own.is_none()).map(|(place, _)| Ask::Stands(place.1));
+    let mut asks: Vec<Ask<'_>> = unknown.collect();
+    let mut found = Vec::new().into_iter();
+    if !asks.is_empty() {
+        if !proven {
+            asks.insert(0, Ask::Value(server.record_name()));
+        }
+        let asked = Instant::now();
+        found = server.exchange(op, wire, &asks).await?.into_iter();
+        if !proven {
+            let record = found.next().and_then(Answer::item);
+            server.saw(wire, known, record, asked);
+        }
+    }
+    let stands = |own: Option<Own>| match own {
+        Some(own) => Stands::Over(own),
+        None => Stands::Found(found.next().and_then(Answer::item)),
+    };
+    Ok(own.into_iter().map(stands).collect())
 }
 
 /// The same error for each.
@@ -285,21 +396,4 @@ fn in_place<T>(count: usize, said: Vec<Vec<(usize, Result<T>)>>) -> Vec<Result<T
     said.sort_unstable_by_key(|(at, _)| *at);
     debug_assert!(said.len() == count && said.iter().enumerate().all(|(place, (at, _))| place == *at));
     said.into_iter().map(|(_, answer)| answer).collect()
-}
-
-/// Those of many items that are there, each in the place of its name.
-pub(crate) fn by_name(names: &[String], found: Vec<MetaValue>) -> Vec<Option<MetaValue>> {
-    let mut found: HashMap<Vec<u8>, MetaValue> =
-        found.into_iter().filter_map(|mut item| Some((item.key.take()?, item))).collect();
-    let mut left: HashMap<&str, usize> = HashMap::new();
-    names.iter().for_each(|name| *left.entry(name).or_default() += 1);
-    let mut take = |name: &String| match left.get_mut(name.as_str()) {
-        // Named once more further on.
-        Some(times) if *times > 1 => {
-            *times -= 1;
-            found.get(name.as_bytes()).cloned()
-        }
-        _ => found.remove(name.as_bytes()),
-    };
-    names.iter().map(&mut take).collect()
 }

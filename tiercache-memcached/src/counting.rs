@@ -76,7 +76,8 @@ impl Shared {
             let names = [&name, server.record_name()];
             let asked = Instant::now();
             let [counter, record] = server.pair(op, names, &["v", "c", "f"]).await?;
-            if server.confirms(&known, record.as_ref(), asked) {
+            let record = record.as_ref().and_then(|record| record.data.as_deref());
+            if server.confirms(&known, record, asked) {
                 return Ok((name, counter));
             }
             known = server.asked(op).await?;

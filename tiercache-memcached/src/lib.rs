@@ -6,10 +6,12 @@ mod counting;
 mod fences;
 mod leases;
 mod names;
+mod own;
 mod record;
 mod server;
 mod tier;
 mod wire;
+mod write;
 
 pub use config::MemcachedConfig;
 pub use tier::MemcachedTier;

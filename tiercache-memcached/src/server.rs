@@ -1,12 +1,16 @@
-//! One server: a pool of connections to it, and the record it keeps.
+//! One server: the connections to it, and the record it keeps. Entries and the record are read and written over
+//! connections of the level's own; the client's are for the rest.
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_memcached::{Client, Error as ClientError, ErrorKind, MetaProtocol, MetaValue, Status};
-use deadpool::managed::{self, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, TimeoutType};
+use deadpool::managed::{
+    self, Metrics, Object, Pool, PoolError, QueueMode, RecycleError, RecycleResult, TimeoutType,
+};
 use tiercache_core::tier::HighWater;
 use tiercache_core::{BoxError, Error, Generation, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -14,9 +18,9 @@ use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
 use crate::MemcachedConfig;
-use crate::batch::by_name;
+use crate::own::OwnWrites;
 use crate::record::Record;
-use crate::wire::{DialWire, Write};
+use crate::wire::{self, Answer, Ask, Item, Wire};
 
 pub(crate) const NAME: &str = "memcached";
 
@@ -31,9 +35,13 @@ pub(crate) const TRIES: usize = 200;
 pub(crate) struct Server {
     /// As it is dialled.
     pub(crate) address: String,
-    pool: Pool<Dial>,
-    /// For writes of many items at once.
-    wires: Pool<DialWire>,
+    wires: Pool<wire::Dial>,
+    /// For counters, leases and statistics.
+    clients: Pool<Dial>,
+    /// What was written over the wires.
+    pub(crate) own: OwnWrites,
+    /// Whether it makes room by dropping items.
+    evicts: OnceLock<bool>,
     timeout: Duration,
     connect_timeout: Duration,
     /// The name of the record's item.
@@ -48,6 +56,8 @@ pub(crate) struct Server {
 #[derive(Clone)]
 pub(crate) struct Known {
     pub(crate) record: Arc<Record>,
+    /// Its bytes.
+    raw: Arc<[u8]>,
     /// How far the record of this era covers generations.
     high: Arc<HighWater>,
     /// When it was last asked for; `None` when it must be asked for before it is relied on.
@@ -93,14 +103,57 @@ impl Server {
         record: String,
         servers: Arc<BTreeSet<String>>,
     ) -> Result<Self> {
-        let clients = pool(Dial(address.clone()), config.connections, config)?;
-        let wires = pool(DialWire(address.clone()), config.connections.div_ceil(4), config)?;
+        let wires = pool(wire::Dial(address.clone()), config.connections, config)?;
+        let clients = pool(Dial(address.clone()), config.connections.div_ceil(4), config)?;
         let MemcachedConfig { timeout, connect_timeout, .. } = *config;
-        let (known, reading) = (Mutex::default(), tokio::sync::Mutex::default());
-        Ok(Self { address, pool: clients, wires, timeout, connect_timeout, record, servers, known, reading })
+        Ok(Self {
+            address,
+            wires,
+            clients,
+            own: OwnWrites::default(),
+            evicts: OnceLock::new(),
+            timeout,
+            connect_timeout,
+            record,
+            servers,
+            known: Mutex::default(),
+            reading: tokio::sync::Mutex::default(),
+        })
     }
 
-    /// The item of that name with what `wanted` asks for.
+    /// A connection of the level's own.
+    pub(crate) async fn wire(&self, op: &'static str) -> Result<Object<wire::Dial>> {
+        let wire = self.wires.get().await;
+        wire.map_err(|error| self.refused(op, error, |error| Error::unavailable(NAME, op, error)))
+    }
+
+    /// Sends commands over a connection, and returns the answer to each.
+    pub(crate) async fn exchange(
+        &self,
+        op: &'static str,
+        wire: &mut Wire,
+        asks: &[Ask<'_>],
+    ) -> Result<Vec<Answer>> {
+        let answers = self.in_time(op, wire.exchange(asks)).await?;
+        answers.map_err(|error| Error::unavailable(NAME, op, error))
+    }
+
+    /// The item of that name.
+    pub(crate) async fn item(&self, op: &'static str, name: &str) -> Result<Option<Item>> {
+        Ok(self.items(op, &[Ask::Value(name)]).await?.pop().flatten())
+    }
+
+    /// What stands at each name, in one round trip.
+    pub(crate) async fn items(&self, op: &'static str, asks: &[Ask<'_>]) -> Result<Vec<Option<Item>>> {
+        let asked = async || {
+            let mut wire = self.wire(op).await?;
+            self.exchange(op, &mut wire, asks).await
+        };
+        let answers = again!(self, asked())?;
+        Ok(answers.into_iter().map(Answer::item).collect())
+    }
+
+    /// The item of that name with what `wanted` asks for, in the client's words.
     pub(crate) async fn get(
         &self,
         op: &'static str,
@@ -130,32 +183,6 @@ impl Server {
             let at = found.iter().position(|item| item.key.as_deref() == Some(name.as_bytes()));
             at.map(|at| found.swap_remove(at))
         }))
-    }
-
-    /// Those of many items that are there, each in the place of its name, in one round trip.
-    pub(crate) async fn get_many(
-        &self,
-        op: &'static str,
-        names: &[String],
-        wanted: &[&str],
-    ) -> Result<Vec<Option<MetaValue>>> {
-        let asked = async || {
-            let mut client = self.client(op).await?;
-            self.answer(op, client.meta_get_multi(names, Some(wanted))).await
-        };
-        Ok(by_name(names, again!(self, asked())?))
-    }
-
-    /// Makes many writes in one, each on its own condition.
-    pub(crate) async fn set_many(&self, op: &'static str, writes: &[Write<'_>]) -> Result<Vec<Written>> {
-        if writes.is_empty() {
-            return Ok(Vec::new());
-        }
-        let wire = self.wires.get().await;
-        let mut wire =
-            wire.map_err(|error| self.refused(op, error, |error| Error::unavailable(NAME, op, error)))?;
-        let written = self.in_time(op, wire.set_many(writes)).await?;
-        written.map_err(|error| Error::unavailable(NAME, op, error))
     }
 
     /// Writes an item if it is still the one with that CAS; without a CAS, if there is none.
@@ -242,15 +269,15 @@ impl Server {
         Ok(names.map(|name| stats.get(name).and_then(|figure| figure.parse().ok()).unwrap_or_default()))
     }
 
-    /// The most bytes of an item. The client cannot ask for settings.
+    /// The most bytes of an item. How the server is set up is remembered; the client cannot ask for it.
     pub(crate) async fn item_size_max(&self) -> Result<u64> {
-        let failed = |error: std::io::Error| Error::unavailable(NAME, "settings", error);
+        let failed = |error: io::Error| Error::unavailable(NAME, "settings", error);
         let asked = async {
             match self.address.strip_prefix("unix://") {
                 #[cfg(unix)]
                 Some(path) => settings(tokio::net::UnixStream::connect(path).await?).await,
                 #[cfg(not(unix))]
-                Some(_) => Err(std::io::ErrorKind::Unsupported.into()),
+                Some(_) => Err(io::ErrorKind::Unsupported.into()),
                 None => {
                     let place = self.address.trim_start_matches("tcp://");
                     settings(tokio::net::TcpStream::connect(place).await?).await
@@ -260,9 +287,17 @@ impl Server {
         let limit = self.connect_timeout + self.timeout;
         let timed_out = Error::TimedOut { backend: NAME, op: "settings", after: limit };
         let settings = tokio::time::timeout(limit, asked).await.map_err(|_| timed_out)?.map_err(failed)?;
+        let _ = self.evicts.set(settings.lines().any(|line| line == "STAT evictions on"));
         let size = settings.lines().find_map(|line| line.strip_prefix("STAT item_size_max "));
         let size = size.and_then(|size| size.trim().parse().ok());
         size.ok_or_else(|| Error::unavailable(NAME, "settings", "it does not tell its item_size_max"))
+    }
+
+    /// Whether a write may be tried before it is known what stands in its place. A server that has no room for a write
+    /// removes what stood there, whatever the condition (memcached, `process_mset_command`): one that drops items anyway
+    /// may, another may not lose what is newer.
+    pub(crate) fn drops_items(&self) -> bool {
+        self.evicts.get() == Some(&true)
     }
 
     /// What is known of the record, not older than a second.
@@ -310,8 +345,8 @@ impl Server {
 
     /// The record, and what a change of it depends on. What is there and is no record counts as none.
     pub(crate) async fn stands(&self, op: &'static str) -> Result<Stands> {
-        let found = self.get(op, &self.record, &["v", "c"]).await?;
-        Ok((found.as_ref().and_then(read), found.and_then(|found| found.cas)))
+        let found = self.item(op, &self.record).await?;
+        Ok((found.as_ref().and_then(|found| Record::decode(&found.value)), found.and_then(|found| found.cas)))
     }
 
     /// Writes the record over what stands there; whether it still stood.
@@ -336,23 +371,39 @@ impl Server {
     }
 
     /// Whether the record is still the one that is known, as it was read beside something else that was asked for then.
-    pub(crate) fn confirms(&self, known: &Known, found: Option<&MetaValue>, asked: Instant) -> bool {
-        let record = found.and_then(read).filter(|record| *record == *known.record);
-        record.and_then(|record| self.confirm(&record, asked)).is_some()
+    pub(crate) fn confirms(&self, known: &Known, found: Option<&[u8]>, asked: Instant) -> bool {
+        found == Some(&*known.raw) && self.confirm(&known.record, asked).is_some()
+    }
+
+    /// Notes which record was read over a connection, and tells whether it is still the one that is known.
+    pub(crate) fn saw(&self, wire: &mut Wire, known: &Known, found: Option<Item>, asked: Instant) -> bool {
+        let raw = found.as_ref().map(|found| &found.value[..]);
+        if self.confirms(known, raw, asked) {
+            wire.era = Some(known.record.era);
+            return true;
+        }
+        wire.era = raw.and_then(Record::decode).map(|record| record.era);
+        self.doubt();
+        false
     }
 
     /// Closes idle connections, and forgets what was known: if the server was started again it knows nothing either.
-    fn hang_up(&self) {
-        let _ = self.pool.retain(|_, _| false);
+    pub(crate) fn hang_up(&self) {
         let _ = self.wires.retain(|_, _| false);
+        let _ = self.clients.retain(|_, _| false);
+        self.doubt();
+    }
+
+    /// Asks for the record before it is relied on the next time.
+    pub(crate) fn doubt(&self) {
         if let Some(known) = &mut *self.known.lock().unwrap_or_else(PoisonError::into_inner) {
             known.read = None;
         }
     }
 
     pub(crate) fn close(&self) {
-        self.pool.close();
         self.wires.close();
+        self.clients.close();
     }
 
     /// Reads the record, changes it, and writes it if that made a difference. A record that is gone, or that somebody
@@ -410,13 +461,14 @@ impl Server {
             Some(known) if known.record.era == record.era => known.high.clone(),
             _ => Arc::new(HighWater::new(Generation::new(record.generations))),
         };
-        let known = Known { record: Arc::new(record), high, read: Some(read) };
+        let raw = record.encode().into();
+        let known = Known { record: Arc::new(record), raw, high, read: Some(read) };
         *last = Some(known.clone());
         known
     }
 
     async fn client(&self, op: &'static str) -> Result<Object<Dial>> {
-        self.pool.get().await.map_err(|error| self.refused(op, error, |error| lost(op, error)))
+        self.clients.get().await.map_err(|error| self.refused(op, error, |error| lost(op, error)))
     }
 
     /// Why a pool gives out no connection.
@@ -462,6 +514,8 @@ fn pool<M: managed::Manager>(dial: M, size: usize, config: &MemcachedConfig) -> 
     Pool::builder(dial)
         .max_size(size)
         .runtime(deadpool::Runtime::Tokio1)
+        // Few connections that are busy rather than many that may have to be tried.
+        .queue_mode(QueueMode::Lifo)
         .wait_timeout(Some(config.timeout))
         .create_timeout(Some(config.connect_timeout))
         .recycle_timeout(Some(config.timeout))
@@ -470,12 +524,15 @@ fn pool<M: managed::Manager>(dial: M, size: usize, config: &MemcachedConfig) -> 
 }
 
 /// Whether an error tells that a connection had died: the call may work on another.
-fn hung_up(error: &Error) -> bool {
-    match error {
-        Error::Unavailable { source, .. } => matches!(
-            source.downcast_ref::<ClientError>(),
-            Some(ClientError::Io(_) | ClientError::ConnectionClosed)
-        ),
+pub(crate) fn hung_up(error: &Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+
+    let Error::Unavailable { source, .. } = error else { return false };
+    match (source.downcast_ref::<io::Error>(), source.downcast_ref::<ClientError>()) {
+        (Some(error), _) => {
+            matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+        }
+        (_, Some(error)) => matches!(error, ClientError::Io(_) | ClientError::ConnectionClosed),
         _ => false,
     }
 }
@@ -484,11 +541,7 @@ fn lost(op: &'static str, error: ClientError) -> Error {
     Error::unavailable(NAME, op, BoxError::from(error))
 }
 
-fn read(item: &MetaValue) -> Option<Record> {
-    Record::decode(item.data.as_deref()?)
-}
-
-async fn settings(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<String> {
+async fn settings(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<String> {
     const MOST: u64 = 64 << 10;
     stream.write_all(b"stats settings\r\nquit\r\n").await?;
     let mut said = String::new();
@@ -496,7 +549,7 @@ async fn settings(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::R
     Ok(said)
 }
 
-/// Makes connections for a pool and says which of them may be used again.
+/// Makes the client's connections for a pool and says which of them may be used again.
 struct Dial(String);
 
 impl managed::Manager for Dial {

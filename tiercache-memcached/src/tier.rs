@@ -1,19 +1,12 @@
-//! Reading and writing of entries. A write is one step at the server, `ms` with the CAS of what it replaces:
-//!
-//! 1. the record says that the generation may be there (rarely a round trip);
-//! 2. what stands under the key: its CAS, its generation in the flags, its size, without the value;
-//! 3. `ms`, if that is older and the permit holds: the commit point. If it changed meanwhile, again from 2.
+//! The level as a whole, and reading of entries.
 
-use std::cmp::Ordering::{Equal, Greater, Less};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
-use async_memcached::MetaValue;
 use async_trait::async_trait;
 use bytes::Bytes;
-use tiercache_core::envelope::{Damage, HEADER_BYTES, Header};
+use tiercache_core::envelope::{Damage, HEADER_BYTES};
 use tiercache_core::tier::{
     Counting, Dead, FenceLog, Hold, Permit, Profile, Put, PutItem, Removal, Spill, Swept, Usage,
 };
@@ -21,18 +14,16 @@ use tiercache_core::{Codec, Entry, Error, Generation, Key, Leasing, Result, Tier
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::MemcachedConfig;
-use crate::names::{Names, exact, expiry, flags};
+use crate::names::Names;
 use crate::record::Record;
-use crate::server::{Known, NAME, Server, Stands, TRIES, Written};
+use crate::server::{Known, NAME, Server, Stands, TRIES};
+use crate::wire::Item;
+use crate::write::mark_of;
 
 /// What an item takes beside its value: its header, its name and flags.
 const ITEM_OVERHEAD: u64 = 512;
 /// From so many bytes on compression and encryption are left to other threads.
 const LARGE: usize = 64 << 10;
-/// How long a removal is remembered: longer than any write may be late.
-pub(crate) const REMOVAL_MARK: Duration = Duration::from_secs(60);
-/// What a mark of removal begins with; its generation follows.
-const MARK: [u8; 7] = *b"removed";
 
 /// The level in memcached.
 #[derive(Debug)]
@@ -224,7 +215,7 @@ impl Shared {
     pub(crate) async fn get(&self, server: &Server, key: &Key) -> Result<Option<Entry>> {
         let known = server.known("get").await?;
         let name = self.names.entry(&known.record, key);
-        let found = server.get("get", &name, &["v", "c"]).await?;
+        let found = server.item("get", &name).await?;
         self.entry_of(server, &known, key, &name, found).await
     }
 
@@ -235,10 +226,10 @@ impl Shared {
         known: &Known,
         key: &Key,
         name: &str,
-        found: Option<MetaValue>,
+        found: Option<Item>,
     ) -> Result<Option<Entry>> {
         let Some(found) = found else { return Ok(None) };
-        let bytes = Bytes::from(found.data.unwrap_or_default());
+        let bytes = Bytes::from(found.value);
         if mark_of(&bytes).is_some() {
             return Ok(None);
         }
@@ -292,137 +283,6 @@ impl Shared {
         let (codec, key) = (self.codec.clone(), key.clone());
         elsewhere(move || codec.decode_for(key.as_ref(), &bytes)).await
     }
-
-    pub(crate) async fn put(
-        &self,
-        server: &Server,
-        key: &Key,
-        entry: &Entry,
-        envelope: &[u8],
-        hold: Hold,
-        permit: &dyn Permit,
-    ) -> Result<Put> {
-        let generation = entry.generation;
-        let expiry = expiry(hold.until(entry), hold.now);
-        let flag = format!("F{}", flags(generation));
-        for _ in 0..TRIES {
-            let known = server.known("put").await?;
-            if known.record.kills(key.namespace(), entry) || !permit.holds() {
-                return Ok(Put::Superseded);
-            }
-            server.cover("put", &known, generation).await?;
-            let name = self.names.entry(&known.record, key);
-            let mut cas = None;
-            if let Some(found) = server.get("put", &name, &["f", "c"]).await? {
-                cas = found.cas;
-                match found.flags.unwrap_or_default().cmp(&flags(generation)) {
-                    Less => {}
-                    Greater => return Ok(Put::Superseded),
-                    // The flags alone do not say which it is.
-                    Equal => {
-                        let Some(found) = server.get("put", &name, &["v", "c"]).await? else { continue };
-                        cas = found.cas;
-                        match standing(&found) {
-                            Standing::Entry(standing, _) if standing > generation => {
-                                return Ok(Put::Superseded);
-                            }
-                            Standing::Entry(standing, sum) if standing == generation => {
-                                let same =
-                                    Header::parse(envelope).is_ok_and(|header| header.identity() == sum);
-                                return Ok(if same { Put::Unchanged } else { Put::Superseded });
-                            }
-                            Standing::Mark(mark) if mark > generation => return Ok(Put::Superseded),
-                            _ => {}
-                        }
-                    }
-                }
-            }
-            if !permit.holds() {
-                return Ok(Put::Superseded);
-            }
-            match server.set("put", &name, envelope, cas, [&flag, &expiry]).await? {
-                Written::Stored => return Ok(Put::Stored),
-                Written::TooLarge => return Ok(Put::TooLarge),
-                Written::Full => return Ok(Put::Full),
-                Written::Changed => {}
-            }
-        }
-        Err(Error::unavailable(NAME, "put", "the key changes faster than it can be written"))
-    }
-
-    pub(crate) async fn remove(&self, server: &Server, key: &Key, below: Generation) -> Result<Removal> {
-        let mark = mark(below);
-        let expiry = format!("T{}", REMOVAL_MARK.as_secs() + 1);
-        let flag = format!("F{}", flags(below));
-        for _ in 0..TRIES {
-            // The record not as it was a second ago: what others put in a new era must be found.
-            let before = server.known("remove").await?;
-            let name = self.names.entry(&before.record, key);
-            let stands = server.get("remove", &name, &["f", "c"]);
-            let (known, stands) = tokio::try_join!(server.asked("remove"), stands)?;
-            if known.record.era != before.record.era {
-                continue;
-            }
-            let floor = known.record.floor(key.namespace());
-            if floor > below {
-                return Ok(Removal::Behind(floor));
-            }
-            server.cover("remove", &known, below).await?;
-            let (mut cas, mut over) = (None, Generation::ZERO);
-            if let Some(found) = stands {
-                cas = found.cas;
-                let flag = found.flags.unwrap_or_default();
-                over = exact(flag).unwrap_or_default();
-                if flag >= flags(below) || exact(flag).is_none() {
-                    let Some(found) = server.get("remove", &name, &["v", "c"]).await? else { continue };
-                    cas = found.cas;
-                    match standing(&found) {
-                        Standing::Entry(standing, _) | Standing::Mark(standing) if standing >= below => {
-                            return Ok(Removal::Behind(standing));
-                        }
-                        Standing::Entry(standing, _) | Standing::Mark(standing) => over = standing,
-                        Standing::Garbage => over = Generation::ZERO,
-                    }
-                }
-            }
-            match server.set("remove", &name, &mark, cas, [&flag, &expiry]).await? {
-                Written::Stored => return Ok(Removal::Done { over }),
-                Written::Changed => {}
-                Written::TooLarge | Written::Full => {
-                    return Err(Error::unavailable(NAME, "remove", "the server has no room for a mark"));
-                }
-            }
-        }
-        Err(Error::unavailable(NAME, "remove", "the key changes faster than it can be removed"))
-    }
-}
-
-/// What stands under a key.
-enum Standing {
-    /// An entry's generation and what tells it from others of that generation.
-    Entry(Generation, u64),
-    Mark(Generation),
-    Garbage,
-}
-
-fn standing(found: &MetaValue) -> Standing {
-    let bytes = found.data.as_deref().unwrap_or_default();
-    match (mark_of(bytes), Header::parse(bytes)) {
-        (Some(mark), _) => Standing::Mark(mark),
-        (None, Ok(header)) => Standing::Entry(header.generation, header.identity()),
-        (None, Err(_)) => Standing::Garbage,
-    }
-}
-
-/// What stands in the place of an entry that was removed.
-pub(crate) fn mark(below: Generation) -> Vec<u8> {
-    [&MARK[..], &below.get().to_le_bytes()].concat()
-}
-
-/// The generation of a mark of removal, if this is one.
-fn mark_of(bytes: &[u8]) -> Option<Generation> {
-    let generation = bytes.strip_prefix(&MARK)?;
-    Some(Generation::new(u64::from_le_bytes(generation.try_into().ok()?)))
 }
 
 /// Runs what takes its time where it holds up nobody.

@@ -8,3 +8,4 @@ mod faults;
 mod manager;
 mod processes;
 mod suite;
+mod writes;

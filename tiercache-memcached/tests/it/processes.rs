@@ -1,6 +1,6 @@
 //! Several processes, levels and servers.
 
-use crate::common::{HOLD, T0, config, entry, get, hear, key, open, put, remove};
+use crate::common::{HOLD, T0, config, entry, era_of, get, hear, key, open, put, remove};
 use tiercache_core::tier::{Always, FenceLog, Put, Removal, Scope};
 use tiercache_core::{Error, Generation, Key, Stay, Tier};
 use tiercache_memcached::{MemcachedConfig, MemcachedTier};
@@ -283,21 +283,4 @@ async fn a_namespace_of_any_name_is_a_wall() {
     for (generation, key) in (1..).zip(&keys) {
         assert_eq!(tier.get(key).await.unwrap().unwrap().generation, Generation::new(generation));
     }
-}
-
-/// The era, as the names of the level's items have it.
-fn era_of(server: &Memcached) -> String {
-    use std::io::{Read, Write};
-
-    let mut stream = std::net::TcpStream::connect(server.address()).unwrap();
-    stream.write_all(b"lru_crawler metadump all\r\n").unwrap();
-    let mut dump = String::new();
-    while !dump.contains("END") {
-        let mut piece = [0; 4096];
-        let count = stream.read(&mut piece).unwrap();
-        dump.push_str(std::str::from_utf8(&piece[..count]).unwrap());
-    }
-    // Names are shown with their colons escaped.
-    let mut eras = dump.split("cold%3A").skip(1).filter_map(|rest| rest.get(..16));
-    eras.find(|era| u64::from_str_radix(era, 16).is_ok()).unwrap().to_owned()
 }
