@@ -1,5 +1,6 @@
 //! Names of items, and when they expire.
 
+use std::fmt::{Arguments, Write as _};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tiercache_core::{Generation, Key, Timestamp};
@@ -31,17 +32,17 @@ impl Names {
     }
 
     pub(crate) fn entry(&self, record: &Record, key: &Key) -> String {
-        self.join(record, "e", key)
+        self.join(record, format_args!("e"), key)
     }
 
     /// A counter's: another one after its namespace was cleared.
     pub(crate) fn counter(&self, record: &Record, key: &Key) -> String {
-        self.join(record, &format!("c{:x}", record.cleared(key.namespace()).get()), key)
+        self.join(record, format_args!("c{:x}", record.cleared(key.namespace()).get()), key)
     }
 
     /// A lease's, which outlives eras.
     pub(crate) fn lease(&self, name: &Key) -> String {
-        self.named(&format!("{}:l", self.base), name, 0)
+        self.named(format_args!("{}:l", self.base), name, 0)
     }
 
     /// The item of the last lease's token.
@@ -51,21 +52,26 @@ impl Names {
 
     /// Namespace and key as they are with the namespace's length in front, or hashed where they are long, odd or hidden. The
     /// era seeds the hash: nobody can prepare keys that meet.
-    fn join(&self, record: &Record, kind: &str, key: &Key) -> String {
-        self.named(&format!("{}:{:016x}:{kind}", self.base, record.era), key, record.era)
+    fn join(&self, record: &Record, kind: Arguments<'_>, key: &Key) -> String {
+        self.named(format_args!("{}:{:016x}:{kind}", self.base, record.era), key, record.era)
     }
 
-    fn named(&self, head: &str, key: &Key, seed: u64) -> String {
+    fn named(&self, head: Arguments<'_>, key: &Key, seed: u64) -> String {
         let namespace = key.namespace();
+        let mut name = String::with_capacity(MAX_NAME);
+        // A text takes what is written to it.
+        let _ = name.write_fmt(head);
         let plain = |bytes: &[u8]| bytes.iter().all(u8::is_ascii_graphic);
         if !self.hidden && plain(namespace.as_bytes()) && plain(key.bytes()) {
-            let text = key.display();
-            let name = format!("{head}:{}:{namespace}:{text}", namespace.len());
+            let begun = name.len();
+            let _ = write!(name, ":{}:{namespace}:{}", namespace.len(), key.display());
             if name.len() <= MAX_NAME {
                 return name;
             }
+            name.truncate(begun);
         }
-        format!("{head}:#{:032x}", xxh3_128_with_seed(key.encoded(), seed))
+        let _ = write!(name, ":#{:032x}", xxh3_128_with_seed(key.encoded(), seed));
+        name
     }
 }
 

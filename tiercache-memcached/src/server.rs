@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_memcached::{Client, Error as ClientError, ErrorKind, MetaProtocol, MetaValue, Status};
 use deadpool::managed::{
-    self, Metrics, Object, Pool, PoolError, QueueMode, RecycleError, RecycleResult, TimeoutType,
+    self, Metrics, Object, Pool, PoolError, QueueMode, RecycleError, RecycleResult, TimeoutType, Timeouts,
 };
 use tiercache_core::tier::HighWater;
 use tiercache_core::{BoxError, Error, Generation, Result};
@@ -103,8 +103,10 @@ impl Server {
         record: String,
         servers: Arc<BTreeSet<String>>,
     ) -> Result<Self> {
-        let wires = pool(wire::Dial(address.clone()), config.connections, config)?;
-        let clients = pool(Dial(address.clone()), config.connections.div_ceil(4), config)?;
+        let wires = wire::Dial { address: address.clone(), timeout: config.timeout };
+        let wires = pool(wires, config.connections, None, config)?;
+        let clients = config.connections.div_ceil(4);
+        let clients = pool(Dial(address.clone()), clients, Some(config.timeout), config)?;
         let MemcachedConfig { timeout, connect_timeout, .. } = *config;
         Ok(Self {
             address,
@@ -123,7 +125,11 @@ impl Server {
 
     /// A connection of the level's own.
     pub(crate) async fn wire(&self, op: &'static str) -> Result<Object<wire::Dial>> {
-        let wire = self.wires.get().await;
+        let free = Timeouts { wait: Some(Duration::ZERO), ..self.wires.timeouts() };
+        let wire = match self.wires.timeout_get(&free).await {
+            Err(PoolError::Timeout(TimeoutType::Wait)) => self.wires.get().await,
+            wire => wire,
+        };
         wire.map_err(|error| self.refused(op, error, |error| Error::unavailable(NAME, op, error)))
     }
 
@@ -510,7 +516,12 @@ impl fmt::Debug for Server {
     }
 }
 
-fn pool<M: managed::Manager>(dial: M, size: usize, config: &MemcachedConfig) -> Result<Pool<M>> {
+fn pool<M: managed::Manager>(
+    dial: M,
+    size: usize,
+    recycle_timeout: Option<Duration>,
+    config: &MemcachedConfig,
+) -> Result<Pool<M>> {
     Pool::builder(dial)
         .max_size(size)
         .runtime(deadpool::Runtime::Tokio1)
@@ -518,7 +529,7 @@ fn pool<M: managed::Manager>(dial: M, size: usize, config: &MemcachedConfig) -> 
         .queue_mode(QueueMode::Lifo)
         .wait_timeout(Some(config.timeout))
         .create_timeout(Some(config.connect_timeout))
-        .recycle_timeout(Some(config.timeout))
+        .recycle_timeout(recycle_timeout)
         .build()
         .map_err(|error| Error::unavailable(NAME, "open", error))
 }

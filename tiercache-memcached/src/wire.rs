@@ -5,6 +5,7 @@
 //! answer is the n-th command's. None is quiet. A connection whose call was dropped or failed is not used again.
 
 use std::io::{self, Write as _};
+use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -154,6 +155,15 @@ impl Wire {
         Ok(answers)
     }
 
+    /// Whether it answers to what changes nothing.
+    async fn answers(&mut self) -> io::Result<bool> {
+        self.in_step = false;
+        self.stream.write_all(b"mn\r\n").await?;
+        self.stream.flush().await?;
+        self.in_step = self.line().await? == b"MN";
+        Ok(self.in_step)
+    }
+
     async fn send(&mut self) -> io::Result<()> {
         self.stream.write_all(&self.out).await?;
         self.out.clear();
@@ -187,8 +197,8 @@ impl Wire {
             }
         }
         if let Some(size) = size {
-            // Not more than it says, and no room for what may never come.
-            item.value.reserve(usize::min(size, ROOM));
+            // No room for what may never come.
+            item.value.reserve_exact(usize::min(size, ROOM));
             (&mut self.stream).take(size as u64).read_to_end(&mut item.value).await?;
             let mut end = [0; 2];
             self.stream.read_exact(&mut end).await?;
@@ -239,14 +249,18 @@ fn senseless() -> io::Error {
 }
 
 /// Makes such connections for a pool.
-pub(crate) struct Dial(pub(crate) String);
+pub(crate) struct Dial {
+    pub(crate) address: String,
+    /// How long one that is tried may take to answer.
+    pub(crate) timeout: Duration,
+}
 
 impl managed::Manager for Dial {
     type Type = Wire;
     type Error = io::Error;
 
     async fn create(&self) -> io::Result<Wire> {
-        Wire::connect(&self.0).await
+        Wire::connect(&self.address).await
     }
 
     async fn recycle(&self, wire: &mut Wire, metrics: &Metrics) -> RecycleResult<io::Error> {
@@ -254,13 +268,10 @@ impl managed::Manager for Dial {
             return Err(RecycleError::message("a call was given up on it"));
         }
         if metrics.last_used() > crate::server::IDLE {
-            wire.in_step = false;
-            wire.stream.write_all(b"mn\r\n").await?;
-            wire.stream.flush().await?;
-            if wire.line().await? != b"MN" {
+            let tried = tokio::time::timeout(self.timeout, wire.answers()).await;
+            if !tried.map_err(|_| RecycleError::message("it does not answer"))?? {
                 return Err(RecycleError::message("it does not answer as it should"));
             }
-            wire.in_step = true;
         }
         Ok(())
     }
