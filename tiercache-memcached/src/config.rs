@@ -36,7 +36,7 @@ pub struct MemcachedConfig {
     /// prefix: shop
     /// ```
     pub prefix: String,
-    /// The most connections to each server. Default: 8.
+    /// The most connections to each server for entries, and as many for counters and leases. Default: 8.
     ///
     /// ```yaml
     /// connections: 16

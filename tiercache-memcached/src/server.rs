@@ -105,8 +105,7 @@ impl Server {
     ) -> Result<Self> {
         let wires = wire::Dial { address: address.clone(), timeout: config.timeout };
         let wires = pool(wires, config.connections, None, config)?;
-        let clients = config.connections.div_ceil(4);
-        let clients = pool(Dial(address.clone()), clients, Some(config.timeout), config)?;
+        let clients = pool(Dial(address.clone()), config.connections, Some(config.timeout), config)?;
         let MemcachedConfig { timeout, connect_timeout, .. } = *config;
         Ok(Self {
             address,
