@@ -173,6 +173,8 @@ impl Shared {
             .map(|((_, ready), name)| (ready.item.key, name.as_str(), ready.item.entry.generation))
             .collect();
         let stands = match stands(server, "put", &mut wire, &known, &places).await {
+            // Nobody would see what is written in another era.
+            Ok(_) if wire.era != Some(known.record.era) => return Ok(items),
             Ok(stands) => stands,
             Err(error) => return Err((items, error)),
         };
@@ -206,7 +208,7 @@ impl Shared {
             Ask::Write(Write { name, value: &ready.envelope, cas: *cas, flags, expiry })
         });
         let written = server.exchange("put", &mut wire, &writes.collect::<Vec<_>>()).await;
-        let vouched = wire.era == Some(known.record.era);
+        let wire_era = wire.era;
         // Those that are looked at alone need a connection too.
         drop(wire);
         let sent = sent.into_iter().map(|((at, ready, ..), _)| (at, ready));
@@ -219,8 +221,9 @@ impl Shared {
             let PutItem { key, entry, .. } = ready.item;
             match written.written() {
                 (Written::Stored, cas) => {
-                    if let Some(cas) = cas.filter(|_| vouched) {
-                        server.own.put(key, known.record.era, Own { cas, generation: entry.generation });
+                    if let Some(cas) = cas {
+                        let own = Own { cas, generation: entry.generation };
+                        server.wrote(key, known.record.era, wire_era, own);
                     }
                     answers.push((at, Ok(Put::Stored)));
                 }
@@ -310,7 +313,7 @@ impl Shared {
         let mut written = server.exchange("remove", &mut wire, &asks).await?.into_iter();
         let record = written.next().and_then(Answer::item);
         let confirmed = server.saw(&mut wire, &known, record, asked);
-        let vouched = wire.era == Some(era);
+        let wire_era = wire.era;
         drop(wire);
         // Marks of an era that is over, and those below a fence, are in nobody's way, as with a single removal.
         let now = if confirmed { known } else { server.asked("remove").await? };
@@ -322,8 +325,8 @@ impl Shared {
             let (key, below) = item;
             let floor = now.record.floor(key.namespace());
             let (written, cas) = written.written();
-            if let Some(cas) = cas.filter(|_| vouched && written == Written::Stored) {
-                server.own.put(key, era, Own { cas, generation: *below });
+            if let (Written::Stored, Some(cas)) = (written, cas) {
+                server.wrote(key, era, wire_era, Own { cas, generation: *below });
             }
             match written {
                 _ if floor > *below => answers.push((at, Ok(Removal::Behind(floor)))),

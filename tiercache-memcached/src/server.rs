@@ -7,18 +7,16 @@ use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use async_memcached::{Client, Error as ClientError, ErrorKind, MetaProtocol, MetaValue, Status};
-use deadpool::managed::{
-    self, Metrics, Object, Pool, PoolError, QueueMode, RecycleError, RecycleResult, TimeoutType, Timeouts,
-};
+use async_memcached::Error as ClientError;
+use deadpool::managed::{self, Object, Pool, PoolError, QueueMode, TimeoutType, Timeouts};
 use tiercache_core::tier::HighWater;
-use tiercache_core::{BoxError, Error, Generation, Result};
+use tiercache_core::{Error, Generation, Key, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
 use crate::MemcachedConfig;
-use crate::own::OwnWrites;
+use crate::own::{Own, OwnWrites};
 use crate::record::Record;
 use crate::wire::{self, Answer, Ask, Item, Wire};
 
@@ -37,7 +35,7 @@ pub(crate) struct Server {
     pub(crate) address: String,
     wires: Pool<wire::Dial>,
     /// For counters, leases and statistics.
-    clients: Pool<Dial>,
+    clients: Pool<client::Dial>,
     /// What was written over the wires.
     pub(crate) own: OwnWrites,
     /// Whether it makes room by dropping items.
@@ -93,6 +91,8 @@ macro_rules! again {
     };
 }
 
+mod client;
+
 /// A record as it stands, and what a change of it depends on: its CAS, or that there is none.
 pub(crate) type Stands = (Option<Record>, Option<u64>);
 
@@ -105,7 +105,7 @@ impl Server {
     ) -> Result<Self> {
         let wires = wire::Dial { address: address.clone(), timeout: config.timeout };
         let wires = pool(wires, config.connections, None, config)?;
-        let clients = pool(Dial(address.clone()), config.connections, Some(config.timeout), config)?;
+        let clients = pool(client::Dial(address.clone()), config.connections, Some(config.timeout), config)?;
         let MemcachedConfig { timeout, connect_timeout, .. } = *config;
         Ok(Self {
             address,
@@ -158,122 +158,6 @@ impl Server {
         Ok(answers.into_iter().map(Answer::item).collect())
     }
 
-    /// The item of that name with what `wanted` asks for, in the client's words.
-    pub(crate) async fn get(
-        &self,
-        op: &'static str,
-        name: &str,
-        wanted: &[&str],
-    ) -> Result<Option<MetaValue>> {
-        let asked = async || {
-            let mut client = self.client(op).await?;
-            self.answer(op, client.meta_get(name, false, None, Some(wanted))).await
-        };
-        again!(self, asked())
-    }
-
-    /// Those of two items that are there, in one round trip.
-    pub(crate) async fn pair(
-        &self,
-        op: &'static str,
-        names: [&str; 2],
-        wanted: &[&str],
-    ) -> Result<[Option<MetaValue>; 2]> {
-        let asked = async || {
-            let mut client = self.client(op).await?;
-            self.answer(op, client.meta_get_multi(&names, Some(wanted))).await
-        };
-        let mut found = again!(self, asked())?;
-        Ok(names.map(|name| {
-            let at = found.iter().position(|item| item.key.as_deref() == Some(name.as_bytes()));
-            at.map(|at| found.swap_remove(at))
-        }))
-    }
-
-    /// Writes an item if it is still the one with that CAS; without a CAS, if there is none.
-    pub(crate) async fn set(
-        &self,
-        op: &'static str,
-        name: &str,
-        value: &[u8],
-        cas: Option<u64>,
-        flags: [&str; 2],
-    ) -> Result<Written> {
-        self.set_seen(op, name, value, cas, flags).await.map(|(written, _)| written)
-    }
-
-    /// Likewise, with the CAS of what was written.
-    pub(crate) async fn set_seen(
-        &self,
-        op: &'static str,
-        name: &str,
-        value: &[u8],
-        cas: Option<u64>,
-        [flags, expiry]: [&str; 2],
-    ) -> Result<(Written, Option<u64>)> {
-        let condition = cas.map_or_else(|| "ME".to_owned(), |cas| format!("C{cas}"));
-        let mut client = self.client(op).await?;
-        let meta = [condition.as_str(), flags, expiry, "c"];
-        let written = match self.in_time(op, client.meta_set(name, value, false, None, Some(&meta))).await? {
-            // With the CAS asked for, a refusal comes as an answer and not as the client's error.
-            Ok(Some(answer)) if !matches!(answer.status, None | Some(Status::Stored)) => Ok(Written::Changed),
-            Ok(stored) => return Ok((Written::Stored, stored.and_then(|stored| stored.cas))),
-            Err(ClientError::Protocol(Status::NotStored | Status::Exists | Status::NotFound)) => {
-                Ok(Written::Changed)
-            }
-            Err(ClientError::Protocol(Status::Error(ErrorKind::Server(said))))
-                if said.contains("too large") =>
-            {
-                Ok(Written::TooLarge)
-            }
-            Err(ClientError::Protocol(Status::Error(ErrorKind::Server(said))))
-                if said.contains("out of memory") =>
-            {
-                Ok(Written::Full)
-            }
-            Err(error) => Err(lost(op, error)),
-        };
-        written.map(|written| (written, None))
-    }
-
-    /// Removes an item if it is still the one with that CAS; whether it did.
-    pub(crate) async fn delete(&self, op: &'static str, name: &str, cas: u64) -> Result<bool> {
-        let mut client = self.client(op).await?;
-        match self.in_time(op, client.meta_delete(name, false, None, Some(&[&format!("C{cas}")]))).await? {
-            Ok(_) => Ok(true),
-            Err(ClientError::Protocol(Status::NotFound | Status::Exists)) => Ok(false),
-            Err(error) => Err(lost(op, error)),
-        }
-    }
-
-    /// Adds to a number if it is still the one with that CAS; `None` when it is not. The sum wraps around.
-    pub(crate) async fn add(
-        &self,
-        op: &'static str,
-        name: &str,
-        delta: u64,
-        cas: u64,
-    ) -> Result<Option<MetaValue>> {
-        let mut client = self.client(op).await?;
-        let meta = [format!("C{cas}"), "v".to_owned()];
-        let meta = meta.each_ref().map(String::as_str);
-        match self.in_time(op, client.meta_increment(name, false, None, Some(delta), Some(&meta))).await? {
-            Ok(sum) => Ok(sum),
-            Err(ClientError::Protocol(Status::NotFound | Status::Exists | Status::NotStored)) => Ok(None),
-            Err(error) => Err(lost(op, error)),
-        }
-    }
-
-    /// Figures of the server's own statistics.
-    pub(crate) async fn figures<const N: usize>(&self, names: [&str; N]) -> Result<[u64; N]> {
-        let asked = async || {
-            let mut client = self.client("stats").await?;
-            self.answer("stats", client.stats()).await
-        };
-        let stats = again!(self, asked())?;
-        Ok(names.map(|name| stats.get(name).and_then(|figure| figure.parse().ok()).unwrap_or_default()))
-    }
-
     /// The most bytes of an item. How the server is set up is remembered; the client cannot ask for it.
     pub(crate) async fn item_size_max(&self) -> Result<u64> {
         let failed = |error: io::Error| Error::unavailable(NAME, "settings", error);
@@ -298,11 +182,18 @@ impl Server {
         size.ok_or_else(|| Error::unavailable(NAME, "settings", "it does not tell its item_size_max"))
     }
 
-    /// Whether a write may be tried before it is known what stands in its place. A server that has no room for a write
-    /// removes what stood there, whatever the condition (memcached, `process_mset_command`): one that drops items anyway
-    /// may, another may not lose what is newer.
+    /// Whether it drops items to make room, so that a write may be tried before it is known what stands in its place: a
+    /// server that has no room for a write removes what stood there, whatever the condition (memcached,
+    /// `process_mset_command`), and where nothing else is ever dropped what is newer may not be lost so.
     pub(crate) fn drops_items(&self) -> bool {
         self.evicts.get() == Some(&true)
+    }
+
+    /// Remembers what was written, if it may be relied on.
+    pub(crate) fn wrote(&self, key: &Key, era: u64, wire_era: Option<u64>, own: Own) {
+        if wire_era == Some(era) && self.drops_items() {
+            self.own.put(key, era, own);
+        }
     }
 
     /// What is known of the record, not older than a second.
@@ -472,10 +363,6 @@ impl Server {
         known
     }
 
-    async fn client(&self, op: &'static str) -> Result<Object<Dial>> {
-        self.clients.get().await.map_err(|error| self.refused(op, error, |error| lost(op, error)))
-    }
-
     /// Why a pool gives out no connection.
     fn refused<E: fmt::Display>(
         &self,
@@ -491,15 +378,6 @@ impl Server {
             PoolError::Backend(error) => backend(error),
             other => Error::unavailable(NAME, op, other.to_string()),
         }
-    }
-
-    /// What a reading call of the client says, in time.
-    async fn answer<T>(
-        &self,
-        op: &'static str,
-        call: impl Future<Output = Result<T, ClientError>>,
-    ) -> Result<T> {
-        self.in_time(op, call).await?.map_err(|error| lost(op, error))
     }
 
     /// What a call of the client says, in time. A call that is given up closes its connection.
@@ -547,36 +425,10 @@ pub(crate) fn hung_up(error: &Error) -> bool {
     }
 }
 
-fn lost(op: &'static str, error: ClientError) -> Error {
-    Error::unavailable(NAME, op, BoxError::from(error))
-}
-
 async fn settings(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<String> {
     const MOST: u64 = 64 << 10;
     stream.write_all(b"stats settings\r\nquit\r\n").await?;
     let mut said = String::new();
     stream.take(MOST).read_to_string(&mut said).await?;
     Ok(said)
-}
-
-/// Makes the client's connections for a pool and says which of them may be used again.
-struct Dial(String);
-
-impl managed::Manager for Dial {
-    type Type = Client;
-    type Error = ClientError;
-
-    async fn create(&self) -> Result<Client, ClientError> {
-        Client::new(&self.0).await
-    }
-
-    async fn recycle(&self, client: &mut Client, metrics: &Metrics) -> RecycleResult<ClientError> {
-        if client.is_closed() {
-            return Err(RecycleError::message("a call was given up on it"));
-        }
-        if metrics.last_used() > IDLE {
-            client.version().await?;
-        }
-        Ok(())
-    }
 }

@@ -64,6 +64,10 @@ impl Shared {
                 }
                 answered => answered?,
             };
+            if !attempt.is_in_era() {
+                // Nobody sees what was written there.
+                continue;
+            }
             match answered.written {
                 Some(Written::Stored) => return Ok(Put::Stored),
                 Some(Written::TooLarge) => return Ok(Put::TooLarge),
@@ -220,11 +224,16 @@ struct Answered {
 }
 
 impl Attempt<'_> {
+    /// Whether the record that was read over this connection is of the era that is written to.
+    fn is_in_era(&self) -> bool {
+        self.wire.era == Some(self.known.record.era)
+    }
+
     /// What a write of that generation replaces; `None` when that must be asked first. What is not known is taken for
     /// nothing if it may be tried.
     fn over(&self, generation: Generation, seen: Seen, may_try: bool) -> Option<Over> {
         let era = self.known.record.era;
-        let proven = self.wire.era == Some(era);
+        let proven = self.is_in_era();
         if let Some((found_in, over)) = seen
             && found_in == era
             && (proven || over.cas.is_none())
@@ -247,7 +256,7 @@ impl Attempt<'_> {
     /// read over this connection.
     async fn send(&mut self, content: &Content<'_>, over: Option<Over>, record: bool) -> Result<Answered> {
         let era = self.known.record.era;
-        let record = record || self.wire.era != Some(era);
+        let record = record || !self.is_in_era();
         let mut asks = Vec::with_capacity(3);
         asks.extend(record.then(|| Ask::Value(self.server.record_name())));
         asks.extend(over.map(|Over { cas, .. }| {
@@ -260,10 +269,9 @@ impl Attempt<'_> {
         let mut next = || answers.next().unwrap_or(Answer::Item(None));
         let confirmed = record && self.server.saw(&mut self.wire, &self.known, next().item(), asked);
         let written = over.is_some().then(|| next().written());
-        if let Some((Written::Stored, Some(cas))) = written
-            && self.wire.era == Some(era)
-        {
-            self.server.own.put(self.key, era, Own { cas, generation: content.generation });
+        if let Some((Written::Stored, Some(cas))) = written {
+            let own = Own { cas, generation: content.generation };
+            self.server.wrote(self.key, era, self.wire.era, own);
         }
         Ok(Answered { confirmed, written: written.map(|(written, _)| written), stands: next().item() })
     }
@@ -276,8 +284,7 @@ impl Attempt<'_> {
 
     /// What was found, for the next attempt, if this connection vouches for the CAS.
     fn seen(&self, over: Over) -> Seen {
-        let era = self.known.record.era;
-        (over.cas.is_none() || self.wire.era == Some(era)).then_some((era, over))
+        (over.cas.is_none() || self.is_in_era()).then_some((self.known.record.era, over))
     }
 }
 

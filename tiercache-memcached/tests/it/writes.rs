@@ -141,6 +141,23 @@ async fn a_removal_finds_what_was_put_in_an_era_it_had_not_heard_of() {
 }
 
 #[tokio::test]
+async fn a_put_over_a_new_connection_finds_the_new_era() {
+    let Some(server) = Memcached::own() else { return };
+    let a = open(&[server.address()]).await;
+    put(&a, "k", 1, "own").await;
+    assert_eq!(server.command("delete tiercache:cold:record"), "DELETED");
+    let b = open(&[server.address()]).await;
+    let (one, other) = (entry(2, "one"), entry(2, "other"));
+    let (one_key, other_key) = (key("one"), key("other"));
+    // The second finds the one connection in use.
+    let (one, other) =
+        tokio::join!(a.put(&one_key, &one, HOLD, &Always), a.put(&other_key, &other, HOLD, &Always));
+    assert_eq!((one.unwrap(), other.unwrap()), (Put::Stored, Put::Stored));
+    assert_eq!(get(&b, "other").await, Some(entry(2, "other")));
+    assert_eq!(get(&a, "k").await, None, "it has heard of it now");
+}
+
+#[tokio::test]
 async fn a_removal_tells_of_a_fence_it_had_not_heard_of() {
     let Some(server) = Memcached::own() else { return };
     let (a, b) = (open(&[server.address()]).await, open(&[server.address()]).await);
@@ -182,6 +199,7 @@ async fn a_restarted_server_that_counts_to_the_same_cas_is_another() {
 async fn a_server_that_drops_nothing_loses_nothing_newer_for_want_of_room() {
     let Some(server) = Memcached::start_with(&["-m", "2", "-M", "-o", "no_slab_reassign"]) else { return };
     let (a, b) = (open(&[server.address()]).await, open(&[server.address()]).await);
+    put(&b, "k", 30, "older").await;
     put(&a, "k", 50, "newer").await;
     for number in 0..10_000 {
         let filling = entry(1, vec![7; 8_000]);
@@ -191,12 +209,10 @@ async fn a_server_that_drops_nothing_loses_nothing_newer_for_want_of_room() {
         }
     }
     let late = entry(40, vec![7; 8_000]);
-    assert_eq!(b.put(&key("k"), &late, HOLD, &Always).await.unwrap(), Put::Superseded);
-    assert_eq!(
-        get(&a, "k").await,
-        Some(entry(50, "newer")),
-        "a write without room removes what stands there"
-    );
+    for remembered in ["its own write", "nothing"] {
+        assert_eq!(b.put(&key("k"), &late, HOLD, &Always).await.unwrap(), Put::Superseded, "{remembered}");
+        assert_eq!(get(&a, "k").await, Some(entry(50, "newer")), "{remembered}");
+    }
 }
 
 /// Polls a call so often and drops it then. Returns whether it was done before.
