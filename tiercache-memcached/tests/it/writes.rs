@@ -144,7 +144,9 @@ async fn a_removal_finds_what_was_put_in_an_era_it_had_not_heard_of() {
 async fn a_put_over_a_new_connection_finds_the_new_era() {
     let Some(server) = Memcached::own() else { return };
     let a = open(&[server.address()]).await;
+    // The first one changes the record, and it is read again for the second.
     put(&a, "k", 1, "own").await;
+    put(&a, "k", 2, "own").await;
     assert_eq!(server.command("delete tiercache:cold:record"), "DELETED");
     let b = open(&[server.address()]).await;
     let (one, other) = (entry(2, "one"), entry(2, "other"));
