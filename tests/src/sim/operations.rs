@@ -299,7 +299,7 @@ impl History {
                 let levels = self.levels();
                 Operation::Flush(levels[self.choices.below(levels.len() as u32) as usize])
             }
-            23 if self.choices.once_in(2) => Operation::Keys,
+            23 => Operation::Keys,
             39 => Operation::Resize([200, 400, 800, 100_000][self.choices.below(4) as usize]),
             _ => Operation::Clear,
         }
@@ -445,7 +445,12 @@ pub(super) async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: 
             let (mut keys, mut listed) = (manager.keys(Query::all()), Vec::new());
             loop {
                 match keys.next().await {
-                    Ok(Some(record)) => listed.push(record.key.bytes()[4] - b'0'),
+                    Ok(Some(record)) => {
+                        let key = record.key.bytes()[4] - b'0';
+                        listed.push(key);
+                        // Whoever is told takes its time.
+                        origin.gates.pass(format!("told of {key}")).await;
+                    }
                     Ok(None) => break Ok(Outcome::Keys(listed)),
                     Err(error) => break Err(error),
                 }
