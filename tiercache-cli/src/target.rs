@@ -147,12 +147,14 @@ impl Target {
     pub(crate) async fn delete(&self, key: &str) -> Result<bool> {
         match self {
             Self::Local(cache) => {
+                // A level that others share does not say what a removal met there.
+                let there = cache.contains(key).await?;
                 let removed = cache.delete(key).await?;
                 match removed.degraded.into_iter().next() {
                     Some((level, error)) => {
                         Err(Failure::backend(format!("{key}: {level} still holds it: {error}")))
                     }
-                    None => Ok(removed.found),
+                    None => Ok(there),
                 }
             }
             Self::Remote(client) => {

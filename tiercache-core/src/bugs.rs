@@ -20,7 +20,7 @@ mod chosen {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Every bug that histories of the simulator show, and the rule it breaks.
-    pub const ALL: [(&str, &str); 42] = [
+    pub const ALL: [(&str, &str); 43] = [
         ("adds-again", "an addition is made once"),
         ("add-extends-life", "only set and touch change a deadline"),
         ("batch-behind-is-done", "of a batch each removal overtakes what is ahead of it"),
@@ -53,6 +53,7 @@ mod chosen {
         ("no-scope-fence", "an invalidation of many is seen by every read"),
         ("pending-kept-by-set", "a mutation withdraws what is on its way down"),
         ("pending-not-read", "the way down is part of every read"),
+        ("popped-twice", "what another process has taken is not taken again"),
         ("promotion-extends-life", "moving never changes a deadline"),
         ("publish-unchecked", "what was read before a mutation is not published after it"),
         ("read-below-floor", "what is below the floor is not answered to those who came later"),

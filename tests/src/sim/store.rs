@@ -292,9 +292,12 @@ impl Store {
         lock(&self.0).add(key, delta, Timestamp::NEVER, now)
     }
 
-    /// Another process removes `key`.
-    pub(super) fn remove_elsewhere(&self, key: &Key, ahead: u64) {
-        lock(&self.0).overtake(key, ahead);
+    /// Another process takes out what stands under `key`.
+    pub(super) fn pop_elsewhere(&self, key: &Key, ahead: u64) -> Option<Bytes> {
+        let mut contents = lock(&self.0);
+        let taken = contents.entries.get(key).map(|entry| entry.value.clone());
+        contents.overtake(key, ahead);
+        taken
     }
 }
 

@@ -334,6 +334,9 @@ impl History {
                     // Taken out for good only if every level was reached.
                     if !degraded {
                         self.judge.pop(value)?;
+                        if self.taken.contains(&value) {
+                            return Err(format!("value {value} was popped, and another process had taken it"));
+                        }
                     }
                     self.judge.judge(seen(key, value, None, self.lives))?;
                 }

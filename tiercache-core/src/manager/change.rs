@@ -12,6 +12,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::counters::Count;
 use super::read::Doubt;
 use super::set::Ttl;
+use super::stripes::RemovalOutcome;
 use super::write::{Begun, Lower, Made, Written};
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
@@ -63,7 +64,10 @@ impl CacheManager {
         self.shared.owned(touched, "touch").await?
     }
 
-    /// Removes `key` and returns the value it had, as one step: of two calls at once one gets it.
+    /// Removes `key` and returns the value it had, as one step: of two calls at once one gets it, in whichever process,
+    /// if they use one level. There a `pop` that meets another process's mutation of the key may leave the key without a
+    /// value; and a value that this process has in RAM counts as there until its stay is over, also if another process took
+    /// it more than a minute ago.
     ///
     /// # Errors
     /// As for [`CacheManager::delete`].
@@ -167,13 +171,24 @@ impl Shared {
             };
             drop(turn);
             self.flow.counters.count(Count::Delete);
-            let degraded = match removal {
-                Some(joined) => self.remove_lower_too(key, &joined).await,
-                None => Vec::new(),
-            };
+            let mut degraded = Vec::new();
+            if let Some(joined) = removal {
+                let outcome = self.remove_lower_too(key, &joined).await;
+                if self.is_changed_below(key, &outcome, &found.entry) && !seeded("popped-twice") {
+                    // Another process has taken it, or replaced it.
+                    self.forget_in_ram(key, outcome.generation);
+                    continue;
+                }
+                degraded = outcome.degraded;
+            }
             drop(flight);
             return Ok(Popped { value: Some(found.entry.value), degraded });
         }
+    }
+
+    /// Whether another process came between when a removal overtook what stood below, after `read` was read.
+    pub(super) fn is_changed_below(&self, key: &Key, outcome: &RemovalOutcome, read: &Entry) -> bool {
+        outcome.overtaken || outcome.over > read.generation || self.is_killed_below(key, read)
     }
 }
 
