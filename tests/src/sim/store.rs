@@ -205,6 +205,10 @@ impl Contents {
         generation
     }
 
+    fn kills(&self, key: &Key, entry: &Entry) -> bool {
+        kills(&self.fences, key, entry) || kills(&self.theirs, key, entry)
+    }
+
     /// The newest fence.
     fn fenced(&self) -> Generation {
         self.fences.values().chain(self.theirs.values()).max().copied().unwrap_or_default()
@@ -482,6 +486,10 @@ impl Transacting for Contents {
         Ok(Standing { newest, above: newest.max(self.fenced()) })
     }
 
+    fn kills(&mut self, key: &Key, entry: &Entry) -> Result<bool> {
+        Ok(Contents::kills(self, key, entry))
+    }
+
     fn nested(&mut self, part: &mut dyn FnMut(&mut dyn Transacting) -> Result<()>) -> Result<()> {
         let before = self.clone();
         let done = part(self);
@@ -585,8 +593,7 @@ impl FenceLog for Life {
     }
 
     fn kills(&self, key: &Key, entry: &Entry) -> bool {
-        let contents = lock(&self.store.0);
-        kills(&contents.fences, key, entry) || kills(&contents.theirs, key, entry)
+        lock(&self.store.0).kills(key, entry)
     }
 }
 

@@ -139,16 +139,8 @@ impl History {
         for key in 0..KEYS as u8 {
             let name = Key::new("", format!("key-{key}").as_bytes()).expect("a key");
             let Some(value) = self.store.value(&name).map(|value| number(&value)) else { continue };
-            let Some(written) = self.judge.written(value) else { continue };
-            let loaded = self.origin.asked(value);
-            for &(tag, killed) in self.killed.iter().filter(|(tag, _)| written.tag == Some(*tag)) {
-                let before = loaded.is_some_and(|asked| asked < killed)
-                    || written.ended.is_some_and(|ended| ended < killed);
-                if before {
-                    return Err(format!(
-                        "value {value} of key {key} stands, though its tag {tag} went at {killed}"
-                    ));
-                }
+            if let Some((tag, killed)) = self.killed_after(value, Moment::MAX) {
+                return Err(format!("value {value} of key {key} stands, though its tag {tag} went at {killed}"));
             }
         }
         for &(key, changed) in &self.elsewhere {
@@ -163,6 +155,17 @@ impl History {
             }
         }
         Ok(())
+    }
+
+    /// The invalidation by another process, before that moment, of what was written or loaded before it.
+    fn killed_after(&self, value: u64, until: Moment) -> Option<(u8, Moment)> {
+        let written = self.judge.written(value)?;
+        let loaded = self.origin.asked(value);
+        let before = |killed| {
+            loaded.is_some_and(|asked| asked < killed) || written.ended.is_some_and(|ended| ended < killed)
+        };
+        let mut kills = self.killed.iter().filter(|(tag, _)| written.tag == Some(*tag));
+        kills.find(|&&(_, killed)| killed < until && before(killed)).copied()
     }
 
     /// A listing tells keys that may have had a value, and all that had one from its beginning to its end. Once, but
@@ -237,6 +240,11 @@ impl History {
                 for (key, value) in keys.into_iter().zip(saw) {
                     if let Some(value) = value {
                         self.judge.judge(seen(key, value, None, self.lives))?;
+                        if let Some((tag, killed)) = self.killed_after(value, running.begun) {
+                            return Err(format!(
+                                "a transaction saw value {value} of key {key}, whose tag {tag} went at {killed}"
+                            ));
+                        }
                     }
                 }
                 end_all(&mut self.judge, &running, now, true);

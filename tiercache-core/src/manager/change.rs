@@ -64,10 +64,10 @@ impl CacheManager {
         self.shared.owned(touched, "touch").await?
     }
 
-    /// Removes `key` and returns the value it had, as one step: of two calls at once one gets it, in whichever process,
-    /// if they use one level. There a `pop` that meets another process's mutation of the key may leave the key without a
-    /// value; and a value that this process has in RAM counts as there until its stay is over, also if another process took
-    /// it more than a minute ago.
+    /// Removes `key` and returns the value it had, as one step: of two calls at once one gets it. So it is between processes
+    /// that use one level, if that remembers removals, which all but `s3` do, for a minute at least: what another process
+    /// took earlier than that may be taken again from this one's RAM, within its stay there. A `pop` that meets another
+    /// process's mutation of the key may leave the key without a value.
     ///
     /// # Errors
     /// As for [`CacheManager::delete`].

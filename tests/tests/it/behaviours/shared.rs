@@ -75,6 +75,19 @@ async fn what_another_process_has_invalidated_is_not_changed() {
 }
 
 #[tokio::test]
+async fn a_transaction_does_not_see_what_another_process_has_invalidated() {
+    let folder = tempfile::tempdir().unwrap();
+    let (here, there) = processes(folder.path(), Write::Back).await;
+    here.set("k", "v").tag("t", "1").await.unwrap();
+    here.set("other", "v").tag("t", "2").await.unwrap();
+    there.invalidate_tag("t", "1").await.unwrap();
+    let saw = here.transaction(&["k", "other"], |tx| Ok((tx.get("k")?, tx.get("other")?))).await.unwrap();
+    assert_eq!(saw, (None, Some("v".into())));
+    assert_eq!(get(&here, "k").await, None, "nor does a get after it");
+    assert_eq!(get(&here, "other").await.unwrap(), "v");
+}
+
+#[tokio::test]
 async fn what_another_process_has_taken_is_not_taken_again() {
     let folder = tempfile::tempdir().unwrap();
     let (here, there) = processes(folder.path(), Write::Through).await;
