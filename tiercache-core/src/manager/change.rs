@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::OwnedMutexGuard;
 
 use super::counters::Count;
-use super::read::Doubt;
+use super::find::Doubt;
 use super::set::Ttl;
 use super::stripes::RemovalOutcome;
 use super::write::{Begun, Lower, Made, Written};

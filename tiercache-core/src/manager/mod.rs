@@ -13,6 +13,7 @@ mod conditional;
 mod count;
 mod counters;
 mod fences;
+mod find;
 mod flow;
 mod guard;
 mod journal;

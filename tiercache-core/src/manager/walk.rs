@@ -3,8 +3,8 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::Shared;
+use super::find::Doubt;
 use super::guard::caught;
-use super::read::Doubt;
 use super::slot::Slot;
 use crate::bugs::seeded;
 use crate::tier::ListedEntry;
