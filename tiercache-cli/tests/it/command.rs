@@ -70,7 +70,8 @@ fn secrets_are_hidden_where_the_configuration_is_shown() {
 fn values_live_on_between_commands() {
     for backend in ["local", "sqlite"] {
         let place = Place::new();
-        place.configure(&format!("dry_cache: {{ backend: {backend}, path: ./cache/dry, max_size: 64MiB }}\n"));
+        place
+            .configure(&format!("dry_cache: {{ backend: {backend}, path: ./cache/dry, max_size: 64MiB }}\n"));
         place.run(&["set", "greeting", "hello", "--tag", "type=text", "--ttl", "2h"]).expect(0);
         assert_eq!(place.run(&["get", "greeting"]).expect(0).out(), "hello");
         let about = place.run(&["get", "greeting", "--json"]).expect(0).json();

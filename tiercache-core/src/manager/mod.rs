@@ -49,7 +49,7 @@ pub use builder::{Builder, Write};
 pub use change::{Popped, Touched};
 pub use close::{CloseReport, LevelReport};
 pub use count::Addition;
-pub use keys::Keys;
+pub use keys::{Keys, Purged};
 pub(crate) use load::memo;
 pub use load::{
     BatchLoader, Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of,

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tiercache_core::{CacheManager, Write};
 use tiercache_core::testing::ManualClock;
+use tiercache_core::{CacheManager, Write};
 use tiercache_sqlite::{SqliteConfig, SqliteTier};
 use tiercache_tests::rig::{builder, get, ram};
 
@@ -107,7 +107,7 @@ async fn of_processes_that_take_a_value_at_once_one_gets_it() {
     let (here, there) = processes(folder.path(), Write::Through).await;
     for round in 0..100 {
         here.set("k", format!("{round}")).await.unwrap();
-            if round % 2 == 0 {
+        if round % 2 == 0 {
             get(&there, "k").await.unwrap();
         }
         let barrier = Arc::new(tokio::sync::Barrier::new(4));
