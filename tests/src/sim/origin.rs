@@ -32,7 +32,7 @@ type Missing = Pin<Box<dyn Future<Output = Result<Option<Bytes>, &'static str>> 
 
 #[derive(Debug)]
 pub(super) struct Origin {
-    gates: Arc<Gates>,
+    pub(super) gates: Arc<Gates>,
     state: Mutex<State>,
 }
 
