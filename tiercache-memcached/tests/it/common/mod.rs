@@ -49,6 +49,11 @@ pub(crate) async fn hear(tier: &MemcachedTier, generation: u64) {
 
 /// The era, as the names of the level's items have it.
 pub(crate) fn era_of(server: &Memcached) -> String {
+    // An item whose answer is still being sent is not listed.
+    (0..1_000).find_map(|_| listed_era(server)).expect("an item of the level")
+}
+
+fn listed_era(server: &Memcached) -> Option<String> {
     let mut stream = std::net::TcpStream::connect(server.address()).unwrap();
     stream.write_all(b"lru_crawler metadump all\r\n").unwrap();
     let mut dump = String::new();
@@ -59,5 +64,5 @@ pub(crate) fn era_of(server: &Memcached) -> String {
     }
     // Names are shown with their colons escaped.
     let mut eras = dump.split("cold%3A").skip(1).filter_map(|rest| rest.get(..16));
-    eras.find(|era| u64::from_str_radix(era, 16).is_ok()).unwrap().to_owned()
+    eras.find(|era| u64::from_str_radix(era, 16).is_ok()).map(str::to_owned)
 }
