@@ -98,6 +98,10 @@ impl PartialOrd for Key {
 /// By namespace, then by key, both byte by byte: the order in which keys are listed.
 impl Ord for Key {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        if self.data[0] == other.data[0] {
+            // Namespaces of one length: what follows them is compared only when they are the same.
+            return self.data.cmp(&other.data);
+        }
         let (this, other) = (self.as_ref(), other.as_ref());
         (this.namespace, this.bytes).cmp(&(other.namespace, other.bytes))
     }
