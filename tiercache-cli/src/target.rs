@@ -147,12 +147,14 @@ impl Target {
     pub(crate) async fn delete(&self, key: &str) -> Result<bool> {
         match self {
             Self::Local(cache) => {
+                // A level that others share does not say what a removal met there.
+                let there = cache.contains(key).await?;
                 let removed = cache.delete(key).await?;
                 match removed.degraded.into_iter().next() {
                     Some((level, error)) => {
                         Err(Failure::backend(format!("{key}: {level} still holds it: {error}")))
                     }
-                    None => Ok(removed.found),
+                    None => Ok(there),
                 }
             }
             Self::Remote(client) => {
@@ -304,26 +306,27 @@ pub(crate) async fn close(cache: CacheManager) -> Result<()> {
 
 /// Removes what `what` picks.
 pub(crate) async fn clear(cache: &CacheManager, what: &ClearArgs) -> Result<Option<u64>> {
-    let removed = if let Some(level) = what.level {
+    let (count, degraded) = if let Some(level) = what.level {
         cache.flush(level.into()).await?;
         return Ok(None);
     } else if let Some((name, value)) = &what.tag {
-        cache.invalidate_tag(name, value).await?
+        (None, cache.invalidate_tag(name, value).await?.degraded)
     } else if let Some(prefix) = &what.prefix {
         let query = tiercache::tracking::Query {
             namespace: Some(cache.namespace_name().to_owned()),
             prefix: prefix.as_bytes().to_vec(),
             ..Default::default()
         };
-        return Ok(Some(cache.purge_where(query).await?));
+        let purged = cache.purge_where(query).await?;
+        (Some(purged.keys), purged.degraded)
     } else {
-        cache.clear().await?
+        (None, cache.clear().await?.degraded)
     };
-    match removed.degraded.into_iter().next() {
+    match degraded.into_iter().next() {
         Some((level, error)) => {
             Err(Failure::backend(format!("{level} still holds what was removed: {error}")))
         }
-        None => Ok(None),
+        None => Ok(count),
     }
 }
 

@@ -40,8 +40,9 @@ pub use level::{Level, Levels, Stay};
 pub use manager::{
     Addition, BatchLoader, BlockingCache, Builder, CacheManager, CloseReport, Eager, EntryInfo, Keys,
     LevelReport, LevelStats, Limits, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded,
-    Loader, Lock, LockGuard, Of, Origin, Plain, Popped, Pruned, Raw, Reason, Removed, Restored, Retune, Scan,
-    Served, Set, Stats, Told, Touched, Transaction, TypedCache, Value, View, Warm, Warmed, Write, Written,
+    Loader, Lock, LockGuard, Of, Origin, Plain, Popped, Pruned, Purged, Raw, Reason, Removed, Restored,
+    Retune, Scan, Served, Set, Stats, Told, Touched, Transaction, TypedCache, Value, View, Warm, Warmed,
+    Write, Written,
 };
 pub use memo::{default_cache, set_default};
 pub use rules::{Rule, Rules};

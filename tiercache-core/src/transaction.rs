@@ -36,6 +36,9 @@ pub trait Transacting {
     /// What whoever has put or removed the key before, in any process, has counted to.
     fn standing(&mut self, key: &Key) -> Result<Standing>;
 
+    /// Whether an invalidation, by any process, reaches an entry of the key.
+    fn kills(&mut self, key: &Key, entry: &Entry) -> Result<bool>;
+
     /// Runs `part`; when it fails, what it did is undone, and the transaction goes on as if it had not begun.
     fn nested(&mut self, part: &mut dyn FnMut(&mut dyn Transacting) -> Result<()>) -> Result<()>;
 }

@@ -245,6 +245,10 @@ impl Transacting for Transaction<'_, '_> {
         self.step(key)?.counted(key).map_err(failed)
     }
 
+    fn kills(&mut self, key: &Key, entry: &Entry) -> Result<bool> {
+        Ok(self.step(key)?.covers(key, entry.generation, entry.tags()))
+    }
+
     fn nested(&mut self, part: &mut dyn FnMut(&mut dyn Transacting) -> Result<()>) -> Result<()> {
         Transaction::nested(self, |transaction| part(transaction))
     }

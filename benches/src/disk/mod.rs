@@ -39,10 +39,11 @@ pub(crate) trait Store {
 type Open = fn(&Path, usize) -> Box<dyn Store>;
 
 fn contenders() -> Vec<(&'static str, Open)> {
-    let ours: [(&str, Open); 4] = [
+    let ours: [(&str, Open); 5] = [
         ("tiercache", ours::tier),
         ("tiercache-manager", ours::manager),
         ("pread/write", raw::open),
+        ("pread/write+sum", raw::with_sums),
         ("files", raw::files),
     ];
     #[cfg(feature = "peers")]

@@ -12,28 +12,44 @@ use super::Store;
 
 struct Raw {
     file: File,
-    places: HashMap<String, (u64, usize)>,
+    places: HashMap<String, (u64, usize, u64)>,
     end: u64,
+    /// Whether each value has a checksum, made when it is written and compared when it is read.
+    sums: bool,
 }
 
 pub(super) fn open(directory: &Path, _: usize) -> Box<dyn Store> {
-    let mut options = File::options();
-    let file = options.create_new(true).read(true).append(true).open(directory.join("file"));
-    Box::new(Raw { file: file.expect("a new directory"), places: HashMap::new(), end: 0 })
+    Box::new(Raw::open(directory, false))
+}
+
+pub(super) fn with_sums(directory: &Path, _: usize) -> Box<dyn Store> {
+    Box::new(Raw::open(directory, true))
+}
+
+impl Raw {
+    fn open(directory: &Path, sums: bool) -> Self {
+        let mut options = File::options();
+        let file = options.create_new(true).read(true).append(true).open(directory.join("file"));
+        Self { file: file.expect("a new directory"), places: HashMap::new(), end: 0, sums }
+    }
+
+    fn sum(&self, value: &[u8]) -> u64 {
+        if self.sums { xxhash_rust::xxh3::xxh3_64(value) } else { 0 }
+    }
 }
 
 impl Store for Raw {
     fn put(&mut self, key: &str, value: &Bytes) {
         self.file.write_all(value).expect("the disk takes it");
-        self.places.insert(key.to_string(), (self.end, value.len()));
+        self.places.insert(key.to_string(), (self.end, value.len(), self.sum(value)));
         self.end += value.len() as u64;
     }
 
     fn get(&mut self, key: &str) -> Option<usize> {
-        let (at, len) = *self.places.get(key)?;
+        let (at, len, sum) = *self.places.get(key)?;
         let mut value = vec![0; len];
         self.file.read_exact_at(&mut value, at).ok()?;
-        Some(value.len())
+        (self.sum(&value) == sum).then_some(value.len())
     }
 }
 

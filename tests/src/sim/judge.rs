@@ -206,7 +206,12 @@ impl Judge {
     /// The value that must be there in the end, if nothing may have taken it away: that of the last mutation of
     /// the key, when all others and whatever may lose values ended before it began.
     pub(super) fn last_value(&self, key: u8, clock: u64, lossy_at: Moment) -> Option<u64> {
-        let of_key = || self.mutations.iter().filter(move |mutation| mutation.key == key);
+        self.last_value_but(key, clock, lossy_at, Moment::MAX)
+    }
+
+    /// Likewise, as if what began at that moment had not begun.
+    pub(super) fn last_value_but(&self, key: u8, clock: u64, lossy_at: Moment, but: Moment) -> Option<u64> {
+        let of_key = || self.mutations.iter().filter(move |other| other.key == key && other.begun != but);
         let last = of_key().max_by_key(|mutation| mutation.begun)?;
         let alone = of_key()
             .all(|other| other.begun == last.begun || other.ended.is_some_and(|ended| ended < last.begun));

@@ -16,7 +16,7 @@ mod others;
 mod store;
 mod verdicts;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -107,6 +107,8 @@ struct History {
     origin: Arc<Origin>,
     /// When other processes changed a key.
     elsewhere: Vec<(u8, Moment)>,
+    /// The values that they took out.
+    taken: BTreeSet<u64>,
     /// When they invalidated a tag.
     killed: Vec<(u8, Moment)>,
     /// The leases other processes have.
@@ -205,6 +207,7 @@ impl History {
             store,
             origin: Arc::new(Origin::new(gates.clone())),
             elsewhere: Vec::new(),
+            taken: BTreeSet::new(),
             killed: Vec::new(),
             held: BTreeMap::new(),
             leased: BTreeMap::new(),

@@ -79,6 +79,7 @@ pub(super) enum Operation {
     RemoveCounter(u8),
     /// Lists all keys, from the levels: nothing tracks them.
     Keys,
+    Purge,
     /// Sets two keys, or sets one and removes the other; or gives up at the end.
     Transact {
         keys: [u8; 2],
@@ -129,6 +130,9 @@ pub(super) enum Outcome {
     Nothing,
     Sum(Option<i64>),
     Keys(Vec<u8>),
+    Purged {
+        degraded: bool,
+    },
     Transacted([Option<u64>; 2]),
     GaveUp,
     /// What failed may have happened.
@@ -192,7 +196,7 @@ impl History {
             }
             Operation::InvalidateTag(tag) => everywhere(Kind::Remove(Some(tag))),
             Operation::ExpireTag(tag) => everywhere(Kind::Expire(tag)),
-            Operation::Clear => everywhere(Kind::Remove(None)),
+            Operation::Clear | Operation::Purge => everywhere(Kind::Remove(None)),
             _ => Vec::new(),
         };
         match what {
@@ -223,7 +227,7 @@ impl History {
 
     pub(super) fn operation(&mut self) -> Operation {
         let key = self.choices.below(KEYS) as u8;
-        match self.choices.below(40) {
+        match self.choices.below(42) {
             24 => Operation::GetMany(self.batch()),
             25 | 26 => {
                 let keys = self.batch();
@@ -300,6 +304,7 @@ impl History {
                 Operation::Flush(levels[self.choices.below(levels.len() as u32) as usize])
             }
             23 => Operation::Keys,
+            41 => Operation::Purge,
             39 => Operation::Resize([200, 400, 800, 100_000][self.choices.below(4) as usize]),
             _ => Operation::Clear,
         }
@@ -455,6 +460,9 @@ pub(super) async fn perform(manager: &CacheManager, origin: &Arc<Origin>, what: 
                     Err(error) => break Err(error),
                 }
             }
+        }
+        Operation::Purge => {
+            manager.purge("*").await.map(|purged| Outcome::Purged { degraded: !purged.degraded.is_empty() })
         }
         Operation::Flush(level) => manager.flush(level).await.map(|()| Outcome::Nothing),
         Operation::Add { key, bit, ttl } => {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::counts::Made;
 use super::judge::{ELSEWHERE, Kind, Mutation};
+use super::operations::number;
 use super::origin::Asked;
 use super::{Held, History, KEYS, TERM};
 
@@ -39,8 +40,9 @@ impl History {
             self.lossy_at = self.lossy_at.max(self.moment);
         } else if self.choices.once_in(4) {
             self.elsewhere.push((key, self.moment));
-            self.note(format!("{}: another process removes {key}", self.moment));
-            self.store.remove_elsewhere(&name, ahead);
+            let taken = self.store.pop_elsewhere(&name, ahead).map(|value| number(&value));
+            self.note(format!("{}: another process removes {key}, and takes {taken:?}", self.moment));
+            self.taken.extend(taken);
             self.lossy_at = self.lossy_at.max(self.moment);
         } else {
             self.values += 1;

@@ -205,6 +205,10 @@ impl Contents {
         generation
     }
 
+    fn kills(&self, key: &Key, entry: &Entry) -> bool {
+        kills(&self.fences, key, entry) || kills(&self.theirs, key, entry)
+    }
+
     /// The newest fence.
     fn fenced(&self) -> Generation {
         self.fences.values().chain(self.theirs.values()).max().copied().unwrap_or_default()
@@ -292,9 +296,12 @@ impl Store {
         lock(&self.0).add(key, delta, Timestamp::NEVER, now)
     }
 
-    /// Another process removes `key`.
-    pub(super) fn remove_elsewhere(&self, key: &Key, ahead: u64) {
-        lock(&self.0).overtake(key, ahead);
+    /// Another process takes out what stands under `key`.
+    pub(super) fn pop_elsewhere(&self, key: &Key, ahead: u64) -> Option<Bytes> {
+        let mut contents = lock(&self.0);
+        let taken = contents.entries.get(key).map(|entry| entry.value.clone());
+        contents.overtake(key, ahead);
+        taken
     }
 }
 
@@ -479,6 +486,10 @@ impl Transacting for Contents {
         Ok(Standing { newest, above: newest.max(self.fenced()) })
     }
 
+    fn kills(&mut self, key: &Key, entry: &Entry) -> Result<bool> {
+        Ok(Contents::kills(self, key, entry))
+    }
+
     fn nested(&mut self, part: &mut dyn FnMut(&mut dyn Transacting) -> Result<()>) -> Result<()> {
         let before = self.clone();
         let done = part(self);
@@ -582,8 +593,7 @@ impl FenceLog for Life {
     }
 
     fn kills(&self, key: &Key, entry: &Entry) -> bool {
-        let contents = lock(&self.store.0);
-        kills(&contents.fences, key, entry) || kills(&contents.theirs, key, entry)
+        lock(&self.store.0).kills(key, entry)
     }
 }
 

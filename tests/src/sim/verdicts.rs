@@ -139,16 +139,10 @@ impl History {
         for key in 0..KEYS as u8 {
             let name = Key::new("", format!("key-{key}").as_bytes()).expect("a key");
             let Some(value) = self.store.value(&name).map(|value| number(&value)) else { continue };
-            let Some(written) = self.judge.written(value) else { continue };
-            let loaded = self.origin.asked(value);
-            for &(tag, killed) in self.killed.iter().filter(|(tag, _)| written.tag == Some(*tag)) {
-                let before = loaded.is_some_and(|asked| asked < killed)
-                    || written.ended.is_some_and(|ended| ended < killed);
-                if before {
-                    return Err(format!(
-                        "value {value} of key {key} stands, though its tag {tag} went at {killed}"
-                    ));
-                }
+            if let Some((tag, killed)) = self.killed_after(value, Moment::MAX) {
+                return Err(format!(
+                    "value {value} of key {key} stands, though its tag {tag} went at {killed}"
+                ));
             }
         }
         for &(key, changed) in &self.elsewhere {
@@ -165,10 +159,20 @@ impl History {
         Ok(())
     }
 
+    /// The invalidation by another process, before that moment, of what was written or loaded before it.
+    fn killed_after(&self, value: u64, until: Moment) -> Option<(u8, Moment)> {
+        let written = self.judge.written(value)?;
+        let loaded = self.origin.asked(value);
+        let before = |killed| {
+            loaded.is_some_and(|asked| asked < killed) || written.ended.is_some_and(|ended| ended < killed)
+        };
+        let mut kills = self.killed.iter().filter(|(tag, _)| written.tag == Some(*tag));
+        kills.find(|&&(_, killed)| killed < until && before(killed)).copied()
+    }
+
     /// A listing tells keys that may have had a value, and all that had one from its beginning to its end. Once, but
     /// for what sank from one level below RAM to the other.
     fn judge_keys(&self, listing: &Running, now: Moment, listed: &[u8]) -> Result<(), String> {
-        let flushing = self.running.values().any(|running| matches!(running.what, Operation::Flush(_)));
         for key in 0..KEYS as u8 {
             let times = listed.iter().filter(|told| **told == key).count();
             if times > 1 && self.setup.beside.is_none() {
@@ -188,16 +192,22 @@ impl History {
                 self.judge.some(seen)?;
                 continue;
             }
-            let value = self.judge.last_value(key, self.clock.now().as_millis(), self.lossy_at);
-            let there = value.filter(|_| !flushing).filter(|value| {
-                let written = self.judge.written(*value);
-                written.is_some_and(|written| written.ended.is_some_and(|ended| ended < listing.begun))
-            });
-            if let Some(value) = there {
+            if let Some(value) = self.stood_throughout(listing, key) {
                 return Err(format!("key {key} was not listed, though it had value {value} all the time"));
             }
         }
         Ok(())
+    }
+
+    /// The value that a key had from the beginning of an operation to now, but for what that did.
+    fn stood_throughout(&self, during: &Running, key: u8) -> Option<u64> {
+        let flushing = self.running.values().any(|running| matches!(running.what, Operation::Flush(_)));
+        let clock = self.clock.now().as_millis();
+        let value = self.judge.last_value_but(key, clock, self.lossy_at, during.begun);
+        value.filter(|_| !flushing).filter(|value| {
+            let written = self.judge.written(*value);
+            written.is_some_and(|written| written.ended.is_some_and(|ended| ended < during.begun))
+        })
     }
 
     pub(super) fn judge_outcome(&mut self, running: Running, outcome: Outcome) -> Result<(), String> {
@@ -237,6 +247,11 @@ impl History {
                 for (key, value) in keys.into_iter().zip(saw) {
                     if let Some(value) = value {
                         self.judge.judge(seen(key, value, None, self.lives))?;
+                        if let Some((tag, killed)) = self.killed_after(value, running.begun) {
+                            return Err(format!(
+                                "a transaction saw value {value} of key {key}, whose tag {tag} went at {killed}"
+                            ));
+                        }
                     }
                 }
                 end_all(&mut self.judge, &running, now, true);
@@ -310,6 +325,14 @@ impl History {
                 }
             }
             (Operation::Keys, Outcome::Keys(listed)) => self.judge_keys(&running, now, &listed)?,
+            (Operation::Purge, Outcome::Purged { degraded }) => {
+                let stood = (0..KEYS as u8).map(|key| self.stood_throughout(&running, key).is_some());
+                for (number, stood) in running.mutation.iter().zip(stood.collect::<Vec<_>>()) {
+                    let mutation = self.judge.mutation(*number);
+                    (mutation.ended, mutation.certain, mutation.degraded) =
+                        (Some(now), stood, degraded && !journalled);
+                }
+            }
             (Operation::SetMany(_), Outcome::WroteEach(written)) => {
                 for (number, written) in running.mutation.iter().zip(written) {
                     let mutation = self.judge.mutation(*number);
@@ -334,6 +357,11 @@ impl History {
                     // Taken out for good only if every level was reached.
                     if !degraded {
                         self.judge.pop(value)?;
+                        if self.taken.contains(&value) {
+                            return Err(format!(
+                                "value {value} was popped, and another process had taken it"
+                            ));
+                        }
                     }
                     self.judge.judge(seen(key, value, None, self.lives))?;
                 }

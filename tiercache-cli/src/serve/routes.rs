@@ -125,9 +125,12 @@ async fn write(State(service): Shared, request: Request<Body>) -> Answer {
 }
 
 async fn remove(State(service): Shared, uri: Uri) -> Answer {
-    let removed = alone(&service, &uri)?.delete(&key(&uri)?).await?;
+    let (cache, key) = (alone(&service, &uri)?, key(&uri)?);
+    // A level that others share does not say what a removal met there.
+    let there = cache.contains(&key).await?;
+    let removed = cache.delete(&key).await?;
     let mut response = done(&removed.degraded);
-    let found = if removed.found { "true" } else { "false" };
+    let found = if there { "true" } else { "false" };
     response.headers_mut().insert(FOUND, HeaderValue::from_static(found));
     Ok(response)
 }

@@ -68,25 +68,29 @@ fn secrets_are_hidden_where_the_configuration_is_shown() {
 
 #[test]
 fn values_live_on_between_commands() {
-    let place = Place::new();
-    place.run(&["set", "greeting", "hello", "--tag", "type=text", "--ttl", "2h"]).expect(0);
-    assert_eq!(place.run(&["get", "greeting"]).expect(0).out(), "hello");
-    let about = place.run(&["get", "greeting", "--json"]).expect(0).json();
-    assert_eq!(
-        (&about["value"], &about["tags"]["type"], &about["level"]),
-        (&"hello".into(), &"text".into(), &"dry".into())
-    );
-    place.run(&["contains", "greeting"]).expect(0);
-    place.run(&["touch", "greeting", "--never"]).expect(0);
-    assert!(place.run(&["get", "greeting", "--json"]).expect(0).json()["time_left"].is_null());
-    place.run(&["delete", "greeting"]).expect(0);
-    for command in [
-        &["get", "greeting"][..],
-        &["contains", "greeting"],
-        &["delete", "greeting"],
-        &["touch", "greeting", "--never"],
-    ] {
-        place.run(command).expect(1);
+    for backend in ["local", "sqlite"] {
+        let place = Place::new();
+        place
+            .configure(&format!("dry_cache: {{ backend: {backend}, path: ./cache/dry, max_size: 64MiB }}\n"));
+        place.run(&["set", "greeting", "hello", "--tag", "type=text", "--ttl", "2h"]).expect(0);
+        assert_eq!(place.run(&["get", "greeting"]).expect(0).out(), "hello");
+        let about = place.run(&["get", "greeting", "--json"]).expect(0).json();
+        assert_eq!(
+            (&about["value"], &about["tags"]["type"], &about["level"]),
+            (&"hello".into(), &"text".into(), &"dry".into())
+        );
+        place.run(&["contains", "greeting"]).expect(0);
+        place.run(&["touch", "greeting", "--never"]).expect(0);
+        assert!(place.run(&["get", "greeting", "--json"]).expect(0).json()["time_left"].is_null());
+        place.run(&["delete", "greeting"]).expect(0);
+        for command in [
+            &["get", "greeting"][..],
+            &["contains", "greeting"],
+            &["delete", "greeting"],
+            &["touch", "greeting", "--never"],
+        ] {
+            place.run(command).expect(1);
+        }
     }
 }
 

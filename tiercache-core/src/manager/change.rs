@@ -10,8 +10,9 @@ use bytes::Bytes;
 use tokio::sync::OwnedMutexGuard;
 
 use super::counters::Count;
-use super::read::Doubt;
+use super::find::Doubt;
 use super::set::Ttl;
+use super::stripes::RemovalOutcome;
 use super::write::{Begun, Lower, Made, Written};
 use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
@@ -63,7 +64,10 @@ impl CacheManager {
         self.shared.owned(touched, "touch").await?
     }
 
-    /// Removes `key` and returns the value it had, as one step: of two calls at once one gets it.
+    /// Removes `key` and returns the value it had, as one step: of two calls at once one gets it. So it is between processes
+    /// that use one level, if that remembers removals, which all but `s3` do, for a minute at least: what another process
+    /// took earlier than that may be taken again from this one's RAM, within its stay there. A `pop` that meets another
+    /// process's mutation of the key may leave the key without a value.
     ///
     /// # Errors
     /// As for [`CacheManager::delete`].
@@ -167,13 +171,24 @@ impl Shared {
             };
             drop(turn);
             self.flow.counters.count(Count::Delete);
-            let degraded = match removal {
-                Some(joined) => self.remove_lower_too(key, &joined).await,
-                None => Vec::new(),
-            };
+            let mut degraded = Vec::new();
+            if let Some(joined) = removal {
+                let outcome = self.remove_lower_too(key, &joined).await;
+                if self.is_changed_below(key, &outcome, &found.entry) && !seeded("popped-twice") {
+                    // Another process has taken it, or replaced it.
+                    self.forget_in_ram(key, outcome.generation);
+                    continue;
+                }
+                degraded = outcome.degraded;
+            }
             drop(flight);
             return Ok(Popped { value: Some(found.entry.value), degraded });
         }
+    }
+
+    /// Whether another process came between when a removal overtook what stood below, after `read` was read.
+    pub(super) fn is_changed_below(&self, key: &Key, outcome: &RemovalOutcome, read: &Entry) -> bool {
+        outcome.overtaken || outcome.over > read.generation || self.is_killed_below(key, read)
     }
 }
 

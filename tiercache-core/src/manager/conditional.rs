@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::read::Found;
+use super::find::Found;
 use super::set::{OnlyIf, Ttl};
 use super::{CacheManager, EntryInfo, Set, Shared, TypedCache};
 use crate::{AsKey, Entry, Generation, Key, Level, Result};

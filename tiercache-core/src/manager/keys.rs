@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::CacheManager;
 use super::walk::Walk;
 use crate::tracking::{Query, Record};
-use crate::{Entry, Generation, Key, Result};
+use crate::{Entry, Error, Generation, Key, Level, Result};
 
 const PAGE: usize = 256;
 
@@ -29,6 +29,17 @@ enum Source {
     Over,
 }
 
+/// What a purge did.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Purged {
+    /// How many keys there were to remove.
+    pub keys: u64,
+    /// Levels that did not remove one of them yet, with the first reason each: as
+    /// [`Removed::degraded`](crate::Removed::degraded).
+    pub degraded: Vec<(Level, Error)>,
+}
+
 impl CacheManager {
     /// The keys of this handle's namespace (of the default one's handle: of every namespace unless the query names
     /// one) that fit `query`, with what is known of them. Asks the tracking store; without one, the levels themselves
@@ -38,7 +49,8 @@ impl CacheManager {
     /// a tracking store they come in ascending order of namespace and key. Without one they come in no order, every
     /// level must be one that can be listed (in RAM, or any store but memcached), the listing remembers the keys of the
     /// levels in RAM until it is dropped, and a key that two levels below RAM have, or that sinks from the one to
-    /// the other, may be seen twice.
+    /// the other, may be seen twice; one that rises to RAM while a level below is listed, and whose copy that level gives up
+    /// before the listing comes to it, is not seen.
     pub fn keys(&self, mut query: Query) -> Keys {
         if !self.namespace.is_empty() {
             query.namespace = Some(self.namespace.to_string());
@@ -51,24 +63,34 @@ impl CacheManager {
         Keys { manager: self.clone(), query, source, waiting: VecDeque::new(), after: None }
     }
 
-    /// Removes every key that matches the glob (`*`, `?`, `[a-z]`, `\` to quote) and returns how many there were.
+    /// Removes every key that matches the glob (`*`, `?`, `[a-z]`, `\` to quote). What is set meanwhile may be removed or
+    /// stay; what was there before and stays is removed, wherever it moves.
     ///
     /// # Errors
     /// As for [`Keys::next`] and [`CacheManager::delete`].
-    pub async fn purge(&self, glob: &str) -> Result<u64> {
+    pub async fn purge(&self, glob: &str) -> Result<Purged> {
         self.purge_where(Query { glob: Some(glob.to_string()), ..Query::default() }).await
     }
 
-    /// Removes every key that fits `query` and returns how many there were.
+    /// Removes every key that fits `query`, as [`CacheManager::purge`] does.
     ///
     /// # Errors
     /// As for [`Keys::next`] and [`CacheManager::delete`].
-    pub async fn purge_where(&self, query: Query) -> Result<u64> {
+    pub async fn purge_where(&self, query: Query) -> Result<Purged> {
         let mut keys = self.keys(query);
-        let mut purged = 0;
+        if let Source::Tiers(walk) = &mut keys.source {
+            walk.rather_twice();
+        }
+        let mut purged = Purged::default();
         while let Some(record) = keys.next().await? {
             let within = self.namespace(record.key.namespace())?;
-            purged += u64::from(within.delete(&record.key).await?.found);
+            let removed = within.delete(&record.key).await?;
+            purged.keys += u64::from(removed.found);
+            for (level, error) in removed.degraded {
+                if purged.degraded.iter().all(|(known, _)| *known != level) {
+                    purged.degraded.push((level, error));
+                }
+            }
         }
         Ok(purged)
     }

@@ -13,6 +13,7 @@ mod conditional;
 mod count;
 mod counters;
 mod fences;
+mod find;
 mod flow;
 mod guard;
 mod journal;
@@ -48,7 +49,7 @@ pub use builder::{Builder, Write};
 pub use change::{Popped, Touched};
 pub use close::{CloseReport, LevelReport};
 pub use count::Addition;
-pub use keys::Keys;
+pub use keys::{Keys, Purged};
 pub(crate) use load::memo;
 pub use load::{
     BatchLoader, Eager, Load, LoadContext, LoadEntry, LoadFuture, LoadOptions, Loadable, Loaded, Loader, Of,

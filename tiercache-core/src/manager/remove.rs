@@ -115,9 +115,9 @@ impl Shared {
             Err(flight) => {
                 let shared = self.clone();
                 let work = async move {
-                    let degraded = shared.remove_lower_too(&key, &flight.1).await;
+                    let outcome = shared.remove_lower_too(&key, &flight.1).await;
                     drop(flight);
-                    Removed { found: true, degraded }
+                    Removed { found: true, degraded: outcome.degraded }
                 };
                 self.owned(work, "a tier").await
             }
@@ -132,16 +132,12 @@ impl Shared {
     }
 
     /// What is left of a removal; tracking has been told of it.
-    pub(super) async fn remove_lower_too(
-        self: &Arc<Self>,
-        key: &Key,
-        joined: &Joined,
-    ) -> Vec<(Level, Error)> {
+    pub(super) async fn remove_lower_too(self: &Arc<Self>, key: &Key, joined: &Joined) -> RemovalOutcome {
         let outcome = self.remove_lower(key, joined).await;
         if outcome.generation > joined.generation {
             self.flow.recorder.removed(self.flow.now(), key.clone(), outcome.generation);
         }
-        outcome.degraded
+        outcome
     }
 
     /// The whole removal if nothing has to be waited for, else the flight to hold while it is.

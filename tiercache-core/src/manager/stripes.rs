@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use tokio::sync::watch;
 
+use super::find::Found;
 use super::load::{Failure, Loading};
 use super::pending::Ticket;
-use super::read::Found;
 use crate::bugs::seeded;
 use crate::{Error, Generation, Key, Level};
 

@@ -30,7 +30,7 @@ use super::{CacheManager, InFlight, Shared};
 use crate::bugs::seeded;
 use crate::tier::{Put, Removal, Scope};
 use crate::tracking::Record;
-use crate::transaction::{Standing, Transacting, Transactions};
+use crate::transaction::{Transacting, Transactions};
 use crate::{AsKey, Entry, Error, Generation, Key, KeyRef, Result, Timestamp};
 
 /// The most keys of one transaction.
@@ -53,8 +53,8 @@ type Written = (Key, Generation, Option<Entry>);
 struct About {
     shared: Arc<Shared>,
     namespace: Arc<str>,
-    /// Each key with what RAM has of it, and how far the level has counted.
-    keys: BTreeMap<Key, (Option<Entry>, Standing)>,
+    /// Each key with what RAM has of it, if that counts.
+    keys: BTreeMap<Key, Option<Entry>>,
     now: Timestamp,
 }
 
@@ -202,10 +202,7 @@ impl Transaction<'_> {
         if self.written.iter().any(|(written, ..)| written == key) {
             return Ok(below);
         }
-        let (above, standing) = keys.get(key).cloned().unwrap_or_default();
-        // Another process has set or removed the key after what RAM has.
-        let above =
-            above.filter(|above| above.generation >= standing.newest || seeded("transaction-trusts-ram"));
+        let above = keys.get(key).cloned().flatten();
         // What is known not to exist hides what is below it, and is no value.
         Ok(above.or(below).filter(|entry| !entry.is_nothing()))
     }
@@ -395,7 +392,7 @@ impl Shared {
         }
     }
 
-    /// Another process may have set or removed the key: whoever has seen that in a transaction must not see less later.
+    /// Another process may have set or removed the key, or its tag: whoever has seen that in a transaction must not see less later.
     fn yield_to_others(&self, key: &Key, newest: Generation) {
         let mut stripe = self.stripes.lock(key.hash64());
         stripe.yield_to(key.hash64(), newest);
@@ -434,10 +431,16 @@ impl About {
             let standing = level.standing(&key)?;
             // Whoever has written there before has counted to no more than this process goes on from.
             shared.flow.join("transaction", standing.above.max(standing.newest))?;
-            if above.as_ref().is_none_or(|above| above.generation < standing.newest) {
-                shared.yield_to_others(&key, standing.newest);
+            let passed = match &above {
+                Some(above) if above.generation >= standing.newest => {
+                    level.kills(&key, above)?.then_some(standing.above)
+                }
+                _ => Some(standing.newest),
+            };
+            if let Some(generation) = passed {
+                shared.yield_to_others(&key, generation);
             }
-            keys.insert(key, (above, standing));
+            keys.insert(key, above.filter(|_| passed.is_none() || seeded("transaction-trusts-ram")));
         }
         let now = shared.flow.now();
         Ok(Self { shared, namespace, keys, now })

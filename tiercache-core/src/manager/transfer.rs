@@ -102,7 +102,8 @@ impl CacheManager {
     /// nothing depends on what tracking remembers, and from tracking what stands elsewhere. Of the default namespace's
     /// handle every namespace unless the query names one, as for [`CacheManager::keys`].
     ///
-    /// What stays meanwhile is told, wherever it moves; a key that stands at several levels below RAM may be told twice.
+    /// What stays meanwhile is told, wherever it moves; a key that stands at several levels below RAM, or rises, may be told
+    /// twice.
     /// The keys of levels in RAM are remembered until the scan is dropped.
     pub fn scan(&self, mut query: Query) -> Scan {
         if !self.namespace.is_empty() {
@@ -113,14 +114,9 @@ impl CacheManager {
         let wanted = |level: Level| query.level.is_none_or(|wanted| wanted == level);
         let can = |slot: &Slot| !by_hits && wanted(slot.level) && slot.tier.listing().is_some();
         let listed = self.shared.slots().filter(|slot| can(slot)).map(|slot| slot.level).collect();
-        Scan {
-            manager: self.clone(),
-            walk: Walk::new(&self.shared, can),
-            query,
-            listed,
-            rest: Rest::NotYet,
-            waiting: VecDeque::new(),
-        }
+        let mut walk = Walk::new(&self.shared, can);
+        walk.rather_twice();
+        Scan { manager: self.clone(), walk, query, listed, rest: Rest::NotYet, waiting: VecDeque::new() }
     }
 }
 

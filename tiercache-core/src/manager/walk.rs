@@ -3,8 +3,8 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::Shared;
+use super::find::Doubt;
 use super::guard::caught;
-use super::read::Doubt;
 use super::slot::Slot;
 use crate::bugs::seeded;
 use crate::tier::ListedEntry;
@@ -68,13 +68,24 @@ impl Walk {
         walk
     }
 
-    /// The way, the levels in RAM from below, and the way again.
-    fn begin_round(&mut self) {
-        let round = [Step::Round, Step::Way].into_iter();
-        let levels = self.in_ram.iter().map(|&level| Step::Level(level));
-        for step in round.chain(levels).chain([Step::Way]) {
-            self.steps.push_front(step);
+    /// Ends with further rounds over RAM: what rose while the levels below were listed, and is not there any more, was
+    /// perhaps never met. What was met there before it rose may be told again.
+    pub(super) fn rather_twice(&mut self) {
+        if !self.in_ram.is_empty() && !seeded("risen-is-passed-over") {
+            let round: Vec<Step> = self.round().collect();
+            self.steps.extend(round);
         }
+    }
+
+    fn begin_round(&mut self) {
+        let round: Vec<Step> = self.round().collect();
+        round.into_iter().rev().for_each(|step| self.steps.push_front(step));
+    }
+
+    /// The way, the levels in RAM from below, and the way again.
+    fn round(&self) -> impl Iterator<Item = Step> + '_ {
+        let levels = self.in_ram.iter().rev().map(|&level| Step::Level(level));
+        [Step::Way].into_iter().chain(levels).chain([Step::Way, Step::Round])
     }
 
     /// Goes round again if there was something new: whoever was told of it took time, in which entries moved.

@@ -320,14 +320,15 @@ impl Shared {
         let mut degraded = Vec::new();
         if let Some(joined) = removal {
             let outcome = self.remove_lower(&key, &joined).await;
-            (generation, degraded) = (outcome.generation, outcome.degraded);
-            let killed = |entry| self.is_killed_below(&key, entry);
             let changed = match &made {
                 Made::Anew => false,
-                Made::Of(read) => outcome.overtaken || outcome.over > read.generation || killed(read),
-                Made::Since(read) => outcome.overtaken || outcome.over > *read || killed(&entry),
-                Made::AfterAsking => outcome.overtaken || killed(&entry),
+                Made::Of(read) => self.is_changed_below(&key, &outcome, read),
+                Made::Since(read) => {
+                    outcome.overtaken || outcome.over > *read || self.is_killed_below(&key, &entry)
+                }
+                Made::AfterAsking => outcome.overtaken || self.is_killed_below(&key, &entry),
             };
+            (generation, degraded) = (outcome.generation, outcome.degraded);
             if changed && !seeded("derived-overtakes") {
                 // What it was made of must not be what the next attempt is made of.
                 self.forget_in_ram(&key, generation);
@@ -374,7 +375,7 @@ impl Shared {
     }
 
     /// Whether an invalidation by any process, that a level other processes use knows of, reaches the entry.
-    fn is_killed_below(&self, key: &Key, entry: &Entry) -> bool {
+    pub(super) fn is_killed_below(&self, key: &Key, entry: &Entry) -> bool {
         let mut shared = self.lower_slots().filter(|slot| slot.profile.shared);
         !seeded("killed-elsewhere-stays")
             && shared.any(|slot| slot.tier.fences().is_some_and(|fences| fences.kills(key, entry)))

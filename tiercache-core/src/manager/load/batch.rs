@@ -23,7 +23,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use super::super::counters::Count;
-use super::super::read::{Announced, AtOnce, Found, Wait};
+use super::super::find::{Announced, AtOnce, Found, Wait};
 use super::super::{CacheManager, TypedCache};
 use super::many::{Batch, obtain_each};
 use super::value::sealed::{self, Home};

@@ -19,8 +19,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::super::counters::Count;
+use super::super::find::Found;
 use super::super::guard::caught;
-use super::super::read::Found;
 use super::super::write::Made;
 use super::super::{CacheManager, Shared, TypedCache};
 use super::loads::Leave;

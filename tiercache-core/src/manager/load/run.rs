@@ -7,8 +7,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::super::counters::Count;
+use super::super::find::Found;
 use super::super::guard::caught;
-use super::super::read::Found;
 use super::super::{CacheManager, Shared};
 use super::lease::Contention;
 use super::loads::Leave;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::MOST_TOGETHER;
 use crate::bugs::seeded;
 use crate::manager::counters::Count;
-use crate::manager::read::{Announced, AtOnce, Budget, Doubt, Found, Wait};
+use crate::manager::find::{Announced, AtOnce, Budget, Doubt, Found, Wait};
 use crate::manager::slot::Slot;
 use crate::manager::{CacheManager, Shared};
 use crate::tier::TryGet;
