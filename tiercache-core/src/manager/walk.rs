@@ -71,7 +71,7 @@ impl Walk {
     /// Ends with further rounds over RAM: what rose while the levels below were listed, and is not there any more, was
     /// perhaps never met. What was met there before it rose may be told again.
     pub(super) fn rather_twice(&mut self) {
-        if !self.in_ram.is_empty() && !seeded("risen-is-passed-over") {
+        if !self.in_ram.is_empty() {
             let round: Vec<Step> = self.round().collect();
             self.steps.extend(round);
         }

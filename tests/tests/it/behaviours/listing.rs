@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tiercache::transfer::Migrate;
-use tiercache_core::testing::{ManualClock, MemoryTier, Op, Point};
-use tiercache_core::tier::Resident;
+use tiercache_core::testing::{Fault, FaultTier, ManualClock, MemoryTier, Op, Point, When};
+use tiercache_core::tier::{Always, Resident};
 use tiercache_core::tracking::{Query, Record};
-use tiercache_core::{CacheManager, Level};
+use tiercache_core::{CacheManager, Error, Generation, Level, Tier};
 use tiercache_ram::{Policy, RamConfig, RamTier};
-use tiercache_tests::rig::{Gated, builder, get, ram};
+use tiercache_tests::rig::{Gated, builder, entry, get, hold, id, ram};
 
 const POLICIES: [Policy; 4] = [Policy::Adaptive, Policy::Lru, Policy::TinyLfu, Policy::Fifo];
 const KEYS: u64 = 300;
@@ -96,6 +96,65 @@ async fn what_is_on_its_way_down_is_listed_and_exported_without_tracking() {
     rig.gate.open_gate(Point::Before(Op::Put));
     worker.await.unwrap();
     assert_eq!(names(&listed(&rig.cache, Query::all()).await), all);
+}
+
+/// Below, more keys than the page that is asked for at a time.
+async fn two_pages() -> Gated {
+    let rig = Gated::new().await;
+    for number in 0..KEYS {
+        let key = id(&format!("key {number:03}"));
+        rig.store.put(&key, &entry("v", 1), hold(), &Always).await.unwrap();
+    }
+    rig
+}
+
+/// The last key rises, and the level below gives up its copy.
+async fn rise(rig: &Gated) -> String {
+    let key = format!("key {:03}", KEYS - 1);
+    assert_eq!(get(&rig.cache, &key).await.unwrap(), "v");
+    rig.store.remove(&id(&key), Generation::new(2)).await.unwrap();
+    key
+}
+
+#[tokio::test]
+async fn what_rises_before_it_is_met_below_is_purged() {
+    let rig = two_pages().await;
+    rig.gate.close_gate(Point::Before(Op::Remove));
+    let cache = rig.cache.clone();
+    let purge = tokio::spawn(async move { cache.purge("*").await.unwrap() });
+    rig.gate.held(Point::Before(Op::Remove)).await;
+    let key = rise(&rig).await;
+    rig.gate.open_gate(Point::Before(Op::Remove));
+    assert_eq!(purge.await.unwrap().keys, KEYS);
+    assert_eq!(get(&rig.cache, &key).await, None);
+}
+
+#[tokio::test]
+async fn what_rises_before_it_is_met_below_is_carried_over() {
+    let rig = two_pages().await;
+    let mut scan = rig.cache.scan(Query::all());
+    let mut found = vec![scan.next().await.unwrap().unwrap()];
+    let key = rise(&rig).await;
+    while let Some(record) = scan.next().await.unwrap() {
+        found.push(record);
+    }
+    assert!(names(&found).contains(&key));
+    assert_eq!(found.len() as u64, KEYS);
+}
+
+#[tokio::test]
+async fn a_purge_tells_which_levels_lag() {
+    let dry = Arc::new(FaultTier::new(MemoryTier::persistent()));
+    let cache = builder(&ManualClock::new()).hot(ram()).dry(dry.clone()).build().await.unwrap();
+    for key in ["user:1", "user:2", "page:1"] {
+        cache.set(key, "v").await.unwrap();
+    }
+    dry.inject(Op::Remove, When::Always, Fault::FailBefore);
+    let purged = cache.purge("user:*").await.unwrap();
+    assert!(matches!(&purged.degraded[..], [(Level::Dry, Error::Unavailable { .. })]), "{purged:?}");
+    assert_eq!(purged.keys, 2);
+    dry.heal();
+    assert!(cache.purge("page:*").await.unwrap().degraded.is_empty());
 }
 
 /// Caches of one, two and three levels of which RAM is the top; the last has room for all.
