@@ -136,7 +136,7 @@ impl Entry {
     /// When it turns stale: the first moment at which `get` does not answer with it any more.
     #[inline]
     pub fn fresh_until(&self) -> Timestamp {
-        self.deadline.before(self.extras.as_ref().map_or(Duration::ZERO, |extras| extras.stale))
+        self.extras.as_ref().map_or(self.deadline, |extras| self.deadline.before(extras.stale))
     }
 
     /// Whether `get` may answer with it at `now`, as far as time tells.

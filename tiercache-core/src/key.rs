@@ -1,7 +1,9 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
+
+use triomphe::ThinArc;
 
 use crate::{Error, Result};
 
@@ -18,9 +20,8 @@ static SEED: LazyLock<foldhash::quality::RandomState> = LazyLock::new(Default::d
 /// Its encoding puts the namespace's length first, so that no two pairs share one.
 #[derive(Clone)]
 pub struct Key {
-    hash: u64,
-    /// `[namespace length][namespace][key]`
-    data: Arc<[u8]>,
+    /// The hash, and `[namespace length][namespace][key]`. One word here, since tables hold many keys.
+    data: ThinArc<u64, u8>,
 }
 
 impl Key {
@@ -35,28 +36,30 @@ impl Key {
 
     /// The namespace's name.
     pub fn namespace(&self) -> &str {
-        std::str::from_utf8(&self.data[1..self.split()]).unwrap_or_default()
+        std::str::from_utf8(&self.encoded()[1..self.split()]).unwrap_or_default()
     }
 
     /// The key's bytes within its namespace.
     pub fn bytes(&self) -> &[u8] {
-        &self.data[self.split()..]
+        &self.encoded()[self.split()..]
     }
 
     /// The injective encoding of namespace and key.
+    #[inline]
     pub fn encoded(&self) -> &[u8] {
-        &self.data
+        &self.data.slice
     }
 
     /// A hash that differs from process to process.
-    pub const fn hash64(&self) -> u64 {
-        self.hash
+    #[inline]
+    pub fn hash64(&self) -> u64 {
+        self.data.header.header
     }
 
     /// The key borrowed, for look-ups.
     pub fn as_ref(&self) -> KeyRef<'_> {
-        let split = self.split();
-        KeyRef { hash: self.hash, namespace: &self.data[1..split], bytes: &self.data[split..] }
+        let (data, split) = (self.encoded(), self.split());
+        KeyRef { hash: self.hash64(), namespace: &data[1..split], bytes: &data[split..] }
     }
 
     /// The key as text for people: bytes that are not UTF-8 are shown as replacement characters.
@@ -65,7 +68,7 @@ impl Key {
     }
 
     fn split(&self) -> usize {
-        1 + self.data[0] as usize
+        1 + self.encoded()[0] as usize
     }
 }
 
@@ -77,7 +80,7 @@ impl fmt::Debug for Key {
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        self.hash == other.hash && self.data == other.data
+        self.hash64() == other.hash64() && self.encoded() == other.encoded()
     }
 }
 
@@ -85,7 +88,7 @@ impl Eq for Key {}
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
+        state.write_u64(self.hash64());
     }
 }
 
@@ -98,6 +101,10 @@ impl PartialOrd for Key {
 /// By namespace, then by key, both byte by byte: the order in which keys are listed.
 impl Ord for Key {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        if self.encoded()[0] == other.encoded()[0] {
+            // Namespaces of one length: what follows them is compared only when they are the same.
+            return self.encoded().cmp(other.encoded());
+        }
         let (this, other) = (self.as_ref(), other.as_ref());
         (this.namespace, this.bytes).cmp(&(other.namespace, other.bytes))
     }
@@ -171,24 +178,24 @@ impl<'a> KeyRef<'a> {
         let mut short = [0u8; 128];
         let data = if length <= short.len() {
             fill(&mut short[..length]);
-            Arc::from(&short[..length])
+            ThinArc::from_header_and_slice(self.hash, &short[..length])
         } else {
             let mut long = vec![0u8; length];
             fill(&mut long);
-            Arc::from(long)
+            ThinArc::from_header_and_slice(self.hash, &long)
         };
-        Key { hash: self.hash, data }
+        Key { data }
     }
 
     /// Whether this borrows what `key` owns.
     #[inline]
     pub fn is(&self, key: &Key) -> bool {
-        let split = 1 + self.namespace.len();
-        self.hash == key.hash
-            && key.data.len() == split + self.bytes.len()
-            && usize::from(key.data[0]) == self.namespace.len()
-            && (split == 1 || key.data[1..split] == *self.namespace)
-            && key.data[split..] == *self.bytes
+        let (data, split) = (key.encoded(), 1 + self.namespace.len());
+        // The hashes are not compared: whoever looks up by them has done so, and the bytes say it all.
+        data.len() == split + self.bytes.len()
+            && usize::from(data[0]) == self.namespace.len()
+            && (split == 1 || data[1..split] == *self.namespace)
+            && data[split..] == *self.bytes
     }
 }
 

@@ -3,6 +3,8 @@
 //! Four things are worked around, each found in moka's source:
 //! - It evicts in maintenance, some time after the insert that went over the limit. Here an insert that goes
 //!   over the limit runs the maintenance before it returns; a capacity a little below the limit makes that rare.
+//!   Should maintenance leave something all the same, a walk over the table evicts down to that capacity: a walk looks
+//!   at many entries, and so it is paid for by all that comes in until the next.
 //! - Maintenance makes an entry invisible *before* it calls the listener. It runs under one lock, so that a look-up
 //!   that found nothing runs it once itself: afterwards whatever was missed has been handed over.
 //! - A removal that overtakes a replacement in its queue makes it count the weight of the wrong one, for good. A
@@ -10,7 +12,7 @@
 //! - It cannot be resized. A resized engine is a second table; the first one is emptied into it.
 
 use std::iter;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 
 use moka::notification::RemovalCause;
@@ -29,6 +31,9 @@ const fn capacity(limit: u64) -> u64 {
     if limit < 1 << 20 { limit } else { limit - limit / 64 }
 }
 
+/// Runs of the maintenance that evict nothing before it is not relied on.
+const FRUITLESS_RUNS: u32 = 8;
+
 #[derive(Debug)]
 pub(crate) struct Moka {
     policy: Policy,
@@ -36,6 +41,8 @@ pub(crate) struct Moka {
     table: Table,
     /// Order writes of one key among each other: moka has no conditional ones.
     writes: Stripes,
+    /// Walks over a table for room.
+    walks: AtomicU64,
 }
 
 /// A table and, after a resize, the one that took its place.
@@ -52,12 +59,23 @@ struct Table {
 struct Held {
     entries: AtomicU64,
     bytes: AtomicU64,
+    /// The bytes among these that are being inserted: maintenance cannot evict for them yet, and whoever inserts them
+    /// makes room afterwards.
+    arriving: AtomicU64,
+}
+
+impl Held {
+    fn arrived(&self) -> u64 {
+        // In this order: what arrives in between is counted, and it is there.
+        let bytes = self.bytes.load(SeqCst);
+        bytes.saturating_sub(self.arriving.load(SeqCst))
+    }
 }
 
 impl Moka {
     pub(crate) fn new(policy: Policy, capacity: u64, outlet: Arc<Outlet>) -> Self {
         let table = Table::new(policy, capacity, outlet.clone());
-        Self { policy, outlet, table, writes: Stripes::new() }
+        Self { policy, outlet, table, writes: Stripes::new(), walks: AtomicU64::new(0) }
     }
 
     pub(crate) fn entry_limit(&self) -> u64 {
@@ -156,14 +174,18 @@ impl Moka {
     /// what several runs leave is evicted in no order, so that the limit holds whatever moka counts.
     fn trim(&self) {
         let table = self.table.current();
-        let over = || table.held.bytes.load(Relaxed) > table.limit;
-        for _ in 0..8 {
-            if !over() {
+        let mut fruitless = 0;
+        while fruitless < FRUITLESS_RUNS {
+            if table.held.arrived() <= table.limit {
                 return;
             }
+            let evicted = self.outlet.evicted();
             table.cache.run_pending_tasks();
+            fruitless += u32::from(self.outlet.evicted() == evicted);
         }
-        for (key, _) in table.cache.iter().take_while(|_| over()) {
+        self.walks.fetch_add(1, Relaxed);
+        let aim = capacity(table.limit);
+        for (key, _) in table.cache.iter().take_while(|_| table.held.arrived() > aim) {
             self.remove_if(key.as_ref().as_ref(), |slot| {
                 self.outlet.evict(slot);
                 true
@@ -218,8 +240,73 @@ impl Table {
     }
 
     fn insert(&self, slot: Arc<Slot>) {
+        let weight = u64::from(slot.weight);
+        self.held.arriving.fetch_add(weight, SeqCst);
         self.held.entries.fetch_add(1, Relaxed);
-        self.held.bytes.fetch_add(u64::from(slot.weight), Relaxed);
+        self.held.bytes.fetch_add(weight, SeqCst);
         self.cache.insert(slot.key.clone(), slot);
+        self.held.arriving.fetch_sub(weight, SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use tiercache_core::tier::Hold;
+    use tiercache_core::{Entry, Generation, Stay, Timestamp};
+
+    use super::*;
+
+    const WEIGHT: u32 = 1_024;
+
+    fn insert(engine: &Moka, number: u64) {
+        let key = Key::new("", &number.to_le_bytes()).unwrap();
+        let entry = Entry::new("value", Generation::new(number + 1), Timestamp::EPOCH);
+        let hold = Hold { now: Timestamp::EPOCH, stay: Stay::Forever };
+        engine.insert(Slot::new(key, entry, hold, WEIGHT));
+    }
+
+    fn of(limit: u64) -> Moka {
+        Moka::new(Policy::Lru, limit, Arc::default())
+    }
+
+    #[test]
+    fn what_goes_through_a_room_is_evicted_by_maintenance_alone() {
+        let engine = of(4 << 20);
+        for number in 0..20_000 {
+            insert(&engine, number);
+            assert!(engine.bytes() <= 4 << 20);
+        }
+        assert_eq!((engine.walks.load(Relaxed), engine.entries() >= 4_000), (0, true));
+    }
+
+    #[test]
+    fn a_walk_for_room_is_paid_for_by_many_inserts() {
+        let limit = 4 << 20;
+        let engine = of(limit);
+        // More than moka knows of, for good.
+        engine.table.held.bytes.fetch_add(limit / 8, SeqCst);
+        for number in 0..20_000 {
+            insert(&engine, number);
+            assert!(engine.bytes() <= limit);
+        }
+        let walks = engine.walks.load(Relaxed);
+        let inserts_a_walk = (limit - capacity(limit)) / u64::from(WEIGHT);
+        assert!((1..=20_000 / inserts_a_walk).contains(&walks), "{walks} walks");
+    }
+
+    #[test]
+    fn what_others_are_inserting_makes_nobody_walk() {
+        // No room between what maintenance aims at and the limit.
+        let engine = of(512 * u64::from(WEIGHT));
+        thread::scope(|threads| {
+            for thread in 0..4 {
+                let engine = &engine;
+                threads.spawn(move || (0..5_000).for_each(|number| insert(engine, number * 4 + thread)));
+            }
+        });
+        assert!(engine.bytes() <= 512 * u64::from(WEIGHT));
+        assert_eq!((engine.walks.load(Relaxed), engine.table.held.arriving.load(SeqCst)), (0, 0));
     }
 }

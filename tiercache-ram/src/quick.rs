@@ -25,7 +25,7 @@ const MAX_SHARDS: u64 = 32;
 /// The share of a shard that its hot part may take, and with it the largest entry.
 const HOT: f64 = 0.97;
 /// Divides the capacity into an estimate of how many entries it will hold. The engine remembers half as many that it
-/// evicted, at about 150 bytes each: 7 % of the capacity, for one to three points of hits on traces of applications.
+/// evicted, at about 130 bytes each: 6 % of the capacity, for one to three points of hits on traces of applications.
 const TYPICAL_BYTES: u64 = 1024;
 
 #[derive(Debug)]

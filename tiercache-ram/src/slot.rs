@@ -1,7 +1,6 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tiercache_core::tier::{Hold, Look, Resting};
@@ -9,7 +8,7 @@ use tiercache_core::{Decoded, Entry, Extras, Generation, Key, Levels, Timestamp}
 
 /// An entry as it stands in a table. What use changes is atomic, so that a hit needs no more than a shared lock.
 ///
-/// 128 bytes, ordered so that what a hit touches is together, the key last: there the tables put their own marks.
+/// 112 bytes, ordered so that what a hit touches is together, the key last: there the tables put their own marks.
 #[repr(C)]
 pub(crate) struct Slot {
     extras: OnceLock<Arc<Extras>>,
@@ -28,7 +27,7 @@ pub(crate) struct Slot {
     pub(crate) key: Key,
 }
 
-const _: () = assert!(size_of::<Slot>() <= 128);
+const _: () = assert!(size_of::<Slot>() <= 112);
 
 /// The generation in the upper 48 bits; below it the levels, and whether the deadline was asked for.
 #[derive(Clone, Copy)]
@@ -127,7 +126,7 @@ impl Slot {
     }
 
     fn deadline(&self) -> Timestamp {
-        self.fresh_until.after(self.extras.get().map_or(Duration::ZERO, |extras| extras.stale))
+        self.extras.get().map_or(self.fresh_until, |extras| self.fresh_until.after(extras.stale))
     }
 
     pub(crate) fn revalidate(&self, valid_from: Generation) {

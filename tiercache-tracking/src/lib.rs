@@ -1,8 +1,10 @@
 #![doc = include_str!("../README.md")]
 
 mod memory;
+mod order;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod records;
 mod span;
 #[cfg(feature = "sqlite")]
 mod sqlite;

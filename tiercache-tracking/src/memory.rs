@@ -1,5 +1,4 @@
-use std::collections::btree_map;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,8 +7,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tiercache_core::tier::Scope;
 use tiercache_core::tracking::{Event, Query, Record, Totals, What};
-use tiercache_core::{Generation, Key, Level, Result, Tags, Timestamp, Tracking};
+use tiercache_core::{Generation, Key, Result, Tags, Timestamp, Tracking};
 
+use crate::order::Order;
+use crate::records::{MOST_RECORDS, Records};
 use crate::span::Span;
 
 /// How many records a search looks at before it lets others in.
@@ -50,7 +51,7 @@ pub struct MemoryTracking {
 impl MemoryTracking {
     /// An empty one.
     pub fn new(config: &MemoryConfig) -> Self {
-        Self { max_records: config.max_records.get(), memory: Mutex::default() }
+        Self { max_records: config.max_records.get().min(MOST_RECORDS - 1), memory: Mutex::default() }
     }
 
     /// How many records were forgotten because there were too many.
@@ -97,7 +98,8 @@ impl Tracking for MemoryTracking {
     }
 
     async fn lookup(&self, key: &Key) -> Result<Option<Record>> {
-        Ok(self.memory().records.get(key).map(|kept| kept.record.clone()))
+        let memory = self.memory();
+        Ok(memory.records.find(key).map(|place| memory.records.at(place).clone()))
     }
 
     async fn find(&self, query: &Query, after: Option<&Key>, limit: usize) -> Result<Vec<Record>> {
@@ -131,28 +133,25 @@ impl Tracking for MemoryTracking {
 
 #[derive(Debug, Default)]
 struct Memory {
-    records: BTreeMap<Key, Kept>,
+    records: Records,
+    order: Order,
     tags: TagIndex,
-    uses: Uses,
     totals: Totals,
     forgotten: u64,
-}
-
-#[derive(Debug)]
-struct Kept {
-    record: Record,
-    /// Its last use, of [`Uses`].
-    use_number: u64,
 }
 
 impl Memory {
     fn apply(&mut self, event: &Event) {
         match &event.what {
             What::Stored(record) => self.store(record),
-            What::Moved { key, generation, to: Some(level) } => self.move_to(key, *generation, *level),
+            What::Moved { key, generation, to: Some(level) } => {
+                if let Some(place) = self.find(key, *generation) {
+                    self.records.at_mut(place).level = *level;
+                }
+            }
             What::Moved { key, generation, to: None } | What::Removed { key, generation } => {
-                if self.records.get(key).is_some_and(|kept| kept.record.generation <= *generation) {
-                    self.remove(key);
+                if let Some(place) = self.find(key, *generation) {
+                    self.remove(place);
                 }
             }
             What::Used { key, hits } => self.use_again(key, *hits, event.at),
@@ -165,61 +164,55 @@ impl Memory {
         }
     }
 
-    fn store(&mut self, record: &Record) {
-        match self.records.entry(record.key.clone()) {
-            btree_map::Entry::Vacant(place) => {
-                let use_number = self.uses.push(&record.key);
-                place.insert(Kept { record: record.clone(), use_number });
-            }
-            btree_map::Entry::Occupied(mut place) => {
-                let kept = place.get_mut();
-                if kept.record.generation > record.generation {
-                    return;
-                }
-                kept.use_number = self.uses.renew(kept.use_number, &record.key);
-                let older = std::mem::replace(&mut kept.record, record.clone());
-                self.tags.remove(&older);
-            }
-        }
-        self.tags.add(record);
+    /// The place of a record that an event of that generation is not too old for.
+    fn find(&self, key: &Key, generation: Generation) -> Option<u32> {
+        self.records.find(key).filter(|&place| self.records.at(place).generation <= generation)
     }
 
-    fn move_to(&mut self, key: &Key, generation: Generation, level: Level) {
-        if let Some(kept) = self.records.get_mut(key)
-            && kept.record.generation <= generation
-        {
-            kept.record.level = level;
+    fn store(&mut self, record: &Record) {
+        let Some(place) = self.records.find(&record.key) else {
+            let place = self.records.insert(record.clone());
+            self.order.insert(place, &self.records);
+            self.tags.add(&record.tags, place, &self.records);
+            return;
+        };
+        if self.records.at(place).generation > record.generation {
+            return;
         }
+        if self.records.at(place).tags != record.tags {
+            self.tags.remove(&self.records.at(place).tags, place, &self.records);
+            self.tags.add(&record.tags, place, &self.records);
+        }
+        *self.records.at_mut(place) = record.clone();
+        self.records.renew(place);
     }
 
     fn use_again(&mut self, key: &Key, hits: u64, at: Timestamp) {
-        if let Some(kept) = self.records.get_mut(key) {
-            kept.record.hits = kept.record.hits.saturating_add(hits);
-            kept.record.used = kept.record.used.max(at);
-            kept.use_number = self.uses.renew(kept.use_number, key);
+        if let Some(place) = self.records.find(key) {
+            let record = self.records.at_mut(place);
+            record.hits = record.hits.saturating_add(hits);
+            record.used = record.used.max(at);
+            self.records.renew(place);
         }
     }
 
-    fn remove(&mut self, key: &Key) {
-        if let Some(kept) = self.records.remove(key) {
-            self.uses.0.remove(&kept.use_number);
-            self.tags.remove(&kept.record);
-        }
+    fn remove(&mut self, place: u32) {
+        self.order.remove(place, &self.records);
+        self.tags.remove(&self.records.at(place).tags, place, &self.records);
+        self.records.remove(place);
     }
 
     fn remove_below(&mut self, query: &Query, generation: Generation) {
         let Some(span) = Span::of(query, None) else { return };
-        let doomed: Vec<_> = self
-            .within(&query.tags, &span)
-            .filter(|record| record.generation < generation && query.matches(record))
-            .map(|record| record.key.clone())
-            .collect();
-        doomed.iter().for_each(|key| self.remove(key));
+        let below = |record: &Record| record.generation < generation && query.matches(record);
+        let places = self.within(&query.tags, &span);
+        let doomed: Vec<u32> = places.filter(|&place| below(self.records.at(place))).collect();
+        doomed.into_iter().for_each(|place| self.remove(place));
     }
 
     fn forget_least_recently_used(&mut self) {
-        if let Some((_, key)) = self.uses.0.pop_first() {
-            self.remove(&key);
+        if let Some(place) = self.records.oldest() {
+            self.remove(place);
             self.forgotten += 1;
         }
     }
@@ -227,7 +220,8 @@ impl Memory {
     /// Adds what matches to the page, and returns the key reached if there may be more.
     fn search(&self, query: &Query, span: &Span<'_>, limit: usize, page: &mut Vec<Record>) -> Option<Key> {
         let mut reached = None;
-        for record in self.within(&query.tags, span).take(STRIDE) {
+        for place in self.within(&query.tags, span).take(STRIDE) {
+            let record = self.records.at(place);
             reached = Some(&record.key);
             if query.matches(record) {
                 page.push(record.clone());
@@ -240,26 +234,17 @@ impl Memory {
     }
 
     /// The records of `span`, in order; by way of the rarest of `tags` when there are any.
-    fn within<'m>(&'m self, tags: &Tags, span: &'m Span<'_>) -> Box<dyn Iterator<Item = &'m Record> + 'm> {
-        let bounds = (span.from.as_ref(), Bound::Unbounded);
-        let rarest = tags
-            .iter()
-            .map(|(name, value)| self.tags.keys(name, value))
-            .min_by_key(|keys| keys.map_or(0, BTreeSet::len));
-        match rarest {
-            None => Box::new(
-                self.records
-                    .range::<Key, _>(bounds)
-                    .take_while(|(key, _)| span.reaches(key))
-                    .map(|(_, kept)| &kept.record),
-            ),
-            Some(keys) => Box::new(
-                keys.into_iter()
-                    .flat_map(move |keys| keys.range::<Key, _>(bounds))
-                    .take_while(|key| span.reaches(key))
-                    .filter_map(|key| self.records.get(key).map(|kept| &kept.record)),
-            ),
-        }
+    fn within(&self, tags: &Tags, span: &Span<'_>) -> impl Iterator<Item = u32> {
+        let orders = tags.iter().map(|(name, value)| self.tags.order(name, value));
+        // Nobody carries a tag that has no order.
+        let rarest = match orders.min_by_key(|order| order.map_or(0, Order::len)) {
+            Some(rarest) => rarest,
+            None => Some(&self.order),
+        };
+        rarest
+            .into_iter()
+            .flat_map(|order| order.from(span.from.as_ref(), &self.records))
+            .take_while(|&place| span.reaches(self.records.key(place)))
     }
 }
 
@@ -276,28 +261,28 @@ fn scope_query(scope: &Scope) -> Query {
     }
 }
 
-/// The keys that carry a tag: by name, then by value.
+/// The records that carry a tag: by its name, then by its value.
 #[derive(Debug, Default)]
-struct TagIndex(BTreeMap<String, BTreeMap<String, BTreeSet<Key>>>);
+struct TagIndex(BTreeMap<String, BTreeMap<String, Order>>);
 
 impl TagIndex {
-    fn keys(&self, name: &str, value: &str) -> Option<&BTreeSet<Key>> {
+    fn order(&self, name: &str, value: &str) -> Option<&Order> {
         self.0.get(name)?.get(value)
     }
 
-    fn add(&mut self, record: &Record) {
-        for (name, value) in &record.tags {
+    fn add(&mut self, tags: &Tags, place: u32, records: &Records) {
+        for (name, value) in tags {
             let values = self.0.entry(name.clone()).or_default();
-            values.entry(value.clone()).or_default().insert(record.key.clone());
+            values.entry(value.clone()).or_default().insert(place, records);
         }
     }
 
-    fn remove(&mut self, record: &Record) {
-        for (name, value) in &record.tags {
+    fn remove(&mut self, tags: &Tags, place: u32, records: &Records) {
+        for (name, value) in tags {
             let Some(values) = self.0.get_mut(name) else { continue };
-            let Some(keys) = values.get_mut(value) else { continue };
-            keys.remove(&record.key);
-            if keys.is_empty() {
+            let Some(order) = values.get_mut(value) else { continue };
+            order.remove(place, records);
+            if order.len() == 0 {
                 values.remove(value);
             }
             if values.is_empty() {
@@ -307,25 +292,10 @@ impl TagIndex {
     }
 }
 
-/// The last use of every key, numbered in the order they happened.
-#[derive(Debug, Default)]
-struct Uses(BTreeMap<u64, Key>);
-
-impl Uses {
-    fn push(&mut self, key: &Key) -> u64 {
-        let number = self.0.last_key_value().map_or(0, |(last, _)| last + 1);
-        self.0.insert(number, key.clone());
-        number
-    }
-
-    fn renew(&mut self, number: u64, key: &Key) -> u64 {
-        self.0.remove(&number);
-        self.push(key)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use tiercache_core::Level;
+
     use super::*;
 
     fn key(number: u64) -> Key {
@@ -377,9 +347,9 @@ mod tests {
             .await;
         }
         let memory = tracking.memory();
-        assert_eq!((memory.records.len(), memory.uses.0.len()), (10, 10));
-        assert_eq!(memory.tags.keys("parity", "0").map(BTreeSet::len), Some(10));
-        assert_eq!(memory.tags.keys("parity", "1"), None);
+        assert_eq!((memory.records.len(), memory.order.len()), (10, 10));
+        assert_eq!(memory.tags.order("parity", "0").map(Order::len), Some(10));
+        assert!(memory.tags.order("parity", "1").is_none());
     }
 
     #[tokio::test]

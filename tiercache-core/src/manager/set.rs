@@ -18,8 +18,8 @@ use crate::{Entry, Error, Extras, Generation, Key, Level, Levels, Result, Stay, 
 #[derive(Debug)]
 pub struct Set<'a> {
     pub(super) manager: &'a CacheManager,
-    pub(super) key: Result<Key>,
-    pub(super) draft: Result<Draft>,
+    /// In one: what is moved on the way to its first poll is to be small.
+    pub(super) of: Result<(Key, Draft)>,
 }
 
 /// A value that has no generation yet.
@@ -130,10 +130,10 @@ impl Set<'_> {
     }
 
     fn try_with(mut self, change: impl FnOnce(&mut Draft) -> Result<()>) -> Self {
-        if let Ok(draft) = &mut self.draft
+        if let Ok((_, draft)) = &mut self.of
             && let Err(error) = change(draft)
         {
-            self.draft = Err(error);
+            self.of = Err(error);
         }
         self
     }
@@ -165,9 +165,9 @@ impl Future for SetFuture<'_> {
         if matches!(self.0, State::Begin(_))
             && let State::Begin(set) = std::mem::replace(&mut self.0, State::Over)
         {
-            let (key, draft) = match (set.key, set.draft) {
-                (Ok(key), Ok(draft)) => (key, draft),
-                (Err(error), _) | (_, Err(error)) => return Poll::Ready(Err(error)),
+            let (key, draft) = match set.of {
+                Ok(of) => of,
+                Err(error) => return Poll::Ready(Err(error)),
             };
             let shared = &set.manager.shared;
             if let Err(error) = shared.check_open() {

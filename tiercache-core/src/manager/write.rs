@@ -59,11 +59,7 @@ impl CacheManager {
     ///
     /// Dropping the future after it was first polled does not stop the write.
     pub fn set(&self, key: impl AsKey, value: impl Into<Bytes>) -> Set<'_> {
-        Set {
-            manager: self,
-            key: self.key(&key).map(|key| key.to_key()),
-            draft: Ok(Draft::new(value.into())),
-        }
+        Set { manager: self, of: self.key(&key).map(|key| (key.to_key(), Draft::new(value.into()))) }
     }
 }
 

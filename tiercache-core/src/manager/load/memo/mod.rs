@@ -123,7 +123,7 @@ impl Memo {
         draft.levels = options.levels;
         let extras = Arc::make_mut(draft.extras.get_or_insert_with(std::default::Default::default));
         extras.stale = options.stale;
-        let mut set = Set { manager: cache, key: Ok(key), draft: Ok(draft) };
+        let mut set = Set { manager: cache, of: Ok((key, draft)) };
         if let Some(decoded) = decoded {
             set = set.decoded(decoded);
         }
