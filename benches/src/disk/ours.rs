@@ -69,7 +69,9 @@ struct Managed {
 pub(super) fn manager(directory: &Path, bytes: usize) -> Box<dyn Store> {
     let clock = SystemClock::start();
     let tier = level(directory, bytes, &clock);
-    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    // What the manager does in a task of its own stays on the thread of who asked, as it does for a caller that is a
+    // task of the runtime's itself.
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime of one thread");
     let cache = runtime.block_on(async {
         let hot = RamTier::new(RamConfig { max_size: 4 << 20, policy: Default::default() });
         let builder = CacheManager::builder().clock(clock).hot(Arc::new(hot)).dry(Arc::new(tier));

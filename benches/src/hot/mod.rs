@@ -7,8 +7,8 @@
 mod contender;
 mod ours;
 #[cfg(feature = "peers")]
-mod peers;
-mod raw;
+pub(crate) mod peers;
+pub(crate) mod raw;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;

@@ -28,10 +28,15 @@ pub(super) fn all(room: Room) -> Vec<Contender> {
     vec![foyer_memory(room), foyer_hybrid(room), multi_tier(room), sharded_lru(room)]
 }
 
-fn foyer_memory(room: Room) -> Contender {
-    let cache: foyer::Cache<String, Bytes> = CacheBuilder::new(bytes(room) as usize)
+/// foyer's cache in RAM, of so many bytes.
+pub(crate) fn foyer_in_ram(bytes: u64) -> foyer::Cache<String, Bytes> {
+    CacheBuilder::new(bytes as usize)
         .with_weighter(|key: &String, value: &Bytes| key.len() + value.len())
-        .build();
+        .build()
+}
+
+fn foyer_memory(room: Room) -> Contender {
+    let cache = foyer_in_ram(bytes(room));
     let written = cache.clone();
     direct(
         "foyer-memory",

@@ -18,7 +18,7 @@ pub(super) fn bytes(room: Room) -> u64 {
 }
 
 #[derive(Clone)]
-struct Weigh;
+pub(crate) struct Weigh;
 
 impl Weighter<String, Bytes> for Weigh {
     fn weight(&self, key: &String, value: &Bytes) -> u64 {
@@ -28,7 +28,7 @@ impl Weighter<String, Bytes> for Weigh {
 
 /// The hook of what is evicted, which every level needs.
 #[derive(Clone)]
-struct Hook;
+pub(crate) struct Hook;
 
 impl Lifecycle<String, Bytes> for Hook {
     type RequestState = ();
@@ -38,25 +38,37 @@ impl Lifecycle<String, Bytes> for Hook {
     }
 }
 
-fn quick(room: Room) -> Contender {
+pub(crate) type QuickCache = quick_cache::sync::Cache<String, Bytes, Weigh, RandomState, Hook>;
+pub(crate) type Moka = moka::sync::Cache<String, Bytes, RandomState>;
+
+/// quick_cache of so many bytes, expecting so many entries.
+pub(crate) fn quick_cache(bytes: u64, entries: usize) -> QuickCache {
     let options = OptionsBuilder::new()
-        .estimated_items_capacity(room.entries.max(1_000))
-        .weight_capacity(bytes(room))
+        .estimated_items_capacity(entries)
+        .weight_capacity(bytes)
         .shards(32)
         .build()
         .expect("both capacities are given");
-    let cache = quick_cache::sync::Cache::with_options(options, Weigh, RandomState::default(), Hook);
-    let cache = std::sync::Arc::new(cache);
+    QuickCache::with_options(options, Weigh, RandomState::default(), Hook)
+}
+
+/// moka of so many bytes.
+pub(crate) fn moka_lru(bytes: u64) -> Moka {
+    moka::sync::Cache::builder()
+        .max_capacity(bytes)
+        .weigher(|key: &String, value: &Bytes| (key.len() + value.len()) as u32)
+        .eviction_policy(moka::policy::EvictionPolicy::lru())
+        .build_with_hasher(RandomState::default())
+}
+
+fn quick(room: Room) -> Contender {
+    let cache = std::sync::Arc::new(quick_cache(bytes(room), room.entries.max(1_000)));
     let written = cache.clone();
     direct("quick_cache", move |key| cache.get(key), move |key, value| written.insert(key.clone(), value))
 }
 
 fn moka(room: Room) -> Contender {
-    let cache = moka::sync::Cache::builder()
-        .max_capacity(bytes(room))
-        .weigher(|key: &String, value: &Bytes| (key.len() + value.len()) as u32)
-        .eviction_policy(moka::policy::EvictionPolicy::lru())
-        .build_with_hasher(RandomState::default());
+    let cache = moka_lru(bytes(room));
     let written = cache.clone();
     direct("moka", move |key| cache.get(key), move |key, value| written.insert(key.clone(), value))
 }

@@ -6,12 +6,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tiercache_core::testing::{ManualClock, MemoryTier};
+use tiercache_core::testing::{Hooked, ManualClock, MemoryTier};
 use tiercache_core::tier::{Resident, Tier};
 use tiercache_core::tracking::Query;
 use tiercache_core::{CacheManager, Error, Level, LoadOptions, Result, Write};
 use tiercache_ram::RamTier;
-use tiercache_tests::doubles::{Hooked, Yielding, poll_at_most};
+use tiercache_tests::doubles::{Yielding, poll_at_most};
 use tiercache_tests::rig::{builder, get, id, idle, ram};
 use tiercache_tracking::{MemoryTracking, SqliteConfig, SqliteTracking};
 

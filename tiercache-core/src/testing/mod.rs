@@ -3,6 +3,7 @@
 mod clock;
 mod fault;
 mod gate;
+mod hooked;
 pub mod lease;
 mod memory;
 mod op;
@@ -11,6 +12,7 @@ pub mod tracking;
 
 pub use clock::ManualClock;
 pub use fault::{Fault, FaultTier, When};
-pub use gate::{GateTier, Point};
+pub use gate::{GateTier, Gates, Point};
+pub use hooked::{Hooked, Hooks};
 pub use memory::MemoryTier;
 pub use op::Op;

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tiercache_core::testing::{ManualClock, MemoryTier, Op, Point};
+use tiercache_core::testing::{Hooked, Hooks, ManualClock, MemoryTier, Op, Point};
 use tiercache_core::tier::{Resident, Tier};
 use tiercache_core::tracking::{Event, Query, Record, Totals};
 use tiercache_core::{CacheManager, Error, Key, Level, Result, Tracking, Write};
 use tiercache_disk::{DiskConfig, DiskTier, Flush};
-use tiercache_tests::doubles::{Hooked, Hooks, RuntimeClock};
+use tiercache_tests::doubles::RuntimeClock;
 use tiercache_tests::rig::{Gated, builder, get, id, idle, ram, ram_for};
 use tiercache_tracking::{MemoryTracking, SqliteConfig, SqliteTracking};
 

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tiercache_core::testing::{Fault, When};
-use tiercache_core::testing::{FaultTier, GateTier, ManualClock, MemoryTier, Op, Point};
+use tiercache_core::testing::{
+    Fault, FaultTier, GateTier, Hooked, Hooks, ManualClock, MemoryTier, Op, Point, When,
+};
 use tiercache_core::tier::{Always, Put, Resident};
 use tiercache_core::{CacheManager, Error, Level, Stay, Tier, Write};
 use tiercache_disk::DiskTier;
-use tiercache_tests::doubles::{Hooked, Hooks, RuntimeClock, poll_at_most};
+use tiercache_tests::doubles::{RuntimeClock, poll_at_most};
 use tiercache_tests::rig::{Gated, builder, disk_config, entry, get, hold, id, idle, ram};
 use tokio::sync::Notify;
 
@@ -89,7 +90,7 @@ async fn h1_a_comparison_that_waits_to_remove_the_old_value_leaves_one_that_was_
     let (folder, hot) = (tempfile::tempdir().unwrap(), ram());
     let clock = ManualClock::new();
     let disk = DiskTier::open(disk_config(folder.path()), clock.clone()).await.unwrap();
-    let dry = Hooked::transparent(Arc::new(disk), Tiring::default());
+    let dry = Hooked::showing(Arc::new(disk), Tiring::default());
     let cache = builder(&clock).hot(hot.clone()).dry(dry.clone()).build().await.unwrap();
     let old = cache.set("k", "old").await.unwrap().generation;
     hot.drain();

@@ -4,11 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
-use tiercache_core::testing::{ManualClock, MemoryTier, Op, Point};
+use tiercache_core::testing::{Hooked, Hooks, ManualClock, MemoryTier, Op, Point};
 use tiercache_core::tier::{Left, Resident, Spill};
 use tiercache_core::tracking::Query;
 use tiercache_core::{Entry, Key, KeyRef, Level};
-use tiercache_tests::doubles::{Hooked, Hooks};
 use tiercache_tests::rig::{Gated, builder, get, id, ram, ram_for};
 use tiercache_tracking::{MemoryConfig, MemoryTracking};
 
@@ -127,7 +126,7 @@ impl Spill for Interposed {
 async fn h7_an_eviction_told_after_the_update_does_not_bring_the_old_value_back() {
     let (hot, store, kept) = (ram(), MemoryTier::persistent(), Arc::default());
     let evictions = Evictions { late: true, told: mpsc::channel().0, kept: Arc::clone(&kept) };
-    let hooked = Hooked::transparent(hot.clone(), evictions);
+    let hooked = Hooked::showing(hot.clone(), evictions);
     let clock = ManualClock::new();
     let cache = builder(&clock).hot(hooked).dry(store.clone()).build().await.unwrap();
     cache.set("k", "old").await.unwrap();
@@ -150,7 +149,7 @@ fn h7_an_update_that_meets_its_eviction_stays() {
     let (told, evicted) = mpsc::channel();
     let hot = ram_for(8, 20);
     let store = MemoryTier::persistent();
-    let hooked = Hooked::transparent(hot.clone(), Evictions { late: false, told, kept: Arc::default() });
+    let hooked = Hooked::showing(hot.clone(), Evictions { late: false, told, kept: Arc::default() });
     let clock = ManualClock::new();
     let cache = runtime.block_on(builder(&clock).hot(hooked).dry(store).build()).unwrap();
     let over = AtomicBool::new(false);

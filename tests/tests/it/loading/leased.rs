@@ -4,9 +4,9 @@ use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tiercache_core::testing::{Fault, FaultTier, GateTier, ManualClock, MemoryTier, Op, Point, When};
+use tiercache_core::testing::{Fault, FaultTier, GateTier, Hooked, ManualClock, MemoryTier, Op, Point, When};
 use tiercache_core::{CacheManager, Eager, Error, Level, LoadOptions, Tier, Write};
-use tiercache_tests::doubles::{Hooked, RuntimeClock, Yielding, poll_at_most};
+use tiercache_tests::doubles::{RuntimeClock, Yielding, poll_at_most};
 use tiercache_tests::rig::{builder, get, id, idle, ram};
 use tokio::time::Instant;
 

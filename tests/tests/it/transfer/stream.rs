@@ -4,10 +4,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tiercache::tracking::Query;
 use tiercache::transfer::{Export, Import, Report, TransferError, format};
-use tiercache_core::testing::{Fault, FaultTier, ManualClock, MemoryTier, Op, When};
+use tiercache_core::testing::{Fault, FaultTier, Hooked, Hooks, ManualClock, MemoryTier, Op, When};
 use tiercache_core::tier::Resident;
 use tiercache_core::{CacheManager, Codec, EncryptionConfig, Error, Level, Packing, Stay};
-use tiercache_tests::doubles::{Hooked, Hooks};
 use tiercache_tests::rig::{builder, disk, get, ram};
 use tiercache_tracking::{MemoryConfig, MemoryTracking};
 
