@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use tiercache_core::tier::{Listed, ListedEntry, Scope};
+use tiercache_core::tier::{Listed, ListedEntry, Scope, Waiting};
 use tiercache_core::{self as core, Clock, Entry, Error, Generation, Key, Result, SystemClock};
 
 use crate::config::DiskConfig;
 use crate::dir::{Dir, Lock};
 use crate::fences::Fences;
 use crate::index::{Index, SHARDS, Slot, State};
+use crate::journal::Journal;
 use crate::open::{bury, read_dir, remember};
 use crate::segment::{Codec, SAVED, hash_key};
 use crate::tier::{DiskTier, NAME};
@@ -28,6 +29,7 @@ pub struct Contents {
     /// Whether a fence asks for the tags of an entry.
     tags_count: bool,
     segments: HashMap<u32, Arc<std::fs::File>>,
+    waiting: Vec<Waiting>,
     /// Held for as long as nobody may open the level.
     _lock: Option<Lock>,
 }
@@ -50,6 +52,8 @@ impl DiskTier {
         let dir = Dir::open(&path, false)?;
         let lock = if own { Some(dir.lock()?) } else { None };
         let owner = if own { None } else { dir.owner() };
+        let journal = Journal::read(&dir, entries.clone()).map_err(failed)?;
+        let waiting = journal.notes().values().cloned().collect();
         let names = dir.names().map_err(failed)?;
         let found = read_dir(&dir, &names, hash_key, u64::MAX, false).map_err(failed)?;
         let now = SystemClock::start().now();
@@ -62,7 +66,17 @@ impl DiskTier {
         let tags_count = fences.list().iter().any(|(scope, _)| matches!(scope, Scope::Tag { .. }));
         let segments = found.segments.into_iter().map(|loaded| (loaded.seq, loaded.file)).collect();
         let codec = found.codec;
-        Ok(Some(Contents { owner, codec, entries, index, fences, tags_count, segments, _lock: lock }))
+        Ok(Some(Contents {
+            owner,
+            codec,
+            entries,
+            index,
+            fences,
+            tags_count,
+            segments,
+            waiting,
+            _lock: lock,
+        }))
     }
 }
 
@@ -70,6 +84,11 @@ impl Contents {
     /// The process that had the level open: what it has not written yet, and what it wrote since, is not seen.
     pub fn owner(&self) -> Option<u32> {
         self.owner
+    }
+
+    /// Removals that it remembers for other levels, which have yet to see them.
+    pub fn waiting(&self) -> &[Waiting] {
+        &self.waiting
     }
 
     /// A page of the entries that would be answered, without their values, in an order that does not change; `after` is

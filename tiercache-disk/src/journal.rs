@@ -47,15 +47,21 @@ pub(crate) struct Journal {
 impl Journal {
     /// Reads what the directory has, and writes it anew as a whole journal would be.
     pub(crate) fn open(dir: &Dir, codec: Codec) -> io::Result<Self> {
-        let found = Found::read(dir)?;
-        let mut journal =
-            Self { codec, notes: BTreeMap::new(), next: found.next, file: None, end: 0, records: 0 };
-        journal.take(found);
+        let mut journal = Self::read(dir, codec)?;
         if journal.notes.is_empty() {
             remove(dir, JOURNAL)?;
         } else {
             journal.write_anew(dir, true)?;
         }
+        Ok(journal)
+    }
+
+    /// Reads what the directory has, to be looked at.
+    pub(crate) fn read(dir: &Dir, codec: Codec) -> io::Result<Self> {
+        let found = Found::read(dir)?;
+        let mut journal =
+            Self { codec, notes: BTreeMap::new(), next: found.next, file: None, end: 0, records: 0 };
+        journal.take(found);
         Ok(journal)
     }
 

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, params};
-use tiercache_core::tier::Listed;
+use tiercache_core::tier::{Listed, Waiting};
 use tiercache_core::{Codec, Error, Generation, Key, Result};
 
 use crate::SqliteTier;
 use crate::config::{SqliteConfig, Synchronous};
 use crate::fences::Fences;
 use crate::iterate::{After, Filter, rows};
+use crate::journal;
 use crate::open::{Setup, Trouble, check_library, look_into};
 use crate::place::{Dir, Membership};
 use crate::shard::lock;
@@ -60,6 +61,16 @@ impl Contents {
     /// Whether a process had the level open: what it holds may be another from one moment to the next.
     pub fn in_use(&self) -> bool {
         self.in_use
+    }
+
+    /// Removals that it remembers for other levels, which have yet to see them. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when a database cannot be read.
+    pub fn waiting(&self) -> Result<Vec<Waiting>> {
+        let Some(Some(first)) = self.shards.first() else { return Ok(Vec::new()) };
+        let notes = journal::read(&lock(first).0).map_err(unreadable)?;
+        Ok(notes.into_iter().map(|(_, waiting)| waiting).collect())
     }
 
     /// A page of the entries that would be answered, without their values, by shard and then in the order of keys;

@@ -1,6 +1,7 @@
 //! Removals that wait for other levels: rows of the first shard, which all processes on the directory have.
 
 use async_trait::async_trait;
+use rusqlite::Connection;
 use tiercache_core::tier::{Journal, Reach, Waiting};
 use tiercache_core::{Generation, Level, Result};
 
@@ -34,29 +35,27 @@ impl Journal for SqliteTier {
 
     async fn notes(&self) -> Result<Vec<(u64, Waiting)>> {
         self.check_open()?;
-        let read = self.shards[0].read("list notes", |_, connection| {
-            let mut statement = connection.prepare("SELECT number, note FROM waiting ORDER BY number")?;
-            let rows =
-                statement.query_map((), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
-            rows.collect::<rusqlite::Result<Vec<_>>>()
-        });
-        let mut notes = Vec::new();
-        for (number, note) in read.await? {
-            let number = number.cast_unsigned();
-            match Waiting::decode(&note) {
-                Some(waiting) => notes.push((number, waiting)),
-                // It may have been any: nothing below RAM is to be believed.
-                None => {
-                    tracing::error!(
-                        tier = NAME,
-                        number,
-                        "a note is damaged: the levels below RAM are emptied"
-                    );
-                    let of = |level| Waiting { level, reach: Reach::Level, below: Generation::ZERO };
-                    notes.extend([Level::Cold, Level::Dry].map(|level| (number, of(level))));
-                }
+        self.shards[0].read("list notes", |_, connection| read(connection)).await
+    }
+}
+
+/// What is noted, with the numbers.
+pub(crate) fn read(connection: &Connection) -> rusqlite::Result<Vec<(u64, Waiting)>> {
+    let mut statement = connection.prepare("SELECT number, note FROM waiting ORDER BY number")?;
+    let rows = statement.query_map((), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+    let mut notes = Vec::new();
+    for row in rows {
+        let (number, note) = row?;
+        let number = number.cast_unsigned();
+        match Waiting::decode(&note) {
+            Some(waiting) => notes.push((number, waiting)),
+            // It may have been any: nothing below RAM is to be believed.
+            None => {
+                tracing::error!(tier = NAME, number, "a note is damaged: the levels below RAM are emptied");
+                let of = |level| Waiting { level, reach: Reach::Level, below: Generation::ZERO };
+                notes.extend([Level::Cold, Level::Dry].map(|level| (number, of(level))));
             }
         }
-        Ok(notes)
     }
+    Ok(notes)
 }

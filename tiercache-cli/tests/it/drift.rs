@@ -237,17 +237,16 @@ fn a_level_that_is_not_well_is_not_compared() {
 /// Levels of a server, which need not be closed, and one that cannot say what it holds.
 #[cfg(feature = "redis")]
 mod on_a_server {
-    use tiercache_services::Redis;
+    use tiercache_services::{Fault, Proxy, Redis};
 
     use super::*;
 
-    fn place(server: &Redis, cold: &str) -> Place {
+    fn place(url: &str, cold: &str) -> Place {
         let place = Place::new();
         place.configure(&format!(
             "hot_cache: {{ backend: ram, max_size: 8MiB }}\ncold_cache: {cold}\n\
-             dry_cache: {{ backend: redis, url: '{}', connect_timeout: 500ms }}\nwrite: through\n\
-             tracking: {{ backend: sqlite, path: ./cache/index.db }}\n",
-            server.url()
+             dry_cache: {{ backend: redis, url: '{url}', connect_timeout: 500ms }}\nwrite: through\n\
+             tracking: {{ backend: sqlite, path: ./cache/index.db }}\n"
         ));
         place
     }
@@ -255,7 +254,7 @@ mod on_a_server {
     #[test]
     fn drift_is_found_and_repaired() {
         let Some(server) = Redis::own() else { return };
-        let place = place(&server, "{ backend: none }");
+        let place = place(&server.url(), "{ backend: none }");
         for key in ["gone", "kept"] {
             place.run(&["set", key, "v"]).expect(0);
         }
@@ -283,7 +282,7 @@ mod on_a_server {
     #[test]
     fn what_a_service_has_open_is_compared_all_the_same() {
         let Some(server) = Redis::own() else { return };
-        let place = place(&server, "{ backend: local, path: ./cache/cold, max_size: 64MiB }");
+        let place = place(&server.url(), "{ backend: local, path: ./cache/cold, max_size: 64MiB }");
         let service = Server::start(&place, &[]);
         assert_eq!(service.put("/cache/k", b"v").status, 204);
         // To answer, the service tells tracking everything.
@@ -299,9 +298,36 @@ mod on_a_server {
     }
 
     #[test]
+    fn what_a_server_has_yet_to_remove_is_no_drift() {
+        for cold in [
+            "{ backend: local, path: ./cache/cold, max_size: 64MiB }",
+            "{ backend: sqlite, path: ./cache/cold, max_size: 64MiB }",
+        ] {
+            let Some(server) = Redis::own() else { return };
+            let way = Proxy::to(server.address());
+            let place = place(&format!("redis://{}/0", way.address()), cold);
+            let service = Server::start(&place, &[]);
+            for path in ["/cache/kept", "/cache/gone", "/cache/tagged?tag.type=text"] {
+                assert_eq!(service.put(path, b"v").status, 204);
+            }
+            way.set(Fault::Refuse);
+            // Noted at the level on disk, for when the server is back.
+            for path in ["/cache/gone", "/cache?tag.type=text"] {
+                service.ask("DELETE", path, &[], b"");
+            }
+            // To answer, the service tells tracking everything.
+            assert_eq!(service.get("/keys").json()["keys"].as_array().map(Vec::len), Some(1));
+            drop(service);
+            way.set(Fault::Pass);
+            let told = place.compared(false, 0);
+            assert_eq!((counts(&told), &told["clean"]), ([1, 1, 0, 0], &true.into()), "{told}");
+        }
+    }
+
+    #[test]
     fn a_server_that_is_away_is_an_error_with_its_section_and_other_levels_are_told_of() {
         let Some(server) = Redis::own() else { return };
-        let place = place(&server, "{ backend: local, path: ./cache/cold, max_size: 64MiB }");
+        let place = place(&server.url(), "{ backend: local, path: ./cache/cold, max_size: 64MiB }");
         place.run(&["set", "k", "v"]).expect(0);
         server.kill();
         let ran = place.run(&["check"]).expect(3);

@@ -126,7 +126,7 @@ impl<F: FnMut(&Drift) + Send> Compare<F> {
                     break;
                 }
             };
-            let alive = self.alive(page.entries);
+            let alive = self.alive(level, page.entries);
             self.drift.entries += alive.len() as u64;
             let unknown = self.unknown(level, alive).await?;
             if self.is_settled() {
@@ -155,7 +155,7 @@ impl<F: FnMut(&Drift) + Send> Compare<F> {
         let mut seen = HashSet::new();
         listed.retain(|listed| seen.insert(listed.key.clone()));
         for page in listed.chunks(PAGE) {
-            let alive = self.alive(page.to_vec());
+            let alive = self.alive(level, page.to_vec());
             let unknown = self.unknown(level, alive).await?;
             let wanted: Vec<_> =
                 unknown.iter().map(|listed| (listed.key.clone(), listed.entry.generation)).collect();
@@ -192,10 +192,10 @@ impl<F: FnMut(&Drift) + Send> Compare<F> {
         }
     }
 
-    fn alive(&self, listed: Vec<ListedEntry>) -> Vec<ListedEntry> {
-        let now = self.clock.now();
+    fn alive(&self, level: Level, listed: Vec<ListedEntry>) -> Vec<ListedEntry> {
+        let (now, dead) = (self.clock.now(), self.dead.at(level));
         let alive =
-            |listed: &ListedEntry| listed.entry.is_live(now) && !self.dead.kills(&listed.key, &listed.entry);
+            |listed: &ListedEntry| listed.entry.is_live(now) && !dead.kills(&listed.key, &listed.entry);
         listed.into_iter().filter(alive).collect()
     }
 
@@ -340,7 +340,7 @@ impl<F: FnMut(&Drift) + Send> Compare<F> {
         if wanted.is_empty() {
             return Some(Vec::new());
         }
-        match contents.generations(wanted, &self.dead).await {
+        match contents.generations(wanted, &self.dead.at(level)).await {
             Ok(there) => Some(there),
             Err(error) => {
                 self.give_up(level, &error);

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tiercache_core::tier::{Listed, Scope};
+use tiercache_core::tier::{Listed, Scope, Waiting};
 use tiercache_core::{Error, Generation, Key, Result};
 
-use super::dead::Dead;
+use super::dead::At;
 
 /// What a level holds.
 #[async_trait]
@@ -20,12 +20,21 @@ pub(crate) trait Contents: Send + Sync {
     /// Invalidations of many that other levels may not have been told of, read anew.
     async fn fences(&self) -> Result<Vec<(Scope, Generation)>>;
 
+    /// Removals that it remembers for other levels, which have yet to see them.
+    async fn waiting(&self) -> Result<Vec<Waiting>> {
+        Ok(Vec::new())
+    }
+
     /// A page of its entries, without their values.
     async fn list(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Listed>;
 
-    /// The generations with which keys would be answered, each key with the one that is expected.
-    async fn generations(&self, wanted: &[(Key, Generation)], dead: &Dead)
-    -> Result<Vec<Option<Generation>>>;
+    /// The generations with which keys would be answered, each key with the one that is expected; `dead` tells of what
+    /// the level does not know itself.
+    async fn generations(
+        &self,
+        wanted: &[(Key, Generation)],
+        dead: &At<'_>,
+    ) -> Result<Vec<Option<Generation>>>;
 
     /// The last call.
     async fn close(&self) -> Result<()>;
@@ -78,7 +87,7 @@ impl Contents for Nothing {
     async fn generations(
         &self,
         wanted: &[(Key, Generation)],
-        _dead: &Dead,
+        _dead: &At<'_>,
     ) -> Result<Vec<Option<Generation>>> {
         Ok(vec![None; wanted.len()])
     }
@@ -93,6 +102,9 @@ impl Contents for Nothing {
 pub(crate) trait OnDisk: Send + Sync + 'static {
     /// As [`Contents::used_by`].
     fn used_by(&self) -> Option<String>;
+
+    /// As [`Contents::waiting`].
+    fn waiting(&self) -> Result<Vec<Waiting>>;
 
     /// As [`Contents::list`].
     fn list(&self, after: Option<&[u8]>, limit: usize) -> Result<Listed>;
@@ -120,6 +132,11 @@ impl<C: OnDisk> Contents for Here<C> {
         Ok(Vec::new())
     }
 
+    async fn waiting(&self) -> Result<Vec<Waiting>> {
+        let held = self.0.clone();
+        blocking(move || held.waiting()).await
+    }
+
     async fn list(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Listed> {
         let held = self.0.clone();
         blocking(move || held.list(after.as_deref(), limit)).await
@@ -128,11 +145,17 @@ impl<C: OnDisk> Contents for Here<C> {
     async fn generations(
         &self,
         wanted: &[(Key, Generation)],
-        _dead: &Dead,
+        dead: &At<'_>,
     ) -> Result<Vec<Option<Generation>>> {
         let (held, wanted) = (self.0.clone(), wanted.to_vec());
-        let all = move || wanted.iter().map(|(key, likely)| held.generation(key, *likely)).collect();
-        blocking(all).await
+        let all = {
+            let wanted = wanted.clone();
+            move || {
+                wanted.iter().map(|(key, likely)| held.generation(key, *likely)).collect::<Result<Vec<_>>>()
+            }
+        };
+        let there = wanted.iter().zip(blocking(all).await?);
+        Ok(there.map(|((key, _), there)| there.filter(|there| !dead.awaits(key, *there))).collect())
     }
 
     async fn close(&self) -> Result<()> {
@@ -153,6 +176,10 @@ impl OnDisk for tiercache_disk::Contents {
         self.owner().map(|process| format!("process {process}"))
     }
 
+    fn waiting(&self) -> Result<Vec<Waiting>> {
+        Ok(self.waiting().to_vec())
+    }
+
     fn list(&self, after: Option<&[u8]>, limit: usize) -> Result<Listed> {
         Ok(self.list(after, limit))
     }
@@ -166,6 +193,10 @@ impl OnDisk for tiercache_disk::Contents {
 impl OnDisk for tiercache_sqlite::Contents {
     fn used_by(&self) -> Option<String> {
         self.in_use().then(|| "a process".to_owned())
+    }
+
+    fn waiting(&self) -> Result<Vec<Waiting>> {
+        self.waiting()
     }
 
     fn list(&self, after: Option<&[u8]>, limit: usize) -> Result<Listed> {
@@ -202,7 +233,7 @@ macro_rules! afar {
             async fn generations(
                 &self,
                 wanted: &[(Key, Generation)],
-                dead: &Dead,
+                dead: &At<'_>,
             ) -> Result<Vec<Option<Generation>>> {
                 let keys: Vec<Key> = wanted.iter().map(|(key, _)| key.clone()).collect();
                 let found = self.find(&keys).await?;

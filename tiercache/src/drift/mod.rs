@@ -7,7 +7,7 @@
 //! Levels of this machine are left alone while a process has them open. Those of servers are shared: others write there
 //! meanwhile, and tell tracking of it later. So each difference is looked at again after a while, and one that is gone, or
 //! another, is none. Everything is told to tracking with the generation that was met, so that what is newer stays as it
-//! is.
+//! is. What a removal has yet to reach at a level counts as gone there: whoever opens the cache next removes it.
 
 mod compare;
 pub(crate) mod contents;
@@ -94,6 +94,7 @@ impl Config {
         let mut held: [Option<Held>; 3] = [None, None, None];
         let mut away: Vec<(Level, Error)> = Vec::new();
         let (mut in_use, mut owned) = (false, false);
+        let mut dead = Dead::default();
         for level in Level::ALL.into_iter().filter(|level| !unwell.contains(level)) {
             let look = self.levels[level.index()].as_mut().and_then(|prepared| prepared.look.take());
             let contents = match look {
@@ -110,6 +111,7 @@ impl Config {
                     }
                 },
             };
+            dead.add_waiting(contents.waiting().await?);
             if let Some(who) = contents.used_by() {
                 in_use = true;
                 drift.not_compared.push((level, format!("{who} has it open, and entries come and go")));
@@ -147,7 +149,6 @@ impl Config {
             .map(|held| held.as_ref().is_some_and(|contents| own_records || contents.is_shared()));
         let opened: Vec<Held> = held.iter().flatten().cloned().collect();
         let clock = SystemClock::start();
-        let dead = Dead::default();
         let mut compare = Compare { file, tracking, held, judged, repair, clock, drift, dead, progress };
         away.iter().for_each(|(level, error)| compare.give_up(*level, error));
         let compared = compare.run().await;
