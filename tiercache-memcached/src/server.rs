@@ -16,6 +16,7 @@ use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
 use crate::MemcachedConfig;
+use crate::alarms::Alarms;
 use crate::own::{Own, OwnWrites};
 use crate::record::Record;
 use crate::wire::{self, Answer, Ask, Item, Wire};
@@ -41,6 +42,7 @@ pub(crate) struct Server {
     /// Whether it makes room by dropping items.
     evicts: OnceLock<bool>,
     timeout: Duration,
+    alarms: Alarms,
     connect_timeout: Duration,
     /// The name of the record's item.
     record: String,
@@ -114,6 +116,7 @@ impl Server {
             own: OwnWrites::default(),
             evicts: OnceLock::new(),
             timeout,
+            alarms: Alarms::default(),
             connect_timeout,
             record,
             servers,
@@ -382,8 +385,8 @@ impl Server {
 
     /// What a call of the client says, in time. A call that is given up closes its connection.
     async fn in_time<T>(&self, op: &'static str, call: impl Future<Output = T>) -> Result<T> {
-        let timed_out = Error::TimedOut { backend: NAME, op, after: self.timeout };
-        tokio::time::timeout(self.timeout, call).await.map_err(|_| timed_out)
+        let timed_out = || Error::TimedOut { backend: NAME, op, after: self.timeout };
+        self.alarms.limit(self.timeout, call).await.ok_or_else(timed_out)
     }
 }
 

@@ -1,5 +1,8 @@
-//! Batches. Where one server has all keys, what goes there goes in one write, and each command has its own answer. A
-//! cluster is sent the same commands singly, side by side: its client sorts them to their nodes.
+//! Batches. Where one server has all keys, what goes there goes in one write: a command for each key that is read, a script
+//! for all keys of a namespace that are changed. Each key has its own answer. A cluster is sent single commands, side by
+//! side: its client sorts them to their nodes.
+
+use std::collections::BTreeMap;
 
 use redis::{Cmd, RedisError, RedisResult, Value, cmd};
 use tiercache_core::tier::{Call, Permit, Put, PutItem, Removal, side_by_side};
@@ -8,11 +11,13 @@ use tiercache_core::{Entry, Generation, Key, Result, Tier};
 use crate::RedisTier;
 use crate::ledger::{Record, cleared_field};
 use crate::link::{Script, is_unknown_script};
-use crate::tier::{ATTEMPTS, REMOVAL_MARK, life, mark};
+use crate::tier::{ATTEMPTS, REMOVAL_MARK, life, mark, nonsense};
 
-/// Commands in one write, and about how many bytes.
-const COMMANDS: usize = 256;
-const BYTES: usize = 4 << 20;
+/// Keys in one write.
+const KEYS: usize = 256;
+/// About how many bytes are changed at once. A script holds up everybody else at the server, for 2 to 3 ms with so many keys
+/// and bytes, and may take it over its limit of memory by as much.
+const BYTES: usize = 1 << 20;
 
 /// A change of one key by a script, and what it came to; not yet anything while it waits for another attempt.
 struct Change<'a> {
@@ -45,10 +50,10 @@ impl RedisTier {
     pub(crate) async fn get_batch(&self, keys: &[Key]) -> Vec<Result<Option<Entry>>> {
         if self.link().is_cluster() {
             let get = |key| -> Call<'_, _> { self.get(key) };
-            return side_by_side(COMMANDS, keys.iter().map(get).collect()).await;
+            return side_by_side(KEYS, keys.iter().map(get).collect()).await;
         }
         let mut answers = Vec::with_capacity(keys.len());
-        for keys in keys.chunks(COMMANDS) {
+        for keys in keys.chunks(KEYS) {
             match self.get_chunk(keys).await {
                 Ok(chunk) => answers.extend(chunk),
                 Err(error) => answers.extend(keys.iter().map(|_| Err(error.clone()))),
@@ -90,7 +95,7 @@ impl RedisTier {
     pub(crate) async fn put_batch(&self, items: &[PutItem<'_>]) -> Vec<Result<Put>> {
         if self.link().is_cluster() {
             let put = items.iter().map(|item| self.put(item.key, item.entry, item.hold, item.permit));
-            return side_by_side(COMMANDS, put.collect()).await;
+            return side_by_side(KEYS, put.collect()).await;
         }
         let mut answers: Vec<Result<Put>> = Vec::with_capacity(items.len());
         let (mut changes, mut places) = (Vec::new(), Vec::new());
@@ -112,7 +117,7 @@ impl RedisTier {
                 Err(put) => put,
             }));
         }
-        let changed = self.change_many(&self.scripts.put, &mut changes).await;
+        let changed = self.change_many(&self.scripts.put_many, &mut changes).await;
         for (at, change) in places.into_iter().zip(changes) {
             answers[at] = match (&changed, change.outcome) {
                 (_, Some(Outcome::Answered(answer))) => self.put_of(change.generation, answer),
@@ -127,7 +132,7 @@ impl RedisTier {
     pub(crate) async fn remove_batch(&self, items: &[(Key, Generation)]) -> Vec<Result<Removal>> {
         if self.link().is_cluster() {
             let remove = items.iter().map(|(key, below)| self.remove(key, *below));
-            return side_by_side(COMMANDS, remove.collect()).await;
+            return side_by_side(KEYS, remove.collect()).await;
         }
         let life = REMOVAL_MARK.as_millis().to_string().into_bytes();
         let mut changes: Vec<Change<'_>> = Vec::with_capacity(items.len());
@@ -136,7 +141,7 @@ impl RedisTier {
             changes.push(Change { key, generation: *below, args, put: None, outcome: None });
         }
         let changed = match self.check_open() {
-            Ok(()) => self.change_many(&self.scripts.remove, &mut changes).await,
+            Ok(()) => self.change_many(&self.scripts.remove_many, &mut changes).await,
             Err(error) => Err(error),
         };
         let answer = |change: Change<'_>| match (&changed, change.outcome) {
@@ -159,8 +164,7 @@ impl RedisTier {
                 bytes += change.bytes();
                 bytes <= BYTES
             };
-            let count =
-                changes[from..].iter().take(COMMANDS).take_while(|change| fits(change)).count().max(1);
+            let count = changes[from..].iter().take(KEYS).take_while(|change| fits(change)).count().max(1);
             self.change_chunk(script, &mut changes[from..from + count])
                 .await
                 .map_err(self.failed("change many"))?;
@@ -172,14 +176,13 @@ impl RedisTier {
     async fn change_chunk(&self, script: &Script, changes: &mut [Change<'_>]) -> RedisResult<()> {
         for _ in 0..ATTEMPTS {
             let record = self.ledger.current().await?;
-            let mut sent: Vec<(usize, Vec<u8>)> = Vec::with_capacity(changes.len());
-            let mut commands = Vec::with_capacity(changes.len());
+            // By namespace, since what was cleared is by namespace: the numbers of the changes, and their names.
+            let mut sent: BTreeMap<&str, Vec<(usize, Vec<u8>)>> = BTreeMap::new();
             for (at, change) in changes.iter_mut().enumerate().filter(|(_, change)| change.outcome.is_none())
             {
                 if change.may_be_made(&record) {
                     let name = self.ledger.names().entry(&record.era, change.key);
-                    commands.push(self.command(script, &record, change, &name));
-                    sent.push((at, name));
+                    sent.entry(change.key.namespace()).or_default().push((at, name));
                 } else {
                     change.outcome = Some(Outcome::Withheld);
                 }
@@ -187,15 +190,30 @@ impl RedisTier {
             if sent.is_empty() {
                 return Ok(());
             }
+            let command = |(&namespace, keys): (&&str, &Vec<_>)| {
+                self.command(script, &record, namespace, keys, changes)
+            };
+            let said = self.link().pipeline(sent.iter().map(command).collect()).await?;
             let (mut unknown, mut again) = (false, false);
-            for ((at, name), answer) in sent.into_iter().zip(self.link().pipeline(commands).await?) {
-                match answer {
+            for (keys, said) in sent.into_values().zip(said) {
+                let answers = match said {
                     // The era changed, or the script is not known: nothing was done.
-                    Ok(Value::Int(-1)) => again = true,
-                    Err(error) if is_unknown_script(&error) => unknown = true,
-                    answer => {
-                        changes[at].outcome = Some(Outcome::Answered(answer.map(|answer| (name, answer))));
+                    Ok(Value::Int(-1)) => {
+                        again = true;
+                        continue;
                     }
+                    Err(error) if is_unknown_script(&error) => {
+                        unknown = true;
+                        continue;
+                    }
+                    Ok(Value::Array(answers)) if answers.len() == keys.len() => {
+                        answers.into_iter().map(Value::extract_error).collect()
+                    }
+                    Ok(_) => vec![Err(nonsense()); keys.len()],
+                    Err(error) => vec![Err(error); keys.len()],
+                };
+                for ((at, name), answer) in keys.into_iter().zip(answers) {
+                    changes[at].outcome = Some(Outcome::Answered(answer.map(|answer| (name, answer))));
                 }
             }
             if unknown {
@@ -209,15 +227,21 @@ impl RedisTier {
         Ok(())
     }
 
-    fn command(&self, script: &Script, record: &Record, change: &Change<'_>, name: &[u8]) -> Cmd {
-        let namespace = change.key.namespace();
+    /// The call of a script that makes these changes in one namespace.
+    fn command(
+        &self,
+        script: &Script,
+        record: &Record,
+        namespace: &str,
+        keys: &[(usize, Vec<u8>)],
+        changes: &[Change<'_>],
+    ) -> Cmd {
         let (field, cleared) = (cleared_field(namespace), record.cleared(namespace).get().to_string());
-        let args: [&[u8]; 5] =
-            [record.era.as_bytes(), &field, cleared.as_bytes(), &change.args[0], &change.args[1]];
-        match self.ledger.beside_entries() {
-            Some(beside) => script.call(&[name, beside.as_bytes()], &args),
-            None => script.call(&[name], &args),
-        }
+        let names = keys.iter().map(|(_, name)| &name[..]);
+        let names: Vec<&[u8]> = names.chain(self.ledger.beside_entries().map(str::as_bytes)).collect();
+        let mut args = vec![record.era.as_bytes(), &field, cleared.as_bytes()];
+        args.extend(keys.iter().flat_map(|(at, _)| &changes[*at].args).map(Vec::as_slice));
+        script.call(&names, &args)
     }
 }
 

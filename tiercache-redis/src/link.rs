@@ -100,9 +100,11 @@ impl Script {
 
     fn command(&self, name: &'static str, keys: &[&[u8]], args: &[&[u8]]) -> Cmd {
         let code = if name == "EVAL" { &self.code } else { &self.hash };
-        let mut cmd = redis::cmd(name);
-        cmd.arg(code).arg(keys.len());
-        for part in keys.iter().chain(args) {
+        let parts = || keys.iter().chain(args);
+        let bytes: usize = parts().map(|part| part.len()).sum();
+        let mut cmd = Cmd::with_capacity(3 + keys.len() + args.len(), 32 + code.len() + bytes);
+        cmd.arg(name).arg(code).arg(keys.len());
+        for part in parts() {
             cmd.arg(*part);
         }
         cmd
@@ -153,8 +155,8 @@ impl Link {
         self.sent(cmd, None).await
     }
 
-    /// Sends commands in one write and waits for their answers, each on its own. Not for clusters, where what belongs
-    /// to several nodes goes by single commands side by side.
+    /// Sends commands in one write and waits for their answers, each on its own; errors within an answer are left there.
+    /// Not for clusters, where what belongs to several nodes goes by single commands side by side.
     pub(crate) async fn pipeline(&self, commands: Vec<Cmd>) -> RedisResult<Vec<RedisResult<Value>>> {
         let (connection, number) = self.connection().await?;
         let Connection::One(mut connection) = connection else {
@@ -172,11 +174,19 @@ impl Link {
             self.distrust(number);
             return Err(out_of_step());
         }
-        let answers: Vec<_> = answers.into_iter().map(Value::extract_error).collect();
         for answer in &answers {
-            self.heed(answer, number);
+            let within = if let Value::Array(within) = answer { &within[..] } else { &[] };
+            for value in within.iter().chain([answer]) {
+                if let Value::ServerError(error) = value {
+                    self.heed::<()>(&Err(error.clone().into()), number);
+                }
+            }
         }
-        Ok(answers)
+        let answer = |value| match value {
+            Value::ServerError(error) => Err(error.into()),
+            value => Ok(value),
+        };
+        Ok(answers.into_iter().map(answer).collect())
     }
 
     /// Sends a command to one node of a cluster, given as `host:port`.

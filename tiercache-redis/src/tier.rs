@@ -80,8 +80,10 @@ impl Way {
 
 #[derive(Debug)]
 pub(crate) struct Scripts {
-    pub(crate) put: Script,
-    pub(crate) remove: Script,
+    put: Script,
+    pub(crate) put_many: Script,
+    remove: Script,
+    pub(crate) remove_many: Script,
     discard: Script,
     add: Script,
     uncount: Script,
@@ -117,7 +119,11 @@ impl RedisTier {
     fn over(config: &RedisConfig, way: Way, ledger: Ledger) -> Self {
         let Way { codec, reach, section, .. } = way;
         let last_generation = ledger.last().high;
-        let with_prelude = |code: &str| Script::new([include_str!("lua/prelude.lua"), code].concat());
+        let script =
+            |parts: &[&str]| Script::new([&[include_str!("lua/prelude.lua")], parts].concat().concat());
+        let (put, remove) = (include_str!("lua/put.lua"), include_str!("lua/remove.lua"));
+        // Not a batch of one: its answer would have to be put together from a table.
+        let (one, many) = (include_str!("lua/one.lua"), include_str!("lua/many.lua"));
         Self {
             leases: Leases::new(ledger.names().record()),
             ledger,
@@ -125,11 +131,13 @@ impl RedisTier {
             listings: Listings::default(),
             sweeper: Sweeper::default(),
             scripts: Scripts {
-                put: with_prelude(include_str!("lua/put.lua")),
-                remove: with_prelude(include_str!("lua/remove.lua")),
+                put: script(&[put, one]),
+                put_many: script(&[put, many]),
+                remove: script(&[remove, one]),
+                remove_many: script(&[remove, many]),
                 discard: Script::new(include_str!("lua/discard.lua")),
-                add: with_prelude(include_str!("lua/add.lua")),
-                uncount: with_prelude(include_str!("lua/uncount.lua")),
+                add: script(&[include_str!("lua/add.lua")]),
+                uncount: script(&[include_str!("lua/uncount.lua")]),
             },
             max_entry_bytes: config.max_entry_bytes,
             last_generation,
@@ -623,7 +631,7 @@ fn word(answer: &Value) -> &[u8] {
     }
 }
 
-fn nonsense() -> RedisError {
+pub(crate) fn nonsense() -> RedisError {
     RedisError::from((redis::ErrorKind::UnexpectedReturnType, "the script's answer makes no sense"))
 }
 

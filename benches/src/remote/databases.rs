@@ -150,11 +150,23 @@ async fn postgres(options: &Options) {
         let found = tracking.lookup(writer.key(number)).await.expect("an answer");
         assert!(found.is_some(), "it was recorded");
     };
-    let raw_lookup = async |number: usize| {
+    // One connection, and one that is taken from the client's own pool for each call, as a program would.
+    let pool = sqlx::PgPool::connect(&url).await.expect("a pool");
+    let raw_lookup = async |client: usize, number: usize| {
         let id = &ids[number % ids.len()][..];
-        let found = sqlx::query(AssertSqlSafe(select.clone())).bind(id).fetch_optional(&mut raw).await;
+        let query = sqlx::query(AssertSqlSafe(select.clone())).bind(id);
+        let found = match client {
+            0 => query.fetch_optional(&mut raw).await,
+            _ => {
+                let mut lent = pool.acquire().await.expect("a connection");
+                let found = query.fetch_optional(&mut *lent).await;
+                // It asks whether the connection still lives, which would be done beside the next contender's call.
+                lent.return_to_pool().await;
+                found
+            }
+        };
         assert!(found.expect("an answer").is_some(), "it was recorded");
     };
-    bench.compare("lookup", lookup, raw_lookup).await;
+    bench.compare_with("lookup", &["sqlx", "sqlx-pool"], lookup, raw_lookup).await;
     tracking.close().await.expect("it closes");
 }

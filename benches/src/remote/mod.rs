@@ -66,7 +66,7 @@ impl Cores {
 struct Bench<'a> {
     options: &'a Options,
     backend: &'static str,
-    /// The client it is compared with.
+    /// The client it is compared with, unless a case has several.
     client: &'static str,
     size: String,
     /// Calls of each in a round.
@@ -75,42 +75,52 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// Measures one after the other in turns; each is told the number of the call.
-    async fn compare(&self, case: &str, mut ours: impl AsyncFnMut(usize), mut raw: impl AsyncFnMut(usize)) {
+    async fn compare(&self, case: &str, ours: impl AsyncFnMut(usize), mut raw: impl AsyncFnMut(usize)) {
+        self.compare_with(case, &[self.client], ours, async |_, number| raw(number).await).await;
+    }
+
+    /// Likewise with several clients: `theirs` is told which of them calls, and the number of the call.
+    async fn compare_with(
+        &self,
+        case: &str,
+        clients: &[&str],
+        mut ours: impl AsyncFnMut(usize),
+        mut theirs: impl AsyncFnMut(usize, usize),
+    ) {
         if !self.wants(case) {
             return;
         }
-        let (mut rounds, mut allocs) = (Vec::new(), [0, 0]);
+        let contenders: Vec<&str> = [&[self.backend], clients].concat();
+        let mut call = async |contender: usize, number: usize| match contender.checked_sub(1) {
+            None => ours(number).await,
+            Some(client) => theirs(client, number).await,
+        };
         for number in 0..self.calls.div_ceil(4) {
-            ours(number).await;
-            raw(number).await;
-        }
-        for round in 0..ROUNDS {
-            let mut times = [Vec::new(), Vec::new()];
-            for call in 0..self.calls {
-                let number = round * self.calls + call;
-                let (begun, allocated) = (Instant::now(), allocations::count());
-                ours(number).await;
-                times[0].push(begun.elapsed());
-                let (begun, between) = (Instant::now(), allocations::count());
-                raw(number).await;
-                times[1].push(begun.elapsed());
-                allocs[0] += between - allocated;
-                allocs[1] += allocations::count() - between;
+            for contender in 0..contenders.len() {
+                call(contender, number).await;
             }
-            rounds.push(times.map(p50));
         }
-        let ratio = median(rounds.iter().map(|[ours, raw]| ours / raw));
-        let note = format!("{ratio:.2} × {}", self.client);
+        let (mut rounds, mut allocs) = (Vec::new(), vec![0; contenders.len()]);
+        for round in 0..ROUNDS {
+            let mut times = vec![Vec::new(); contenders.len()];
+            for number in round * self.calls..(round + 1) * self.calls {
+                for (contender, (times, allocs)) in times.iter_mut().zip(&mut allocs).enumerate() {
+                    let (begun, allocated) = (Instant::now(), allocations::count());
+                    call(contender, number).await;
+                    let took = begun.elapsed();
+                    *allocs += allocations::count() - allocated;
+                    times.push(took);
+                }
+            }
+            rounds.push(times.into_iter().map(p50).collect::<Vec<f64>>());
+        }
+        let ratio = |client: usize| median(rounds.iter().map(|times| times[0] / times[client]));
+        let ratios = (1..).zip(clients).map(|(at, client)| format!("{:.2} × {client}", ratio(at)));
+        let mut note = ratios.collect::<Vec<_>>().join(", ");
         let calls = (ROUNDS * self.calls) as f64;
-        let rows = [(self.backend, note), (self.client, String::new())];
-        for (at, (contender, note)) in rows.into_iter().enumerate() {
-            self.row(
-                case,
-                contender,
-                median(rounds.iter().map(|round| round[at])),
-                allocs[at] as f64 / calls,
-                note,
-            );
+        for (at, contender) in contenders.into_iter().enumerate() {
+            let (p50, allocs) = (median(rounds.iter().map(|times| times[at])), allocs[at] as f64 / calls);
+            self.row(case, contender, p50, allocs, std::mem::take(&mut note));
         }
     }
 

@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation};
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use s3s::auth::SimpleAuth;
@@ -56,12 +59,18 @@ async fn measure(options: &Options, backend: &'static str, url: &str, sizes: &[(
         let bench = Bench { options, backend, client: "aws-sdk-s3", size: shown, calls };
         writer.fill(&tier).await;
         let put = async |number: usize| writer.put(&tier, writer.key(number)).await;
-        let raw_put = async |number: usize| {
+        let raw_put = async |client: usize, number: usize| {
             let name = format!("raw/{size}/{}", number % writer.keys.len());
+            if client > 0 {
+                return put_parts(&raw, &name, &writer.value).await;
+            }
             let put = raw.put_object().bucket(BUCKET).key(name).body(writer.value.clone().into());
             put.send().await.expect("PutObject");
         };
-        bench.compare("put", put, raw_put).await;
+        // In parts as the level puts what is so large, and the SDK by itself nothing.
+        let clients = ["aws-sdk-s3", "aws-sdk-s3-parts"];
+        let in_parts = size as u64 > S3Config::default().multipart_threshold;
+        bench.compare_with("put", &clients[..1 + usize::from(in_parts)], put, raw_put).await;
         let raw_get = async |number: usize| {
             let name = format!("raw/{size}/{}", number % writer.keys.len());
             let got = raw.get_object().bucket(BUCKET).key(name).send().await.expect("GetObject");
@@ -73,6 +82,28 @@ async fn measure(options: &Options, backend: &'static str, url: &str, sizes: &[(
         }
         tier.close().await.expect("it closes");
     }
+}
+
+/// Uploads in parts of the level's size, as many at once.
+async fn put_parts(client: &Client, name: &str, value: &Bytes) {
+    const AT_ONCE: usize = 4;
+    let begun = client.create_multipart_upload().bucket(BUCKET).key(name).send().await;
+    let begun = begun.expect("CreateMultipartUpload");
+    let id = begun.upload_id().expect("an id");
+    let size = S3Config::default().part_size as usize;
+    let part = |(number, from): (i32, usize)| {
+        let part = value.slice(from..value.len().min(from + size));
+        let request = client.upload_part().bucket(BUCKET).key(name).upload_id(id).part_number(number);
+        let request = request.body(part.into()).customize().disable_payload_signing();
+        async move {
+            let sent = request.send().await.expect("UploadPart");
+            CompletedPart::builder().part_number(number).set_e_tag(sent.e_tag().map(str::to_owned)).build()
+        }
+    };
+    let parts = stream::iter((1..).zip((0..value.len()).step_by(size))).map(part).buffered(AT_ONCE);
+    let parts = CompletedMultipartUpload::builder().set_parts(Some(parts.collect().await)).build();
+    let complete = client.complete_multipart_upload().bucket(BUCKET).key(name).upload_id(id);
+    complete.multipart_upload(parts).send().await.expect("CompleteMultipartUpload");
 }
 
 /// Serves from a thread of its own.

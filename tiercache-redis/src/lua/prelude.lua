@@ -1,5 +1,5 @@
--- What changes an entry or a counter begins with this.
--- KEYS[1] what is changed; KEYS[2] the record, unless keys are spread over a cluster
+-- What changes entries or a counter begins with this.
+-- KEYS[1] and so on what is changed; the last of KEYS the record, unless keys are spread over a cluster
 -- ARGV[1] the era; ARGV[2] the record's field of the namespace's clearing; ARGV[3] clearings the caller knows of
 
 -- The generation in an envelope or a mark of removal: 6 bytes at offset 11, the lowest first.
@@ -10,8 +10,8 @@ local function generation(bytes)
 end
 
 local cleared = tonumber(ARGV[3])
-if KEYS[2] then
-  local known = redis.call('HMGET', KEYS[2], 'era', 'all', ARGV[2])
+if #KEYS > 1 then
+  local known = redis.call('HMGET', KEYS[#KEYS], 'era', 'all', ARGV[2])
   if known[1] ~= ARGV[1] then return -1 end
   cleared = math.max(cleared, tonumber(known[2] or 0), tonumber(known[3] or 0))
 end

@@ -61,9 +61,9 @@ function apply.stored()
   end
   redis.call('HSET', name, 'generation', new, 'level', level, 'size', size, 'created', created,
     'used', used, 'deadline', deadline, 'hits', hits, 'tags', tags)
-  redis.call('ZADD', all, 0, member)
-  redis.call('ZADD', base .. ':l' .. level, 0, member)
-  each_tag(tags, function(index) redis.call('ZADD', index, 0, member) end)
+  redis.call('ZADD', all, '0', member)
+  redis.call('ZADD', base .. ':l' .. level, '0', member)
+  each_tag(tags, function(index) redis.call('ZADD', index, '0', member) end)
 end
 
 function apply.moved()
@@ -73,7 +73,7 @@ function apply.moved()
   if not known[1] or tonumber(known[1]) > of then return end
   redis.call('HSET', name, 'level', level)
   redis.call('ZREM', base .. ':l' .. known[2], member)
-  redis.call('ZADD', base .. ':l' .. level, 0, member)
+  redis.call('ZADD', base .. ':l' .. level, '0', member)
 end
 
 function apply.removed()

@@ -1,9 +1,15 @@
--- ARGV[4] the mark; ARGV[5] its life in milliseconds
--- Returns the generation of what stood there, and whether the mark stands there now.
-local below = generation(ARGV[4])
-local old = generation(redis.call('GETRANGE', KEYS[1], 0, 36))
-if old and old >= below then return {old, 0} end
--- A script that has begun to write may go on when memory is full, and this write is allowed then.
-redis.call('UNLINK', KEYS[1])
-redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
-return {old or 0, 1}
+-- Leaves a mark of removal for its life in milliseconds.
+-- Returns the generation of what stood there, and whether the mark stands there now, or the server's error.
+local function change(name, mark, life)
+  local below = generation(mark)
+  local head = redis.pcall('GETRANGE', name, '0', '36')
+  if type(head) == 'table' then return head end
+  local old = generation(head)
+  if old and old >= below then return {old, 0} end
+  if redis.pcall('SET', name, mark, 'PX', life).err then
+    -- When memory is full, this write is allowed, and a script that has begun to write may go on.
+    redis.call('UNLINK', name)
+    redis.call('SET', name, mark, 'PX', life)
+  end
+  return {old or 0, 1}
+end
