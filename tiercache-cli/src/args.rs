@@ -341,7 +341,7 @@ pub(crate) struct ClearArgs {
     #[arg(long, value_parser = pair, value_name = "NAME=VALUE")]
     pub(crate) tag: Option<(String, String)>,
     /// Only keys that begin so
-    #[arg(long)]
+    #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) prefix: Option<String>,
     /// Only what is in that namespace [default: with a prefix or a tag the one without a name, else all]
     #[arg(long, value_parser = namespace, value_name = "NAME")]
@@ -364,8 +364,9 @@ pub(crate) struct ServeArgs {
 #[derive(Debug, Options)]
 pub(crate) struct ProxyArgs {
     /// The origin, such as http://127.0.0.1:8000
+    // Not parsed here: what is wrong with it would be shown whole, with a password if it has one.
     #[arg(long, value_name = "URL")]
-    pub(crate) origin: tiercache_proxy::Target,
+    pub(crate) origin: String,
     /// Where to listen, for HTTP/1.1 and for HTTP/2 with prior knowledge; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:9000", value_name = "ADDRESS")]
     pub(crate) listen: SocketAddr,

@@ -50,7 +50,8 @@ impl Client {
         Self { namespace: namespace.map(str::to_owned), ..self }
     }
 
-    /// Sends one request and reads the whole answer. Answers other than success and 404 are failures.
+    /// Sends one request and reads the whole answer. Answers other than success, and that something is not there, are
+    /// failures.
     pub(crate) async fn send(
         &self,
         method: Method,
@@ -61,7 +62,12 @@ impl Client {
         let answer = tokio::time::timeout(PATIENCE, self.exchange(method, path, content_type, body)).await;
         let response = answer.map_err(|_| self.failed(format!("no answer within {PATIENCE:?}")))??;
         match response.status {
-            status if status.is_success() || status == StatusCode::NOT_FOUND => Ok(response),
+            status if status.is_success() => Ok(response),
+            StatusCode::NOT_FOUND if response.headers.contains_key(crate::serve::FOUND) => Ok(response),
+            // Who serves a cache knows the paths.
+            StatusCode::NOT_FOUND => {
+                Err(self.failed(format!("{path} is not found: is it `tiercache serve`?")))
+            }
             status => {
                 let said: Option<serde_json::Value> = serde_json::from_slice(&response.body).ok();
                 let said = said.as_ref().and_then(|said| said["error"].as_str()).unwrap_or_default();

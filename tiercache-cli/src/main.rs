@@ -7,6 +7,7 @@ mod keyname;
 mod outcome;
 mod proxy;
 mod report;
+mod say;
 mod serve;
 mod target;
 
@@ -32,7 +33,8 @@ fn main() -> ExitCode {
     let outcome = runtime.block_on(commands::run(args));
     // A blocking read of standard input cannot be ended: it must not keep the process.
     runtime.shutdown_background();
-    match outcome {
+    let unsaid = |error: &std::io::Error| Failure::backend(format!("standard output: {error}"));
+    match say::broken().map(unsaid).map_or(outcome, |failure| outcome.and(Err(failure))) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::FallsShort) => ExitCode::from(1),
         Err(failure) => failure.told(json),

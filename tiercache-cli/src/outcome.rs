@@ -1,6 +1,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::say::say;
 use serde_json::json;
 use tiercache::transfer::TransferError;
 use tiercache::{ConfigError, Error};
@@ -42,7 +43,7 @@ impl Failure {
     /// Tells it and returns the exit code.
     pub(crate) fn told(self, json: bool) -> ExitCode {
         if json {
-            println!("{}", json!({ "error": self.message }));
+            say!("{}", json!({ "error": self.message }));
         } else {
             eprintln!(
                 "{}",

@@ -17,6 +17,7 @@ use crate::commands::busy;
 use crate::keyname;
 use crate::outcome::{Failure, Result};
 use crate::report;
+use crate::serve::{DEGRADED, FOUND, REMOVED};
 
 /// How long RAM may take to sink when a command that wrote is done.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(60);
@@ -137,7 +138,8 @@ impl Target {
                 let mut query: Vec<(String, String)> =
                     tags.iter().map(|(name, value)| (format!("tag.{name}"), value.clone())).collect();
                 query.extend(ttl.map(|ttl| ("ttl".to_owned(), format_duration(ttl))));
-                client.send(Method::PUT, &path(key, &query)?, content_type, value).await?;
+                let answer = client.send(Method::PUT, &path(key, &query)?, content_type, value).await?;
+                warn_of_lagging(&answer.headers);
             }
         }
         Ok(())
@@ -159,7 +161,10 @@ impl Target {
             }
             Self::Remote(client) => {
                 let answer = client.send(Method::DELETE, &path(key, &[])?, None, Bytes::new()).await?;
-                Ok(header(&answer.headers, crate::serve::FOUND) == Some("true"))
+                match header(&answer.headers, DEGRADED.as_str()) {
+                    Some(levels) => Err(Failure::backend(format!("{key}: {levels} still holds it"))),
+                    None => Ok(header(&answer.headers, FOUND) == Some("true")),
+                }
             }
         }
     }
@@ -177,8 +182,9 @@ impl Target {
             Self::Remote(client) => {
                 let ttl = ttl.map_or("never".to_owned(), format_duration);
                 let path = path(key, &[("ttl".to_owned(), ttl)])?;
-                Ok(client.send(Method::PATCH, &path, None, Bytes::new()).await?.status
-                    != StatusCode::NOT_FOUND)
+                let answer = client.send(Method::PATCH, &path, None, Bytes::new()).await?;
+                warn_of_lagging(&answer.headers);
+                Ok(answer.status != StatusCode::NOT_FOUND)
             }
         }
     }
@@ -289,7 +295,7 @@ impl Target {
                 }
                 let answer =
                     client.send(Method::DELETE, &with_query("/cache", &query), None, Bytes::new()).await?;
-                Ok(header(&answer.headers, crate::serve::REMOVED).and_then(|count| count.parse().ok()))
+                Ok(header(&answer.headers, REMOVED).and_then(|count| count.parse().ok()))
             }
         }
     }
@@ -350,6 +356,12 @@ fn with_query(path: &str, query: &[(String, String)]) -> String {
     let pairs: Vec<String> =
         query.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
     if pairs.is_empty() { path.to_owned() } else { format!("{path}?{}", pairs.join("&")) }
+}
+
+fn warn_of_lagging(headers: &HeaderMap) {
+    if let Some(levels) = header(headers, DEGRADED.as_str()) {
+        tracing::warn!(%levels, "an older copy could not be removed yet");
+    }
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -69,7 +69,7 @@ impl FromStr for Target {
     type Err = InvalidTarget;
 
     fn from_str(text: &str) -> Result<Self, InvalidTarget> {
-        let invalid = |why| InvalidTarget { given: text.escape_debug().to_string(), why };
+        let invalid = |why| InvalidTarget { given: shown(text), why };
         let uri: Uri = text.parse().map_err(|_| invalid("it is not a URL"))?;
         match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTP => {}
@@ -94,6 +94,15 @@ impl FromStr for Target {
         let private = host.eq_ignore_ascii_case("localhost");
         Ok(Self { authority: authority.clone(), host, port, private })
     }
+}
+
+/// The text without what stands before an `@`, which may be a password.
+fn shown(text: &str) -> String {
+    let hidden = text.rsplit_once('@').map(|(before, rest)| {
+        let scheme = before.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
+        format!("{scheme}***@{rest}")
+    });
+    hidden.as_deref().unwrap_or(text).escape_debug().to_string()
 }
 
 impl fmt::Display for Target {
@@ -132,6 +141,9 @@ mod tests {
         ] {
             assert!(given.parse::<Target>().is_err(), "{given}");
         }
+        let said =
+            "http://user:password@a".parse::<Target>().expect_err("it has user information").to_string();
+        assert!(said.starts_with("`http://***@a` is not an origin"), "{said}");
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use tiercache::Config;
 
 use crate::args::{Args, ConfigCommand, InitArgs};
 use crate::outcome::{Failure, Outcome, Result};
+use crate::say::say;
 use crate::target;
 
 pub(super) fn init(args: &InitArgs, json: bool) -> Result {
@@ -23,9 +24,9 @@ pub(super) fn init(args: &InitArgs, json: bool) -> Result {
         .write_all(Config::default_yaml().as_bytes())
         .map_err(|error| Failure::backend(format!("{file} cannot be written: {error}")))?;
     if json {
-        println!("{}", json!({ "written": args.file }));
+        say!("{}", json!({ "written": args.file }));
     } else {
-        println!("{file} is written; `tiercache serve --config {file}` serves it");
+        say!("{file} is written; `tiercache serve --config {file}` serves it");
     }
     Ok(Outcome::Done)
 }
@@ -33,10 +34,10 @@ pub(super) fn init(args: &InitArgs, json: bool) -> Result {
 pub(super) fn config(what: ConfigCommand, args: &Args) -> Result {
     let config = target::config(args)?;
     match (what, args.json) {
-        (ConfigCommand::Check, false) => println!("{} is well", target::config_file(args).display()),
-        (ConfigCommand::Check, true) => println!("{}", json!({ "ok": true })),
-        (ConfigCommand::Show, false) => print!("{}", config.to_yaml()),
-        (ConfigCommand::Show, true) => println!("{}", config.to_json()),
+        (ConfigCommand::Check, false) => say!("{} is well", target::config_file(args).display()),
+        (ConfigCommand::Check, true) => say!("{}", json!({ "ok": true })),
+        (ConfigCommand::Show, false) => say!("{}", config.to_yaml().trim_end()),
+        (ConfigCommand::Show, true) => say!("{}", config.to_json()),
     }
     Ok(Outcome::Done)
 }

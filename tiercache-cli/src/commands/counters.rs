@@ -5,6 +5,7 @@ use serde_json::json;
 use super::values::absent;
 use crate::args::{CountArgs, CounterArgs};
 use crate::outcome::{Outcome, Result};
+use crate::say::say;
 use crate::target::Target;
 
 pub(super) async fn count(target: &Target, args: &CountArgs, sign: i64, json: bool) -> Result {
@@ -19,7 +20,7 @@ pub(super) async fn counter(target: &Target, args: &CounterArgs, json: bool) -> 
             return Ok(absent(&args.key, json));
         }
         if json {
-            println!("{}", json!({ "key": args.key, "found": true }));
+            say!("{}", json!({ "key": args.key, "found": true }));
         }
         return Ok(Outcome::Done);
     }
@@ -32,8 +33,8 @@ pub(super) async fn counter(target: &Target, args: &CounterArgs, json: bool) -> 
 
 fn tell(key: &str, sum: i64, json: bool) {
     if json {
-        println!("{}", json!({ "key": key, "counter": sum }));
+        say!("{}", json!({ "key": key, "counter": sum }));
     } else {
-        println!("{sum}");
+        say!("{sum}");
     }
 }

@@ -11,21 +11,22 @@ use super::{busy, busy_with, offline, spinner};
 use crate::args::{Args, ClearArgs, KeysArgs};
 use crate::client::Client;
 use crate::outcome::{Outcome, Result};
+use crate::say::say;
 use crate::target::{self, Target};
 
 pub(super) async fn keys(target: &Target, args: &KeysArgs, json: bool) -> Result {
     let page = busy("listing keys", target.keys(args)).await?;
     if json {
-        println!("{page}");
+        say!("{page}");
         return Ok(Outcome::Done);
     }
     let none = Vec::new();
     let keys = page["keys"].as_array().unwrap_or(&none);
     if std::io::stdout().is_terminal() {
-        println!("{}", table(keys));
+        say!("{}", table(keys));
     } else {
         // One key per line, so that other programs can go on with them.
-        keys.iter().for_each(|key| println!("{}", key["key"].as_str().unwrap_or_default()));
+        keys.iter().for_each(|key| say!("{}", key["key"].as_str().unwrap_or_default()));
     }
     if let Some(next) = page["next"].as_str() {
         eprintln!("there may be more: --after '{next}'");
@@ -73,11 +74,11 @@ pub(super) async fn stats(args: &Args) -> Result {
         None => busy("looking", offline::stats(target::config(args)?)).await?,
     };
     if args.json {
-        println!("{stats}");
+        say!("{stats}");
         return Ok(Outcome::Done);
     }
     if let Some(owner) = stats["owner"].as_u64() {
-        println!("process {owner} has it open and holds more in RAM; --url asks it");
+        say!("process {owner} has it open and holds more in RAM; --url asks it");
     }
     let mut table = Table::new();
     table.load_style(TableStyle::new()).set_header(["level", "backend", "hits", "entries", "size", "of"]);
@@ -94,8 +95,8 @@ pub(super) async fn stats(args: &Args) -> Result {
             size("capacity_bytes"),
         ]);
     }
-    println!("{table}");
-    println!("misses {}, sets {}, deletes {}", stats["misses"], stats["sets"], stats["deletes"]);
+    say!("{table}");
+    say!("misses {}, sets {}, deletes {}", stats["misses"], stats["sets"], stats["deletes"]);
     Ok(Outcome::Done)
 }
 
@@ -105,9 +106,9 @@ pub(super) async fn prune(target: &Target, json: bool) -> Result {
     let progress = |pruned: &Value| bar.set_message(format!("pruning: {}", told(pruned)));
     let pruned = busy_with("pruning", &bar, target.prune(progress)).await?;
     if json {
-        println!("{pruned}");
+        say!("{pruned}");
     } else {
-        println!("{}", told(&pruned));
+        say!("{}", told(&pruned));
     }
     if pruned["complete"] == false {
         eprintln!(
@@ -120,9 +121,9 @@ pub(super) async fn prune(target: &Target, json: bool) -> Result {
 pub(super) async fn clear(target: &Target, what: &ClearArgs, json: bool) -> Result {
     let removed = busy("clearing", target.clear(what)).await?;
     match (json, removed) {
-        (true, removed) => println!("{}", json!({ "cleared": true, "removed": removed })),
-        (false, Some(removed)) => println!("{removed} removed"),
-        (false, None) => println!("cleared"),
+        (true, removed) => say!("{}", json!({ "cleared": true, "removed": removed })),
+        (false, Some(removed)) => say!("{removed} removed"),
+        (false, None) => say!("cleared"),
     }
     Ok(Outcome::Done)
 }

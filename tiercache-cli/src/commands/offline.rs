@@ -14,6 +14,7 @@ use tiercache::{Config, Level};
 
 use crate::args::Args;
 use crate::outcome::{Failure, Outcome, Result};
+use crate::say::say;
 use crate::target;
 
 /// Verifies every record of the levels on disk, then whether tracking knows what the levels hold.
@@ -96,27 +97,27 @@ fn tell_drift(drift: &Drift, backend: &Value, path: &Value, as_json: bool) {
             "failed": drift.failed.iter().map(skipped).collect::<Vec<_>>(),
         });
         findings.iter().for_each(|(name, count)| told[*name] = json!(count));
-        println!("{told}");
+        say!("{told}");
         return;
     }
     let place = path.as_str().or(backend.as_str()).unwrap_or_default();
     let (records, entries) = (drift.records, drift.entries);
     let levels = drift.compared.iter().map(|level| level.name()).collect::<Vec<_>>().join(", ");
     match levels.as_str() {
-        "" => println!("tracking, {place}: not compared"),
-        levels => println!("tracking, {place}: {records} records, {entries} entries at {levels}"),
+        "" => say!("tracking, {place}: not compared"),
+        levels => say!("tracking, {place}: {records} records, {entries} entries at {levels}"),
     }
     for (name, count) in findings.iter().filter(|(_, count)| *count > 0) {
-        println!("  {count} {name}");
+        say!("  {count} {name}");
     }
-    drift.damaged.iter().for_each(|why| println!("  damaged: {why}"));
-    drift.not_compared.iter().for_each(|(level, why)| println!("  {level} not compared: {why}"));
-    drift.failed.iter().for_each(|(level, why)| println!("  {level} failed: {why}"));
+    drift.damaged.iter().for_each(|why| say!("  damaged: {why}"));
+    drift.not_compared.iter().for_each(|(level, why)| say!("  {level} not compared: {why}"));
+    drift.failed.iter().for_each(|(level, why)| say!("  {level} failed: {why}"));
     match (drift.is_clean(), drift.repaired) {
-        (_, true) => println!("  repaired"),
+        (_, true) => say!("  repaired"),
         (true, false) if drift.compared.is_empty() => {}
-        (true, false) => println!("  well"),
-        (false, false) => println!("  not well; --repair tells tracking what the levels hold"),
+        (true, false) => say!("  well"),
+        (false, false) => say!("  not well; --repair tells tracking what the levels hold"),
     }
 }
 
@@ -269,22 +270,22 @@ fn tell(level: Level, folder: &Path, report: &Report, as_json: bool) {
             parts: count,
         });
         report.more.iter().chain(&report.findings).for_each(|(name, count)| told[name] = json!(count));
-        println!("{told}");
+        say!("{told}");
         return;
     }
     let (entries, bytes) = (report.entries, rounded_size(report.bytes));
-    println!("{level}, {}: {entries} entries, {bytes}, {count} {parts}", folder.display());
+    say!("{level}, {}: {entries} entries, {bytes}, {count} {parts}", folder.display());
     for (name, count) in report.findings.iter().filter(|(_, count)| *count > 0) {
-        println!("  {count} {}", name.replace('_', " "));
+        say!("  {count} {}", name.replace('_', " "));
     }
     match (report.clean, report.repaired) {
-        (_, true) => println!("  repaired"),
+        (_, true) => say!("  repaired"),
         (true, false) if report.unfinished > 0 => {
-            println!("  well; whoever writes next finishes what a transaction left, or --repair does")
+            say!("  well; whoever writes next finishes what a transaction left, or --repair does")
         }
-        (true, false) => println!("  well"),
+        (true, false) => say!("  well"),
         (false, false) => {
-            println!("  not well; --repair puts right what can be, while no process has it open")
+            say!("  not well; --repair puts right what can be, while no process has it open")
         }
     }
 }

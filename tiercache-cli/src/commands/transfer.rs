@@ -13,6 +13,7 @@ use tiercache::{Codec, Config, EncryptionConfig, Level, Packing, Registry};
 
 use crate::args::{Args, ExportArgs, ImportArgs, MigrateArgs, PackingName, Picked};
 use crate::outcome::{Failure, Outcome, Result};
+use crate::say::say;
 use crate::target::{self, Target};
 
 pub(super) async fn export(target: &Target, args: &ExportArgs, json: bool) -> Result {
@@ -53,7 +54,7 @@ pub(super) async fn export(target: &Target, args: &ExportArgs, json: bool) -> Re
     if to_stdout {
         eprintln!("{line}")
     } else {
-        println!("{line}")
+        say!("{line}")
     }
     tell(&exported.failures, json);
     Ok(if exported.is_complete() { Outcome::Done } else { Outcome::FallsShort })
@@ -179,7 +180,7 @@ fn so_far(entries: u64, bytes: u64) -> String {
 
 fn report_of(report: &Report, json: bool) -> Outcome {
     if json {
-        println!(
+        say!(
             "{}",
             json!({
                 "read": report.read,
@@ -198,7 +199,7 @@ fn report_of(report: &Report, json: bool) -> Outcome {
             })
         );
     } else {
-        println!(
+        say!(
             "{} read: {} stored ({}), {} there already, {} expired, {} gone meanwhile, {} failed",
             report.read,
             report.stored,
@@ -209,16 +210,16 @@ fn report_of(report: &Report, json: bool) -> Outcome {
             report.failed,
         );
         for (reason, count) in &report.unreadable {
-            println!("  {count} unreadable: {reason}");
+            say!("  {count} unreadable: {reason}");
         }
         if report.skipped_bytes > 0 {
-            println!("  {} bytes stepped over", report.skipped_bytes);
+            say!("  {} bytes stepped over", report.skipped_bytes);
         }
         if let Some(missing) = report.missing {
-            println!("  {missing} missing");
+            say!("  {missing} missing");
         }
         if report.truncated {
-            println!("  the export ends before its end");
+            say!("  the export ends before its end");
         }
         tell(&report.failures, json);
     }

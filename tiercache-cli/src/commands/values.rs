@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::args::{GetArgs, SetArgs, TouchArgs};
 use crate::outcome::{Failure, Outcome, Result};
+use crate::say::say;
 use crate::serve::media_type_of;
 use crate::target::Target;
 
@@ -28,7 +29,7 @@ pub(super) async fn get(target: &Target, args: &GetArgs, json: bool) -> Result {
                 Err(_) => about["value_hex"] = json!(hex(&found.value)),
             }
         }
-        println!("{about}");
+        say!("{about}");
     } else if args.output.is_none() {
         let mut out = std::io::stdout().lock();
         let written = out.write_all(&found.value).and_then(|()| out.flush());
@@ -46,7 +47,7 @@ pub(super) async fn set(target: &Target, args: &SetArgs, json: bool) -> Result {
     let content_type = args.content_type.as_deref().or_else(|| media_type_of(args.key.as_bytes()));
     target.set(&args.key, value, args.ttl, &args.tags, content_type).await?;
     if json {
-        println!("{}", json!({ "key": args.key, "size_bytes": size }));
+        say!("{}", json!({ "key": args.key, "size_bytes": size }));
     }
     Ok(Outcome::Done)
 }
@@ -59,7 +60,7 @@ pub(super) async fn delete(target: &Target, keys: &[String], json: bool) -> Resu
         }
     }
     if json {
-        println!("{}", json!({ "deleted": keys.len() - missing.len(), "not_found": missing }));
+        say!("{}", json!({ "deleted": keys.len() - missing.len(), "not_found": missing }));
     } else {
         missing.iter().for_each(|key| eprintln!("{key} is not there"));
     }
@@ -71,7 +72,7 @@ pub(super) async fn touch(target: &Target, args: &TouchArgs, json: bool) -> Resu
         return Ok(absent(&args.key, json));
     }
     if json {
-        println!("{}", json!({ "key": args.key, "found": true }));
+        say!("{}", json!({ "key": args.key, "found": true }));
     }
     Ok(Outcome::Done)
 }
@@ -79,16 +80,16 @@ pub(super) async fn touch(target: &Target, args: &TouchArgs, json: bool) -> Resu
 pub(super) async fn contains(target: &Target, key: &str, json: bool) -> Result {
     let found = target.contains(key).await?;
     if json {
-        println!("{}", json!({ "key": key, "found": found }));
+        say!("{}", json!({ "key": key, "found": found }));
     } else {
-        println!("{}", if found { "yes" } else { "no" });
+        say!("{}", if found { "yes" } else { "no" });
     }
     Ok(if found { Outcome::Done } else { Outcome::FallsShort })
 }
 
 pub(super) fn absent(key: &str, json: bool) -> Outcome {
     if json {
-        println!("{}", json!({ "key": key, "found": false }));
+        say!("{}", json!({ "key": key, "found": false }));
     } else {
         eprintln!("{key} is not there");
     }

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use crate::args::{Args, ProfileName, ProxyArgs};
 use crate::commands::busy;
 use crate::outcome::{Failure, Outcome, Result};
+use crate::say::say;
 use crate::serve::{Signals, Told, close};
 use crate::target;
 
@@ -33,6 +34,8 @@ pub(crate) async fn proxy(args: &Args, proxy: &ProxyArgs) -> Result {
     if args.url.is_some() {
         return Err(Failure::usage("proxy opens the cache itself: --url has no meaning here"));
     }
+    let origin: Target = proxy.origin.parse().map_err(|why| Failure::usage(format!("--origin: {why}")))?;
+    let origin = origin.allow_private(proxy.allow_private);
     let token = admin::Token::new(proxy.admin_token.as_deref())?;
     let built_in = args.config.is_none() && std::env::var_os("TIERCACHE_CONFIG").is_none();
     let config =
@@ -44,7 +47,6 @@ pub(crate) async fn proxy(args: &Args, proxy: &ProxyArgs) -> Result {
         Some(address) => Some(bind(address).await?),
         None => None,
     };
-    let origin = proxy.origin.clone().allow_private(proxy.allow_private);
     look_up(&origin, listener.local_addr()?).await?;
     let cache = busy("opening", config.open()).await?;
     let server = build(cache.clone(), origin, proxy)?;
@@ -134,11 +136,11 @@ fn announce(listener: &TcpListener, admin: Option<&TcpListener>, as_json: bool) 
     let url = |listener: &TcpListener| listener.local_addr().map(|address| format!("http://{address}"));
     let (listening, admin) = (url(listener)?, admin.map(url).transpose()?);
     if as_json {
-        println!("{}", json!({ "listening": listening, "admin": admin }));
+        say!("{}", json!({ "listening": listening, "admin": admin }));
     } else {
-        println!("listening on {listening}");
+        say!("listening on {listening}");
         if let Some(admin) = admin {
-            println!("purges, statistics and metrics on {admin}");
+            say!("purges, statistics and metrics on {admin}");
         }
     }
     Ok(())

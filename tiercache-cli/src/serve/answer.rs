@@ -7,12 +7,12 @@ use axum::response::IntoResponse;
 use serde_json::{Value, json};
 use tiercache::{Error, Level};
 
-/// Of an answer to a removal: whether something was there.
+/// Whether something was there: of an answer to a removal, and with 404, where other 404s are of paths there are none of.
 pub(crate) const FOUND: &str = "tiercache-found";
 /// Of an answer to a removal of many: how many there were.
 pub(crate) const REMOVED: &str = "tiercache-removed";
 /// The levels that could not be reached and still hold what was removed; they are fenced.
-const DEGRADED: HeaderName = HeaderName::from_static("tiercache-degraded");
+pub(crate) const DEGRADED: HeaderName = HeaderName::from_static("tiercache-degraded");
 
 /// Why a request is not answered with what it asked for.
 #[derive(Debug)]
@@ -61,6 +61,14 @@ pub(crate) fn json_response(status: StatusCode, value: &Value) -> Response<Body>
     let mut response = Response::new(Body::from(value.to_string()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// 404, since `what` is not there.
+pub(crate) fn absent(what: &str) -> Response<Body> {
+    let why = json!({ "error": format!("the {what} is not there") });
+    let mut response = json_response(StatusCode::NOT_FOUND, &why);
+    response.headers_mut().insert(FOUND, HeaderValue::from_static("false"));
     response
 }
 

@@ -5,7 +5,7 @@ use axum::http::{StatusCode, Uri};
 use serde_json::json;
 use tiercache::units::parse_duration;
 
-use super::answer::{Answer, Refusal, done, json_response};
+use super::answer::{Answer, Refusal, absent, done, json_response};
 use super::routes::{Shared, alone, key_below, unknown, within};
 
 pub(super) async fn add(State(service): Shared, uri: Uri) -> Answer {
@@ -29,18 +29,18 @@ pub(super) async fn add(State(service): Shared, uri: Uri) -> Answer {
 pub(super) async fn read(State(service): Shared, uri: Uri) -> Answer {
     match alone(&service, &uri)?.counter(key(&uri)?).await? {
         Some(sum) => Ok(json_response(StatusCode::OK, &json!({ "counter": sum }))),
-        None => Err(absent()),
+        None => Ok(absent("counter")),
     }
 }
 
 pub(super) async fn remove(State(service): Shared, uri: Uri) -> Answer {
-    if alone(&service, &uri)?.remove_counter(key(&uri)?).await? { Ok(done(&[])) } else { Err(absent()) }
+    if alone(&service, &uri)?.remove_counter(key(&uri)?).await? {
+        Ok(done(&[]))
+    } else {
+        Ok(absent("counter"))
+    }
 }
 
 fn key(uri: &Uri) -> Result<Vec<u8>, Refusal> {
     key_below("/counters/", uri)
-}
-
-fn absent() -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, "the counter is not there")
 }

@@ -1,6 +1,7 @@
 //! `serve`: the cache over HTTP until SIGTERM or SIGINT, then RAM sinks to disk.
 
 mod answer;
+mod condition;
 mod counters;
 mod door;
 mod guard;
@@ -19,7 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 
-pub(crate) use self::answer::{Answer, FOUND, REMOVED, Refusal, json_response};
+pub(crate) use self::answer::{Answer, DEGRADED, FOUND, REMOVED, Refusal, json_response};
 pub(crate) use self::door::Door;
 pub(crate) use self::guard::same;
 pub(crate) use self::media::media_type_of;
@@ -28,6 +29,7 @@ pub(crate) use self::routes::parameters;
 use crate::args::{Args, ServeArgs};
 use crate::commands::busy;
 use crate::outcome::{Failure, Outcome, Result};
+use crate::say::say;
 use crate::target;
 
 /// What every request is answered from.
@@ -107,7 +109,7 @@ pub(crate) async fn close(cache: &CacheManager, deadline: Duration, as_json: boo
             .iter()
             .map(|level| json!({ "level": level.level.name(), "entries": level.entries, "bytes": level.bytes }))
             .collect();
-        println!(
+        say!(
             "{}",
             json!({
                 "stopped": true,
@@ -120,14 +122,14 @@ pub(crate) async fn close(cache: &CacheManager, deadline: Duration, as_json: boo
         );
     } else {
         for level in &report.levels {
-            println!(
+            say!(
                 "{} held {} entries, {}",
                 level.level,
                 level.entries,
                 tiercache::units::rounded_size(level.bytes)
             );
         }
-        println!("stopped: {report}");
+        say!("stopped: {report}");
     }
     tracing::info!(bytes, written = report.written, dropped = report.dropped(), "closed");
     Ok(if report.is_clean() { Outcome::Done } else { Outcome::FallsShort })
@@ -135,9 +137,9 @@ pub(crate) async fn close(cache: &CacheManager, deadline: Duration, as_json: boo
 
 fn announce(address: SocketAddr, as_json: bool) {
     if as_json {
-        println!("{}", json!({ "listening": format!("http://{address}") }));
+        say!("{}", json!({ "listening": format!("http://{address}") }));
     } else {
-        println!("listening on http://{address}");
+        say!("listening on http://{address}");
     }
 }
 
@@ -167,7 +169,7 @@ async fn reload(cache: &CacheManager, args: &Args) {
         Ok(_) => tracing::info!("configuration reloaded"),
         Err(failure) => tracing::error!(error = failure.message(), "configuration not reloaded"),
     }
-    println!("{line}");
+    say!("{line}");
 }
 
 /// What a signal says.

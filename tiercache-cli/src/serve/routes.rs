@@ -10,7 +10,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{
-    AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderValue,
+    AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderValue, IF_MATCH,
     IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, Request, Response, StatusCode, Uri};
@@ -19,12 +19,13 @@ use axum::routing::{any, delete, get, post};
 use bytes::{Bytes, BytesMut};
 use futures_core::Stream as _;
 use serde_json::json;
+use tiercache::CacheManager;
 use tiercache::units::{duration_of_hours, parse_duration};
-use tiercache::{CacheManager, EntryInfo};
 use tokio::sync::SemaphorePermit;
 
 use super::Service;
-use super::answer::{Answer, FOUND, REMOVED, Refusal, done, json_response};
+use super::answer::{Answer, FOUND, REMOVED, Refusal, absent, done, json_response};
+use super::condition::{OnlyIf, condition, etag, names, not_met};
 use super::counters;
 use super::guard::guard;
 use super::media::media_type_of;
@@ -65,12 +66,12 @@ pub(super) type Shared = State<Arc<Service>>;
 async fn read(State(service): Shared, uri: Uri, headers: HeaderMap) -> Answer {
     let key = key(&uri)?;
     let Some(entry) = alone(&service, &uri)?.read(&key).await? else {
-        let mut response = json_response(StatusCode::NOT_FOUND, &json!({ "error": "the key is not there" }));
+        let mut response = absent("key");
         response.headers_mut().insert("cache-status", HeaderValue::from_static("tiercache; fwd=miss"));
         return Ok(response);
     };
     let etag = etag(&entry);
-    let unchanged = headers.get_all(IF_NONE_MATCH).iter().any(|given| names(given, &etag));
+    let unchanged = headers.get_all(IF_NONE_MATCH).iter().any(|given| names(given, &etag, false));
     let mut response = Response::new(Body::empty());
     let fields = response.headers_mut();
     fields.insert(ETAG, ascii(&etag));
@@ -92,6 +93,7 @@ async fn read(State(service): Shared, uri: Uri, headers: HeaderMap) -> Answer {
     Ok(response)
 }
 
+/// `PUT`, on the condition that `If-Match` or `If-None-Match` names.
 async fn write(State(service): Shared, request: Request<Body>) -> Answer {
     let (head, body) = request.into_parts();
     let key = key(&head.uri)?;
@@ -109,7 +111,14 @@ async fn write(State(service): Shared, request: Request<Body>) -> Answer {
     if value.is_empty() {
         return Err(Refusal::bad("the body is empty"));
     }
+    let only_if = condition(&cache, &key, &head.headers).await?;
     let mut set = cache.set(&key, value);
+    set = match only_if {
+        Some(OnlyIf::Absent) => set.only_if_absent(),
+        Some(OnlyIf::Present) => set.only_if_present(),
+        Some(OnlyIf::Generation(generation)) => set.only_if_generation(generation),
+        None => set,
+    };
     set = match options.ttl {
         Some(Some(ttl)) => set.ttl(ttl),
         Some(None) => set.never(),
@@ -121,10 +130,14 @@ async fn write(State(service): Shared, request: Request<Body>) -> Answer {
     if let Some(content_type) = content_type {
         set = set.content_type(content_type);
     }
-    Ok(done(&set.await?.degraded))
+    let written = set.await?;
+    if written.stored { Ok(done(&written.degraded)) } else { Err(not_met()) }
 }
 
-async fn remove(State(service): Shared, uri: Uri) -> Answer {
+async fn remove(State(service): Shared, uri: Uri, headers: HeaderMap) -> Answer {
+    if headers.contains_key(IF_MATCH) || headers.contains_key(IF_NONE_MATCH) {
+        return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "a removal takes no condition"));
+    }
     let (cache, key) = (alone(&service, &uri)?, key(&uri)?);
     // A level that others share does not say what a removal met there.
     let there = cache.contains(&key).await?;
@@ -144,11 +157,7 @@ async fn touch(State(service): Shared, uri: Uri) -> Answer {
         return Err(Refusal::bad("tags are given when a value is set"));
     }
     let touched = cache.touch(&key(&uri)?, ttl).await?;
-    if touched.found {
-        Ok(done(&touched.degraded))
-    } else {
-        Err(Refusal::new(StatusCode::NOT_FOUND, "the key is not there"))
-    }
+    if touched.found { Ok(done(&touched.degraded)) } else { Ok(absent("key")) }
 }
 
 /// `DELETE /cache?level=hot|cold|dry|all`, `?tag.type=thumbnail`, `?prefix=a/`, each within a `namespace` if one is
@@ -169,6 +178,9 @@ async fn clear(State(service): Shared, uri: Uri) -> Answer {
                 let level = <LevelName as clap::ValueEnum>::from_str(&value, false);
                 what.level =
                     Some(level.map_err(|_| Refusal::bad(format!("{}, all", level_message(&value))))?);
+            }
+            ("prefix", _) if value.is_empty() => {
+                return Err(Refusal::bad("the prefix is empty: level=all clears everything"));
             }
             ("prefix", _) => what.prefix = Some(value),
             (_, Some(tag)) => what.tag = Some((tag.to_owned(), value)),
@@ -331,21 +343,6 @@ async fn whole(body: Body, announced: Option<u64>, limit: u64) -> Result<Bytes, 
             None => return Ok(value.freeze()),
         }
     }
-}
-
-/// Names the bytes. Generations alone may come again after a crash, with other bytes, so a hash stands by.
-fn etag(entry: &EntryInfo) -> String {
-    let hash = xxhash_rust::xxh3::xxh3_64(&entry.value);
-    format!("\"{:x}-{hash:016x}\"", entry.generation.get())
-}
-
-/// Whether a field of `If-None-Match` names the tag; weak and strong ones count alike.
-fn names(field: &HeaderValue, etag: &str) -> bool {
-    let Ok(field) = field.to_str() else { return false };
-    field
-        .split(',')
-        .map(str::trim)
-        .any(|given| given == "*" || given.strip_prefix("W/").unwrap_or(given) == etag)
 }
 
 fn ascii(text: &str) -> HeaderValue {

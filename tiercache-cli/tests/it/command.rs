@@ -1,6 +1,7 @@
 //! The command, run as people run it.
 
 use std::io::Write;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::common::{Place, Ran, Server, try_put};
@@ -259,6 +260,57 @@ fn exit_codes_tell_wrong_use_from_a_backend_that_failed() {
     }
     // Nobody listens on the discard port of this machine.
     place.run(&["--url", "http://127.0.0.1:9", "stats"]).expect(3);
+}
+
+#[test]
+fn whoever_stops_listening_takes_nothing_along() {
+    let place = Place::new();
+    let deaf = |args: &[&str]| {
+        let mut child = place.command(args).stdout(Stdio::piped()).spawn().expect("the command");
+        drop(child.stdout.take());
+        child.wait().expect("its end").code()
+    };
+    assert_eq!(deaf(&["set", "k", "v", "--json"]), Some(0));
+    assert_eq!(deaf(&["keys"]), Some(0));
+    assert_eq!(place.run(&["get", "k"]).expect(0).out(), "v");
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("a device");
+    let mut command = place.command(&["set", "other", "v", "--json"]);
+    let ran = Ran(command.stdout(full).stderr(Stdio::piped()).output().expect("the command")).expect(3);
+    assert!(ran.err().starts_with("error: standard output: "), "{}", ran.err());
+    assert_eq!(place.run(&["get", "other"]).expect(0).out(), "v", "it was done all the same");
+}
+
+#[test]
+fn an_address_where_no_cache_is_served_is_a_failure() {
+    let place = Place::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (mut reader, mut writer) = (std::io::BufReader::new(&stream), &stream);
+            // The head, so that nothing is reset that is still on its way.
+            let head = std::io::BufRead::lines(&mut reader).map_while(Result::ok);
+            head.take_while(|line| !line.is_empty()).for_each(drop);
+            let _ =
+                writer.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+    });
+    for command in [
+        &["get", "k"][..],
+        &["set", "k", "v"],
+        &["delete", "k"],
+        &["touch", "k", "--ttl", "1h"],
+        &["contains", "k"],
+        &["counter", "k"],
+        &["keys"],
+        &["stats"],
+        &["prune"],
+        &["clear"],
+    ] {
+        let ran = place.run(&[command, &["--url", &url]].concat()).expect(3);
+        assert!(ran.err().contains("is it `tiercache serve`?"), "{command:?}: {}", ran.err());
+    }
+    assert!(place.run(&["clear", "--prefix", ""]).expect(2).err().contains("--prefix"));
 }
 
 #[test]

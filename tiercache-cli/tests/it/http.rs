@@ -112,6 +112,31 @@ fn an_etag_that_still_holds_is_answered_with_304() {
 }
 
 #[test]
+fn a_write_is_made_on_the_condition_it_names() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let put = |value: &[u8], name, condition: &str| {
+        server.ask("PUT", "/cache/k", &[(name, condition)], value).status
+    };
+    let tag = || server.get("/cache/k").header("etag").to_owned();
+    assert_eq!(put(b"early", "If-Match", "*"), 412);
+    assert_eq!(put(b"early", "If-Match", "\"1-1\""), 412);
+    assert_eq!(put(b"first", "If-None-Match", "*"), 204);
+    assert_eq!(put(b"again", "If-None-Match", "*"), 412);
+    let first = tag();
+    assert_eq!(put(b"second", "If-Match", &format!("\"other\", {first}")), 204);
+    assert_eq!(put(b"lost", "If-Match", &first), 412, "it has changed since");
+    assert_eq!(put(b"weak", "If-Match", &format!("W/{}", tag())), 412);
+    assert_eq!(put(b"same", "If-None-Match", &format!("W/{}", tag())), 412);
+    assert_eq!(server.get("/cache/k").text(), "second");
+    assert_eq!(put(b"third", "If-None-Match", &first), 204);
+    assert_eq!(put(b"fourth", "If-Match", "*"), 204);
+    assert_eq!(server.get("/cache/k").text(), "fourth");
+    assert_eq!(server.ask("DELETE", "/cache/k", &[("If-Match", &tag())], b"").status, 501);
+    assert_eq!(server.get("/cache/k").status, 200);
+}
+
+#[test]
 fn time_to_live_and_tags_have_effect_in_both_spellings() {
     let place = Place::new();
     let server = Server::start(&place, &[]);
@@ -154,6 +179,7 @@ fn parameters_that_make_no_sense_are_400_and_say_why() {
         ("DELETE", "/cache?tier=warm", "unknown level `warm`"),
         ("DELETE", "/cache?level=hot&tag.a=b", "say what to clear"),
         ("DELETE", "/cache?namespace=shop", "say what to clear"),
+        ("DELETE", "/cache?prefix=", "the prefix is empty"),
         ("GET", "/cache/k?namespace=", "has no name"),
         ("GET", "/cache/k?namespace=a&namespace=b", "given twice"),
         ("POST", "/counters/k?namespace=", "has no name"),
