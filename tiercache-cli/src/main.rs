@@ -33,8 +33,11 @@ fn main() -> ExitCode {
     let outcome = runtime.block_on(commands::run(args));
     // A blocking read of standard input cannot be ended: it must not keep the process.
     runtime.shutdown_background();
-    let unsaid = |error: &std::io::Error| Failure::backend(format!("standard output: {error}"));
-    match say::broken().map(unsaid).map_or(outcome, |failure| outcome.and(Err(failure))) {
+    let outcome = outcome.and_then(|outcome| match say::broken() {
+        Some(error) => Err(Failure::backend(format!("standard output: {error}"))),
+        None => Ok(outcome),
+    });
+    match outcome {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::FallsShort) => ExitCode::from(1),
         Err(failure) => failure.told(json),

@@ -42,7 +42,7 @@ impl Failure {
 
     /// Tells it and returns the exit code.
     pub(crate) fn told(self, json: bool) -> ExitCode {
-        if json {
+        if json && crate::say::broken().is_none() {
             say!("{}", json!({ "error": self.message }));
         } else {
             eprintln!(

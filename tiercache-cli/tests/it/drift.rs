@@ -319,6 +319,9 @@ mod on_a_server {
             assert_eq!(service.get("/keys").json()["keys"].as_array().map(Vec::len), Some(1));
             drop(service);
             way.set(Fault::Pass);
+            // What was in RAM is stale, and nothing untracked.
+            let told = place.compared(true, 0);
+            assert_eq!((&told["entries"], &told["untracked"]), (&1.into(), &0.into()), "{told}");
             let told = place.compared(false, 0);
             assert_eq!((counts(&told), &told["clean"]), ([1, 1, 0, 0], &true.into()), "{told}");
         }
