@@ -11,8 +11,8 @@ fn main() {
     use tiercache_core::bugs;
     use tiercache_tests::sim;
 
-    /// Histories a bug may take to be caught.
-    const MOST: u64 = 300_000;
+    /// Histories a bug may take to be caught. The rarest takes 13,000 to 100,000, by where the hashes of a process put its keys.
+    const MOST: u64 = 1_000_000;
     /// Storms of each kind.
     const MOST_STORMS: u64 = 10;
 
