@@ -4,7 +4,7 @@
 //! left in RAM, would not be done.
 
 use std::fmt::Arguments;
-use std::io::{Error, ErrorKind, Write, stdout};
+use std::io::{Error, ErrorKind, Result, StdoutLock, Write, stdout};
 use std::sync::OnceLock;
 
 /// What went wrong first. Nothing is said any more then.
@@ -17,8 +17,17 @@ macro_rules! say {
 pub(crate) use say;
 
 pub(crate) fn line(line: Arguments<'_>) {
+    write(|out| writeln!(out, "{line}"));
+}
+
+/// Says bytes as they are.
+pub(crate) fn bytes(bytes: &[u8]) {
+    write(|out| out.write_all(bytes).and_then(|()| out.flush()));
+}
+
+fn write(what: impl FnOnce(&mut StdoutLock<'_>) -> Result<()>) {
     if BROKEN.get().is_none()
-        && let Err(error) = writeln!(stdout(), "{line}")
+        && let Err(error) = what(&mut stdout().lock())
     {
         let _ = BROKEN.set(error);
     }

@@ -1,13 +1,13 @@
 //! `get`, `set`, `delete`, `touch`, `contains`.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 
 use bytes::Bytes;
 use serde_json::json;
 
 use crate::args::{GetArgs, SetArgs, TouchArgs};
 use crate::outcome::{Failure, Outcome, Result};
-use crate::say::say;
+use crate::say::{self, say};
 use crate::serve::media_type_of;
 use crate::target::Target;
 
@@ -31,12 +31,7 @@ pub(super) async fn get(target: &Target, args: &GetArgs, json: bool) -> Result {
         }
         say!("{about}");
     } else if args.output.is_none() {
-        let mut out = std::io::stdout().lock();
-        let written = out.write_all(&found.value).and_then(|()| out.flush());
-        // Whoever closed the pipe has read enough.
-        written.or_else(
-            |error| if error.kind() == std::io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) },
-        )?;
+        say::bytes(&found.value);
     }
     Ok(Outcome::Done)
 }

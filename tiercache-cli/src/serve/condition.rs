@@ -2,45 +2,39 @@
 
 use axum::http::header::{HeaderValue, IF_MATCH, IF_NONE_MATCH};
 use axum::http::{HeaderMap, StatusCode};
-use tiercache::{CacheManager, EntryInfo, Generation};
+use tiercache::{CacheManager, EntryInfo, Set};
 
 use super::answer::Refusal;
 
-/// What must be there for a write to be made. Judged again in the step that writes.
-pub(super) enum OnlyIf {
-    Absent,
-    Present,
-    Generation(Generation),
-}
-
-/// The condition that a write comes with.
+/// A write on the condition that a request names, judged again in the step that writes.
 ///
 /// # Errors
 /// 412 when it does not hold already.
-pub(super) async fn condition(
+pub(super) async fn conditional<'a>(
+    set: Set<'a>,
     cache: &CacheManager,
     key: &[u8],
     headers: &HeaderMap,
-) -> Result<Option<OnlyIf>, Refusal> {
+) -> Result<Set<'a>, Refusal> {
     let any = |name| headers.get_all(name).iter().any(|field: &HeaderValue| field == "*");
     let (must, must_not) = (headers.contains_key(IF_MATCH), headers.contains_key(IF_NONE_MATCH));
     if any(IF_MATCH) {
-        return Ok(Some(OnlyIf::Present));
+        return Ok(set.only_if_present());
     }
     if !must && any(IF_NONE_MATCH) {
-        return Ok(Some(OnlyIf::Absent));
+        return Ok(set.only_if_absent());
     }
     if !must && !must_not {
-        return Ok(None);
+        return Ok(set);
     }
     let Some(entry) = cache.read(key).await? else {
-        return if must { Err(not_met()) } else { Ok(Some(OnlyIf::Absent)) };
+        return if must { Err(not_met()) } else { Ok(set.only_if_absent()) };
     };
     // With `If-Match` the other is not looked at, and weak tags match nothing.
     let (name, holds) = if must { (IF_MATCH, true) } else { (IF_NONE_MATCH, false) };
     let tag = etag(&entry);
     match headers.get_all(name).iter().any(|field| names(field, &tag, must)) == holds {
-        true => Ok(Some(OnlyIf::Generation(entry.generation))),
+        true => Ok(set.only_if_generation(entry.generation)),
         false => Err(not_met()),
     }
 }

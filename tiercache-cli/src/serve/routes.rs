@@ -25,7 +25,7 @@ use tokio::sync::SemaphorePermit;
 
 use super::Service;
 use super::answer::{Answer, FOUND, REMOVED, Refusal, absent, done, json_response};
-use super::condition::{OnlyIf, condition, etag, names, not_met};
+use super::condition::{conditional, etag, names, not_met};
 use super::counters;
 use super::guard::guard;
 use super::media::media_type_of;
@@ -111,14 +111,7 @@ async fn write(State(service): Shared, request: Request<Body>) -> Answer {
     if value.is_empty() {
         return Err(Refusal::bad("the body is empty"));
     }
-    let only_if = condition(&cache, &key, &head.headers).await?;
-    let mut set = cache.set(&key, value);
-    set = match only_if {
-        Some(OnlyIf::Absent) => set.only_if_absent(),
-        Some(OnlyIf::Present) => set.only_if_present(),
-        Some(OnlyIf::Generation(generation)) => set.only_if_generation(generation),
-        None => set,
-    };
+    let mut set = conditional(cache.set(&key, value), &cache, &key, &head.headers).await?;
     set = match options.ttl {
         Some(Some(ttl)) => set.ttl(ttl),
         Some(None) => set.never(),

@@ -340,8 +340,12 @@ impl<F: FnMut(&Drift) + Send> Compare<F> {
         if wanted.is_empty() {
             return Some(Vec::new());
         }
-        match contents.generations(wanted, &self.dead.at(level)).await {
-            Ok(there) => Some(there),
+        let dead = self.dead.at(level);
+        match contents.generations(wanted, &dead).await {
+            Ok(there) => {
+                let there = wanted.iter().zip(there);
+                Some(there.map(|((key, _), there)| there.filter(|there| !dead.awaits(key, *there))).collect())
+            }
             Err(error) => {
                 self.give_up(level, &error);
                 None

@@ -145,17 +145,11 @@ impl<C: OnDisk> Contents for Here<C> {
     async fn generations(
         &self,
         wanted: &[(Key, Generation)],
-        dead: &At<'_>,
+        _dead: &At<'_>,
     ) -> Result<Vec<Option<Generation>>> {
         let (held, wanted) = (self.0.clone(), wanted.to_vec());
-        let all = {
-            let wanted = wanted.clone();
-            move || {
-                wanted.iter().map(|(key, likely)| held.generation(key, *likely)).collect::<Result<Vec<_>>>()
-            }
-        };
-        let there = wanted.iter().zip(blocking(all).await?);
-        Ok(there.map(|((key, _), there)| there.filter(|there| !dead.awaits(key, *there))).collect())
+        let all = move || wanted.iter().map(|(key, likely)| held.generation(key, *likely)).collect();
+        blocking(all).await
     }
 
     async fn close(&self) -> Result<()> {
